@@ -1,0 +1,40 @@
+//! The Claude Messages API: one call, streamed, folded into a reply.
+//!
+//! Knows HTTP and the domain, never the database. One exchange in, everything that came back out,
+//! with how it ended: no retries, no opinions about errors (see [`crate::domain::retry`]).
+
+pub mod fold;
+pub mod http;
+pub mod sse;
+pub mod wire;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::outcome::Failure;
+use crate::domain::reply::Exchange;
+use crate::domain::talk::Request;
+
+/// Who listens while a call runs.
+pub struct Listener<'a> {
+    /// Hangs up: the exchange ends with [`Failure::Stopped`] and what had arrived.
+    pub stop: &'a CancellationToken,
+    /// Called once, at the first content event: a probe has succeeded then.
+    pub on_content: &'a (dyn Fn() + Send + Sync),
+}
+
+/// The API.
+#[async_trait]
+pub trait Claude: Send + Sync {
+    /// Asks once. Never fails: a failure is the exchange's end.
+    async fn ask(&self, request: &Request, listener: Listener<'_>) -> Exchange;
+
+    /// Asks whether the key is good, for free (`GET /v1/models`).
+    async fn check(&self) -> Result<(), Failure>;
+
+    /// Reads the key file again; returns whether the key changed.
+    fn reload_key(&self) -> bool;
+
+    /// Names the key without telling it: the first 8 hex digits of its SHA-256.
+    fn fingerprint(&self) -> String;
+}

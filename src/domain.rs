@@ -1,0 +1,15 @@
+//! The rules, without the world: no async, no database, no HTTP, no clock, no environment.
+//!
+//! A job is read ([`job`]), talked about ([`talk`], with [`reply`], [`stop`] and [`seam`]), and
+//! ends ([`outcome`]); what a failed call means stands in [`retry`], and whether a model may be
+//! asked at all in [`breaker`]. Everything here is a function of its arguments.
+
+pub mod breaker;
+pub mod job;
+pub mod ledger;
+pub mod outcome;
+pub mod reply;
+pub mod retry;
+pub mod seam;
+pub mod stop;
+pub mod talk;

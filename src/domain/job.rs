@@ -1,0 +1,96 @@
+//! A job: its ids, the row a claim brings, and the same row understood ([`Job::read`]).
+//!
+//! Reading is where everything that no call could mend is refused, with the path of the fault.
+
+mod policy;
+mod read;
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::domain::ledger::PastCall;
+
+pub use policy::{OnCrash, OnMaxTokens, Policy};
+pub use read::{Defaults, Invalid, Job, ModelFacts};
+
+/// Identifies a job: `jobs.id`. Never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(pub i64);
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Identifies a worker: `workers.id`, new at every start of a daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkerId(pub i64);
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The right to write a job's end: the job, and the number of the claim that took it.
+///
+/// The claim is the fence: it grows at every claim and at every change that takes a job from its
+/// worker, so a write that names an old one hits no row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Lease {
+    /// The job.
+    pub job: JobId,
+    /// `job_state.claims` as this claim left it.
+    pub claim: i64,
+    /// `job_state.run`: 1, then +1 each time the job is run again.
+    pub run: i64,
+}
+
+/// What the job has been through in this run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Tries that count against `max_failures`.
+    pub failures: i32,
+    /// Times it was put back without a failure.
+    pub deferrals: i32,
+    /// Process deaths it lived through.
+    pub crashes: i32,
+}
+
+/// A job as the claim brings it: the user's row, its queue's settings, and what was already paid for.
+///
+/// Nothing in it has been looked into, so one unreadable row cannot stop a claim.
+#[derive(Debug, Clone)]
+pub struct Claimed {
+    /// The fence for every later write.
+    pub lease: Lease,
+    /// `jobs.queue`.
+    pub queue: String,
+    /// `jobs.batch`.
+    pub batch: Option<String>,
+    /// `jobs.prompt`.
+    pub prompt: Option<String>,
+    /// `jobs.system`.
+    pub system: Option<String>,
+    /// `jobs.model`.
+    pub model: Option<String>,
+    /// `jobs.max_tokens`.
+    pub max_tokens: Option<i64>,
+    /// `jobs.params`: JSON text, byte for byte as inserted.
+    pub params: Option<String>,
+    /// `jobs.policy`: JSON text.
+    pub policy: Option<String>,
+    /// `queues.model`.
+    pub queue_model: Option<String>,
+    /// `queues.policy`: JSON text.
+    pub queue_policy: Option<String>,
+    /// Size of the input in bytes: prompt, system and params.
+    pub bytes: i64,
+    /// Counters of this run.
+    pub tally: Tally,
+    /// Time left until `deadline_at`, by the database's clock.
+    pub deadline_in: Option<Duration>,
+    /// The ledger of this run (`late = false`), oldest first. Empty at a first claim.
+    pub calls: Vec<PastCall>,
+}

@@ -1,0 +1,224 @@
+//! The rows of the ledger: one a call to the API, written once, read again when a job resumes.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::domain::job::Lease;
+use crate::domain::outcome::{Fault, Outcome, Usage};
+
+/// Why a call was made: `calls.kind`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CallKind {
+    /// The job's own question.
+    Ask,
+    /// Goes on with an answer that `max_tokens` cut.
+    Continue,
+    /// Asks again with more room, dropping what was cut.
+    Regenerate,
+    /// Goes on with an answer whose stream was lost.
+    Resume,
+    /// Answers tool calls.
+    Tool,
+    /// Shows the model what its structured output got wrong.
+    Repair,
+    /// Asks for an answer after an empty one.
+    Nudge,
+    /// Asks another model after a refusal.
+    Fallback,
+    /// Sends a paused turn back.
+    Pause,
+}
+
+impl CallKind {
+    const ALL: [Self; 9] = [
+        Self::Ask,
+        Self::Continue,
+        Self::Regenerate,
+        Self::Resume,
+        Self::Tool,
+        Self::Repair,
+        Self::Nudge,
+        Self::Fallback,
+        Self::Pause,
+    ];
+
+    /// Returns the word in `calls.kind`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ask => "ask",
+            Self::Continue => "continue",
+            Self::Regenerate => "regenerate",
+            Self::Resume => "resume",
+            Self::Tool => "tool",
+            Self::Repair => "repair",
+            Self::Nudge => "nudge",
+            Self::Fallback => "fallback",
+            Self::Pause => "pause",
+        }
+    }
+
+    /// Returns the kind of a word, if it is one of ours.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
+    }
+}
+
+impl fmt::Display for CallKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One call to the API, as it goes into the ledger.
+///
+/// Times are [`Instant`]s of this process: the store turns them into the database's time when it
+/// writes (`now() - elapsed`), so no wall clock of ours enters a table.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// From 1 in each claim.
+    pub seq: i32,
+    /// Why it was made.
+    pub kind: CallKind,
+    /// Whether it was a breaker's probe.
+    pub probe: bool,
+    /// The model that was asked, or, once known, that answered.
+    pub model: String,
+    /// Room it was given, in tokens.
+    pub max_tokens: i64,
+    /// Number of messages sent.
+    pub messages: i32,
+    /// JSON: only what cannot be computed again (how it was continued, the seam, what was dropped).
+    pub request: Option<String>,
+    /// When the request was sent.
+    pub sent: Instant,
+    /// When the first content event came.
+    pub first_token: Option<Instant>,
+    /// When the last byte came.
+    pub ended: Instant,
+    /// HTTP status, where there was one.
+    pub http_status: Option<u16>,
+    /// `request-id`.
+    pub request_id: Option<String>,
+    /// The message's id.
+    pub message_id: Option<String>,
+    /// The API's word.
+    pub stop_reason: Option<String>,
+    /// JSON text as received.
+    pub stop_details: Option<String>,
+    /// The four token columns; an estimate where `partial`.
+    pub usage: Usage,
+    /// JSON text as received: the billing truth.
+    pub usage_raw: Option<String>,
+    /// JSON array text of the content blocks; of a cut call, what had arrived.
+    pub content: Option<String>,
+    /// JSON text of the container.
+    pub container: Option<String>,
+    /// Whether the call was cut, so that tokens are estimates and content is not whole.
+    pub partial: bool,
+    /// Why it is not whole.
+    pub fault: Option<Fault>,
+    /// The server's hint.
+    pub retry_after: Option<Duration>,
+}
+
+/// A row of the ledger as a resuming job needs it.
+#[derive(Debug, Clone)]
+pub struct PastCall {
+    /// Which claim made it.
+    pub claim: i64,
+    /// Its number in that claim.
+    pub seq: i32,
+    /// `calls.kind`, as stored.
+    pub kind: String,
+    /// `calls.model`.
+    pub model: Option<String>,
+    /// `calls.max_tokens`.
+    pub max_tokens: Option<i64>,
+    /// `calls.request`: JSON text.
+    pub request: Option<String>,
+    /// `calls.stop_reason`; `None` where the call did not end.
+    pub stop_reason: Option<String>,
+    /// `calls.stop_details`: JSON text.
+    pub stop_details: Option<String>,
+    /// Tokens.
+    pub usage: Usage,
+    /// `calls.content`: JSON array text.
+    pub content: Option<String>,
+    /// `calls.container`: JSON text.
+    pub container: Option<String>,
+    /// `calls.partial`.
+    pub partial: bool,
+    /// `calls.error_type`.
+    pub error_type: Option<String>,
+    /// `calls.request_id`.
+    pub request_id: Option<String>,
+    /// How long before the claim it was sent.
+    pub sent_ago: Option<Duration>,
+}
+
+/// The row of `results` that a settle writes. Queue, batch and key come from `jobs` in the statement.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// How the job ended.
+    pub outcome: Outcome,
+    /// The API's word.
+    pub stop_reason: Option<String>,
+    /// Which stop sequence was met.
+    pub stop_sequence: Option<String>,
+    /// JSON text.
+    pub stop_details: Option<String>,
+    /// Text of the last assistant turn, over its continuations; no U+0000.
+    pub text: Option<String>,
+    /// JSON array text: the blocks of that turn, text at a seam made one.
+    pub content: Option<String>,
+    /// JSON text: the parsed structured output.
+    pub output: Option<String>,
+    /// How many characters had to be replaced by U+FFFD.
+    pub sanitised: i32,
+    /// The model that answered.
+    pub model: Option<String>,
+    /// Summed over all calls of this run.
+    pub usage: Usage,
+    /// How many calls this run made.
+    pub calls: i32,
+    /// How many of them went on with a cut answer.
+    pub continuations: i32,
+    /// Joins that were neither anchored nor overlapped.
+    pub seams: i32,
+    /// Tries that counted.
+    pub failures: i32,
+    /// Why it is not complete.
+    pub fault: Option<Fault>,
+    /// Of the last call.
+    pub request_id: Option<String>,
+    /// When the first call of this run was sent.
+    pub started: Option<Instant>,
+}
+
+/// The end of a job: its result and the ledger row of its last call, written in one statement.
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    /// The fence.
+    pub lease: Lease,
+    /// The result.
+    pub answer: Answer,
+    /// The last call, where it is not in the ledger yet.
+    pub call: Option<Call>,
+}
+
+/// A job put back: retried later, or given up untouched.
+#[derive(Debug, Clone)]
+pub struct Release {
+    /// The fence.
+    pub lease: Lease,
+    /// How long it waits; `None`: it may be claimed at once.
+    pub delay: Option<Duration>,
+    /// `job_state.failures` from now on.
+    pub failures: i32,
+    /// `job_state.deferrals` from now on.
+    pub deferrals: i32,
+    /// Why it waits, in words that quote nothing of the job.
+    pub reason: Option<String>,
+    /// The call that led here, where it is not in the ledger yet.
+    pub call: Option<Call>,
+}

@@ -1,0 +1,20 @@
+//! promptmill drains prompts from a SQL table through the Claude Messages API into a results table.
+//!
+//! # The walk
+//! claim → resume → (ask → append → push)* → decide → settle.
+//!
+//! # The map
+//! Floors; imports only point down.
+//! - floor 0, [`domain`]: pure.
+//! - floor 1, the edges: [`store`] (SQL) and [`claude`] (HTTP); each knows the domain, never each other.
+//! - floor 2, [`worker`]: the only place where store, claude and time meet.
+//! - floor 3, the shell: [`config`], [`cli`], [`telemetry`], [`stand_in`].
+
+pub mod claude;
+pub mod cli;
+pub mod config;
+pub mod domain;
+pub mod stand_in;
+pub mod store;
+pub mod telemetry;
+pub mod worker;

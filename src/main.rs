@@ -1,0 +1,3 @@
+//! The `promptmill` binary.
+
+fn main() {}

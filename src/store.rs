@@ -1,0 +1,238 @@
+//! The queue in a database: what the worker needs ([`Store`]) and what people's commands need
+//! ([`Desk`]), each written twice, once a database, with the same statements in the same order.
+//!
+//! A store knows SQL and the domain, never the API. Wall time is the database's: delays go in as
+//! durations. Every write that follows a claim carries its [`Lease`]; the ledger's append is the
+//! one that is not fenced, because money spent is written down whoever spent it.
+
+pub mod postgres;
+pub mod sqlite;
+
+mod desk;
+mod row;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub use desk::*;
+
+use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
+use crate::domain::ledger::{Answer, Call, Release, Settlement};
+
+/// Why a database operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database cannot be reached, is locked, full, read-only, or took too long: try again.
+    #[error("the database is not available: {0}")]
+    Unavailable(String),
+    /// The schema is absent, older, newer or not ours: a person must act. Exit code 5.
+    #[error("{0}")]
+    Schema(String),
+    /// The database refused the data of a statement. Halve the batch until the culprit stands alone.
+    #[error("the database refused the data: {0}")]
+    Refused(String),
+    /// A column holds what it cannot hold.
+    #[error("{table}.{column} of row {row} is not readable: {why}")]
+    Corrupt {
+        /// The table.
+        table: &'static str,
+        /// The column.
+        column: &'static str,
+        /// The row's id.
+        row: i64,
+        /// What was found.
+        why: String,
+    },
+    /// Anything else the database said: a bug of ours, or a missing right.
+    #[error("the database said: {0}")]
+    Database(String),
+}
+
+/// How to reach the database. Built by the configuration.
+#[derive(Debug, Clone)]
+pub struct StoreSettings {
+    /// `database.schema`: the Postgres schema that holds the tables.
+    pub schema: String,
+    /// Connections in the pool, beside the beat's own and the listener's.
+    pub connections_max: u32,
+    /// Longest time one operation may take before its connection is dropped.
+    pub operation_max: Duration,
+    /// Whether a pooler in transaction mode stands between: no start-up options, no named
+    /// statements, no LISTEN.
+    pub transaction_pooler: bool,
+}
+
+/// This process, as `workers` shows it.
+#[derive(Debug, Clone)]
+pub struct Me {
+    /// Host name.
+    pub host: String,
+    /// `/proc/sys/kernel/random/boot_id`: tells one boot of a host from the next.
+    pub boot: String,
+    /// Process id.
+    pub pid: i64,
+    /// Start time of the process in clock ticks since boot: with the pid it names one process.
+    pub pid_started: i64,
+    /// Version of the binary.
+    pub version: String,
+}
+
+/// A worker as another one sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its id.
+    pub id: WorkerId,
+    /// `workers.beat`: goes up every lease / 4.
+    pub beat: i64,
+    /// Its host.
+    pub host: String,
+    /// Its host's boot.
+    pub boot: String,
+    /// Its process.
+    pub pid: i64,
+    /// When that process started, in ticks since boot.
+    pub pid_started: i64,
+}
+
+/// What a claim may take.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Who claims.
+    pub worker: WorkerId,
+    /// At most so many jobs: what can be sent now, never more.
+    pub slots: usize,
+    /// At most so many bytes of input, but always one job.
+    pub bytes_max: i64,
+    /// Only these queues; empty: all.
+    pub queues: Vec<String>,
+    /// The model of a job that names none, and whose queue names none.
+    pub default_model: String,
+    /// Lanes to pass by.
+    pub blocked: Blocked,
+}
+
+/// Lanes behind blocked gates. A job's model is its own, else its queue's, else the default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Blocked {
+    /// Models behind a breaker or a pause.
+    pub models: Vec<String>,
+    /// Models that may be asked once: a probe.
+    pub probes: Vec<String>,
+    /// Stopped batches, as (queue, batch).
+    pub batches: Vec<(String, String)>,
+}
+
+/// A row of `gates` as this version reads and writes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateRow {
+    /// `key:<fingerprint>`, `model:<profile>/<model>`, `rate:…`, `batch:<queue>/<batch>`.
+    pub scope: String,
+    /// `flowing`, `blocked` or `probing`: it alone decides.
+    pub state: String,
+    /// Why, in words.
+    pub reason: Option<String>,
+    /// Time left until it opens by itself, by the database's clock; `None`: only a person opens it.
+    pub until_in: Option<Duration>,
+    /// Grows with every change by a daemon or a person: how a change by another is seen.
+    pub generation: i64,
+}
+
+/// What a drain still has before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Pending in queues that are not paused and not in stopped lanes.
+    pub pending: i64,
+    /// Pending behind blocked gates (models and batches passed in).
+    pub blocked: i64,
+    /// Running anywhere.
+    pub running: i64,
+    /// Scheduled within the horizon.
+    pub soon: i64,
+    /// Scheduled later.
+    pub later: i64,
+    /// Pending or scheduled in paused queues (looked at only where queues are named).
+    pub paused: i64,
+    /// Waiting for tool results.
+    pub waiting: i64,
+}
+
+/// What became of a batch of fenced writes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Written.
+    pub done: Vec<Lease>,
+    /// Not written: the fence did not match (another claim, another run, done, deleted).
+    pub lost: Vec<Lease>,
+    /// Not written: somebody holds the row's lock. Try again alone, later.
+    pub skipped: Vec<Lease>,
+}
+
+/// What the worker needs of the database.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Registers this process; the id is new each time.
+    async fn enlist(&self, me: &Me) -> Result<WorkerId, StoreError>;
+
+    /// Says that this worker lives: `beat + 1` on a connection of its own. `false`: the row is
+    /// gone, so the worker is no worker any more.
+    async fn beat(&self, worker: WorkerId, running: usize, asleep: bool) -> Result<bool, StoreError>;
+
+    /// Tells inserters whether to wake this worker (Postgres: NOTIFY only when somebody sleeps).
+    async fn sleep(&self, worker: WorkerId, asleep: bool) -> Result<(), StoreError>;
+
+    /// Takes the worker's row away at a clean end.
+    async fn retire(&self, worker: WorkerId) -> Result<(), StoreError>;
+
+    /// Claims jobs: one statement, higher priority first, lanes in turns.
+    async fn claim(&self, wanted: &Wanted) -> Result<Vec<Claimed>, StoreError>;
+
+    /// Appends a call to the ledger. Not fenced: a late row is written with `late = true`, which
+    /// the answer says.
+    async fn append(&self, lease: &Lease, call: &Call, worker: WorkerId) -> Result<bool, StoreError>;
+
+    /// Ends jobs: result, ledger row and state together, fenced. The ledger row of a job whose
+    /// fence is lost is written all the same, as late.
+    async fn settle(&self, settlements: &[Arc<Settlement>], worker: WorkerId) -> Result<Written, StoreError>;
+
+    /// Puts jobs back, with the ledger row of the call that led there, fenced.
+    async fn release(&self, releases: &[Arc<Release>], worker: WorkerId) -> Result<Written, StoreError>;
+
+    /// Adds what a worker had from the API to the result of a job that was cancelled or expired
+    /// under it: text, content, tokens, calls. Once; nothing where the job was run again since.
+    async fn fill(&self, lease: &Lease, answer: &Answer) -> Result<bool, StoreError>;
+
+    /// Returns which of these leases are no longer held.
+    async fn lost(&self, leases: &[Lease]) -> Result<Vec<Lease>, StoreError>;
+
+    /// Makes due jobs pending, at most `limit`; returns how many.
+    async fn promote(&self, limit: i64) -> Result<u64, StoreError>;
+
+    /// Ends jobs past their deadline as `expired`, at most `limit`; returns which.
+    async fn expire(&self, limit: i64) -> Result<Vec<JobId>, StoreError>;
+
+    /// Returns the other workers.
+    async fn peers(&self, me: WorkerId) -> Result<Vec<Peer>, StoreError>;
+
+    /// Takes at most `limit` jobs from a worker that is dead: pending again, claims + 1, crashes + 1,
+    /// a `lost` row in the ledger each. Removes the worker's row when none are left.
+    async fn rescue(&self, dead: WorkerId, limit: i64) -> Result<Vec<JobId>, StoreError>;
+
+    /// Returns all gates.
+    async fn gates(&self) -> Result<Vec<GateRow>, StoreError>;
+
+    /// Writes a gate, where its generation is still `row.generation` (0: it does not exist yet);
+    /// returns the new generation, or `None` where somebody else was first.
+    async fn set_gate(&self, row: &GateRow) -> Result<Option<i64>, StoreError>;
+
+    /// Counts what is left for a drain.
+    async fn backlog(&self, wanted: &Wanted, horizon: Duration) -> Result<Backlog, StoreError>;
+
+    /// Returns the time until the next scheduled job is due, if there is one.
+    async fn next_due(&self) -> Result<Option<Duration>, StoreError>;
+
+    /// Waits until somebody may have inserted or changed something, or `up_to` has passed.
+    /// SQLite: `PRAGMA data_version` every 50 ms. Postgres: LISTEN, or just the time.
+    async fn changed(&self, up_to: Duration);
+}
