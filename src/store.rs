@@ -77,6 +77,8 @@ pub struct Me {
     pub pid_started: i64,
     /// Version of the binary.
     pub version: String,
+    /// `defaults.model`: what a job without a model gets, so that views can say why it waits.
+    pub default_model: String,
 }
 
 /// A worker as another one sees it.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use backoff::backoff::Backoff as _;
 
+use crate::domain::breaker::Health;
 use crate::domain::job::{OnCrash, Tally};
 use crate::domain::outcome::{ApiError, Failure, Fault, Lost, Outcome};
 
@@ -132,21 +133,33 @@ fn effective_status(error: &ApiError) -> u16 {
     }
 }
 
-/// What the gates should learn from a call.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What the gates should learn from a failure, beside the provider's [`Health`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum News {
-    /// The provider answered: healthy, whatever it said.
-    Healthy,
-    /// The provider is unwell.
-    Sick,
-    /// Slow down for this model; healthy otherwise.
+    /// Nothing.
+    Nothing,
+    /// Slow down for this model, for so long at least.
     Limited(Option<Duration>),
     /// The key may not be used until somebody acts.
     KeyBlocked,
-    /// The default model is not there.
+    /// The model that jobs without one get is not there.
     ModelMissing,
-    /// Says nothing about the provider.
-    Nothing,
+    /// The job's own fault: the same again and again stops its batch.
+    Refused,
+}
+
+impl Class {
+    /// How the call looked to the breaker: whatever was answered is healthy, but for the
+    /// provider's own troubles. `None`: it says nothing.
+    pub const fn health(&self) -> Option<Health> {
+        match self {
+            Self::Sick { .. } => Some(Health::Sick),
+            Self::Ours => None,
+            Self::Job | Self::Model | Self::Prefill | Self::Account | Self::Suspect | Self::Limit { .. } => {
+                Some(Health::Well)
+            }
+        }
+    }
 }
 
 /// What the decision depends on, beside the failure.
@@ -201,16 +214,16 @@ pub const DEFERRALS_FREE: i32 = 30;
 /// Decides what a failure means: one total match from the class to the job's and the gates' fate.
 pub fn decide(failure: &Failure, class: &Class, with: Circumstances) -> Decision {
     match class {
-        Class::Job => end(Outcome::Failed, fault(failure), News::Healthy),
-        Class::Model if with.model_named => end(Outcome::Failed, fault(failure), News::Healthy),
+        Class::Job => end(Outcome::Failed, fault(failure), News::Refused),
+        Class::Model if with.model_named => end(Outcome::Failed, fault(failure), News::Refused),
         Class::Model => untouched(with, failure, News::ModelMissing),
-        Class::Prefill => Decision { job: Disposition::AskAgain, news: News::Healthy },
+        Class::Prefill => Decision { job: Disposition::AskAgain, news: News::Nothing },
         Class::Account => untouched(with, failure, News::KeyBlocked),
         Class::Suspect if with.key_refused => untouched(with, failure, News::KeyBlocked),
-        Class::Suspect => end(Outcome::Failed, fault(failure), News::Healthy),
+        Class::Suspect => end(Outcome::Failed, fault(failure), News::Refused),
         Class::Limit { hint, .. } => defer(with, *hint, failure, News::Limited(*hint)),
-        Class::Sick { hint, costs: false } => defer(with, *hint, failure, News::Sick),
-        Class::Sick { hint, costs: true } if with.excused => defer(with, *hint, failure, News::Sick),
+        Class::Sick { hint, costs: false } => defer(with, *hint, failure, News::Nothing),
+        Class::Sick { hint, costs: true } if with.excused => defer(with, *hint, failure, News::Nothing),
         Class::Sick { hint, costs: true } => charge(with, *hint, failure),
         Class::Ours => untouched(with, failure, News::Nothing),
     }
@@ -241,10 +254,10 @@ fn charge(with: Circumstances, hint: Option<Duration>, failure: &Failure) -> Dec
     let mut tally = with.tally;
     tally.failures = tally.failures.saturating_add(1);
     if tally.failures >= with.failures_max {
-        return end(Outcome::Failed, fault(failure), News::Sick);
+        return end(Outcome::Failed, fault(failure), News::Nothing);
     }
     let delay = with.curve.delay(tally.failures - 1, hint, with.dice);
-    Decision { job: Disposition::Back { delay: Some(delay), tally, reason: reason(failure) }, news: News::Sick }
+    Decision { job: Disposition::Back { delay: Some(delay), tally, reason: reason(failure) }, news: News::Nothing }
 }
 
 /// What a job does whose last call was lost with its worker.

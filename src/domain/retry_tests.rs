@@ -165,7 +165,7 @@ fn shutdown_costs_no_failure() {
 #[test]
 fn one_jobs_forbidden_wish_does_not_block_the_key() {
     let failure = api(403, "permission_error", None, "not for you");
-    assert_eq!(decided(&failure, with()).news, News::Healthy);
+    assert_eq!(decided(&failure, with()).news, News::Refused);
     assert_eq!(decided(&failure, Circumstances { key_refused: true, ..with() }).news, News::KeyBlocked);
 }
 

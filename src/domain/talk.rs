@@ -309,7 +309,7 @@ impl Talk {
             Some(StopReason::EndTurn | StopReason::StopSequence) if self.turn.wants_tools() => {
                 self.end(Outcome::NeedsTool, None);
             }
-            Some(StopReason::EndTurn) if !self.nudged && self.next.kind() != CallKind::Continue => {
+            Some(StopReason::EndTurn) if !self.nudged => {
                 self.nudged = true;
                 self.next = Next::Nudge;
             }
@@ -453,6 +453,16 @@ impl Talk {
         serde_json::from_str::<Container>(raw).ok().map(|container| container.id)
     }
 
+    /// Returns what a cancelled or expired job's result is filled with: all there is, the blocks of
+    /// the call that was interrupted among it.
+    pub fn interrupted(mut self, arrived: Vec<Block>, tally: Tally) -> Answer {
+        if !arrived.is_empty() {
+            self.take(Reply { content: arrived, ..Reply::default() });
+        }
+        self.last.stop = None;
+        self.answer(Verdict { outcome: Outcome::Cancelled, fault: None }, tally)
+    }
+
     /// Returns the result row of this conversation.
     pub fn answer(&self, verdict: Verdict, tally: Tally) -> Answer {
         let Verdict { outcome, fault } = verdict;
@@ -462,7 +472,7 @@ impl Talk {
         let output = text.clone().filter(|text| {
             self.job.structured
                 && outcome == Outcome::Complete
-                && serde_json::from_str::<serde_json::de::IgnoredAny>(text).is_ok()
+                && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
         });
         let last = &self.last;
         Answer {

@@ -60,12 +60,10 @@ impl Turn {
             return Joined { seam: Seam::Plain, added: usize::MAX, repeated: false };
         };
         let joined = seam::join(&before, next_text, how);
-        let kept = before.trim_end().len();
-        let new = joined.text.get(kept..).unwrap_or_default();
-        if seam::repeats(&before, new) {
+        if seam::repeats(&before, joined.new_text()) {
             return Joined { seam: joined.seam, added: 0, repeated: true };
         }
-        let added = new.trim_start().chars().count();
+        let added = joined.new_text().chars().count();
         self.merge(&joined.text, &next);
         self.blocks.extend(rest);
         let more: usize = if self.ends_in_text() { added } else { usize::MAX };
