@@ -39,7 +39,7 @@ type Wake = Arc<Notify>;
 /// How long the loop sleeps at most while nothing wakes it: the poll that is the truth.
 const POLL: Duration = Duration::from_millis(200);
 /// Freed slots gather so long before they are claimed for together.
-const GATHER: Duration = Duration::from_millis(2);
+const GATHER: Duration = Duration::from_millis(10);
 /// How long the last ends may take to be written after the drain time is over.
 const LAST_WRITES: Duration = Duration::from_secs(10);
 
@@ -151,16 +151,25 @@ impl Mill {
     }
 }
 
-/// Runs the mill until `stop`, or until it is drained.
+/// What the world tells a running mill.
+#[derive(Debug, Clone, Default)]
+pub struct Signals {
+    /// Stop: claim nothing more.
+    pub stop: CancellationToken,
+    /// Read the key file again.
+    pub reload: Arc<Notify>,
+}
+
+/// Runs the mill until it is told to stop, or until it is drained.
 ///
-/// `stop` ends claiming at once and lets calls finish for the drain time; what runs then is kept as
+/// A stop ends claiming at once and lets calls finish for the drain time; what runs then is kept as
 /// far as it came and goes back without a failure.
 pub async fn run(
     store: Arc<dyn Store>,
     claude: Arc<dyn Claude>,
     settings: Settings,
     defaults: Defaults,
-    stop: CancellationToken,
+    signals: Signals,
 ) -> Result<Report, StoreError> {
     let process = Process::this();
     let me = process.me(env!("CARGO_PKG_VERSION"), &defaults.model);
@@ -190,12 +199,13 @@ pub async fn run(
     upkeep.spawn(upkeep::beat(Arc::clone(&mill), beside.clone()));
     upkeep.spawn(upkeep::tick(Arc::clone(&mill), Arc::clone(&wake), beside.clone()));
     upkeep.spawn(watch(Arc::clone(&mill), Arc::clone(&wake), beside.clone()));
+    upkeep.spawn(upkeep::reload(Arc::clone(&mill), Arc::clone(&signals.reload), beside.clone()));
     let at = Arc::clone(&mill);
     let mut writing: JoinSet<()> = JoinSet::new();
     writing.spawn(recording.run(Arc::clone(&mill.store), move || at.worker()));
 
     let mut turning = Turning { mill: Arc::clone(&mill), attempts: JoinSet::new(), ids: HashMap::new(), bytes: 0 };
-    let mut end = turning.until_stopped(&wake, &stop).await;
+    let mut end = turning.until_stopped(&wake, &signals.stop).await;
     if !turning.let_finish().await {
         end = End::Unwritten;
     }
@@ -217,6 +227,19 @@ async fn watch(mill: Arc<Mill>, wake: Wake, stop: CancellationToken) {
         mill.store.changed(POLL).await;
         wake.notify_one();
     }
+}
+
+/// What a look into the queue brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// As many jobs as there were slots, or there was no slot.
+    Full,
+    /// Fewer.
+    Some,
+    /// None.
+    Nothing,
+    /// Nothing may be claimed: the key's gate, too many bytes in flight, or the database is away.
+    Shut,
 }
 
 /// The loop's own state: the attempts that run.
@@ -244,51 +267,53 @@ impl Turning {
             {
                 return End::KeyRefused(why);
             }
-            let wanted = self.wanted();
-            let slots = wanted.as_ref().map_or(0, |wanted| wanted.slots);
-            let claimed = match wanted {
-                Some(wanted) => self.claim(&wanted).await,
-                None => 0,
-            };
-            if claimed > 0 {
-                self.wake_up().await;
-                if claimed < slots {
-                    // More may be pending in lanes that this claim did not reach.
-                    continue;
-                }
-            } else if slots > 0 {
-                if self.fall_asleep().await {
-                    continue;
-                }
-                if let Some(drain) = &mut draining
-                    && self.attempts.is_empty()
-                    && let Some(end) = drain.is_over(&self.mill).await
-                {
-                    return end;
-                }
-            } else if let Some(drain) = &mut draining
+            let found = self.claim().await;
+            match found {
+                Found::Some => continue,
+                Found::Nothing if self.fall_asleep().await => continue,
+                Found::Full | Found::Nothing | Found::Shut => {}
+            }
+            if let Some(drain) = &mut draining
                 && self.attempts.is_empty()
                 && let Some(end) = drain.is_over(&self.mill).await
             {
                 return end;
             }
-            self.wait(wake, stop).await;
+            self.wait(wake, stop, found == Found::Full).await;
         }
     }
 
-    /// Waits until a slot is free, somebody may have inserted, or the end is near.
-    async fn wait(&mut self, wake: &Wake, stop: &CancellationToken) {
-        let full = self.attempts.len() >= self.mill.settings.concurrency;
-        tokio::select! {
-            () = stop.cancelled() => {}
-            Some(ended) = self.attempts.join_next_with_id(), if !self.attempts.is_empty() => {
-                self.reaped(ended);
-                // Claims for one slot each would cost a statement a job.
-                if full {
-                    tokio::time::sleep(GATHER).await;
+    /// Waits until it is worth looking again: somebody may have inserted, or, where all slots were
+    /// taken, some are free.
+    async fn wait(&mut self, wake: &Wake, stop: &CancellationToken, full: bool) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = wake.notified(), if !full => return,
+                Some(ended) = self.attempts.join_next_with_id(), if !self.attempts.is_empty() => {
+                    let again = self.reaped(ended);
+                    if full {
+                        return self.gather().await;
+                    }
+                    if again || self.attempts.is_empty() {
+                        return;
+                    }
                 }
             }
-            () = wake.notified(), if !full => {}
+        }
+    }
+
+    /// Lets freed slots gather for a moment: a claim for each would cost a statement a job.
+    async fn gather(&mut self) {
+        let deadline = tokio::time::Instant::now() + GATHER;
+        let enough = self.mill.settings.concurrency.div_ceil(4);
+        while self.mill.settings.concurrency.saturating_sub(self.attempts.len()) < enough {
+            match tokio::time::timeout_at(deadline, self.attempts.join_next_with_id()).await {
+                Ok(Some(ended)) => {
+                    self.reaped(ended);
+                }
+                Ok(None) | Err(_) => return,
+            }
         }
     }
 
@@ -315,19 +340,28 @@ impl Turning {
         })
     }
 
-    async fn claim(&mut self, wanted: &Wanted) -> usize {
-        match self.mill.store.claim(wanted).await {
+    async fn claim(&mut self) -> Found {
+        let Some(wanted) = self.wanted() else {
+            let free = self.attempts.len() < self.mill.settings.concurrency;
+            return if free { Found::Shut } else { Found::Full };
+        };
+        match self.mill.store.claim(&wanted).await {
             Ok(claimed) => {
                 let many = claimed.len();
                 for job in claimed {
                     self.spawn(job);
                 }
-                many
+                if many == 0 {
+                    return Found::Nothing;
+                }
+                self.wake_up().await;
+                // Where it came short, more may be pending in lanes that this claim did not reach.
+                if many < wanted.slots { Found::Some } else { Found::Full }
             }
             Err(err) => {
                 tracing::warn!(error = %err, "failed to claim: trying again");
                 tokio::time::sleep(POLL).await;
-                0
+                Found::Shut
             }
         }
     }
@@ -348,19 +382,22 @@ impl Turning {
         }
     }
 
-    fn reaped(&mut self, ended: Result<(Id, Ended), tokio::task::JoinError>) {
+    /// Takes note of an attempt's end; returns whether its job went back and may be claimed again.
+    fn reaped(&mut self, ended: Result<(Id, Ended), tokio::task::JoinError>) -> bool {
         let id = match &ended {
             Ok((id, _)) => *id,
             Err(err) => err.id(),
         };
-        let Some((lease, bytes)) = self.ids.remove(&id) else { return };
+        let Some((lease, bytes)) = self.ids.remove(&id) else { return false };
         self.mill.running.lock().remove(&lease);
         self.bytes -= bytes;
         match ended {
             Ok((_, Ended::Settled(outcome))) => self.mill.tally.count(outcome),
-            Ok((_, Ended::Released | Ended::Lost)) => {}
+            Ok((_, Ended::Released)) => return true,
+            Ok((_, Ended::Lost)) => {}
             Err(err) => self.settle_panicked(lease, &err),
         }
+        false
     }
 
     /// A panic in one job's code fails that job only.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::Why;
@@ -34,6 +35,18 @@ pub async fn beat(mill: Arc<Mill>, stop: CancellationToken) {
             Ok(true) => {}
             Ok(false) => start_anew(&mill).await,
             Err(err) => tracing::warn!(error = %err, "failed to beat: other daemons may take this one for dead"),
+        }
+    }
+}
+
+/// Reads the key file again whenever told to (SIGHUP), until told to stop.
+pub async fn reload(mill: Arc<Mill>, again: Arc<Notify>, stop: CancellationToken) {
+    while stop.run_until_cancelled(again.notified()).await.is_some() {
+        if mill.claude.reload_key() {
+            mill.gates.new_key(mill.claude.fingerprint());
+            tracing::info!("the key file was read again: the key is another one now");
+        } else {
+            tracing::info!("the key file was read again: the key is the same");
         }
     }
 }
