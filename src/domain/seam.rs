@@ -14,7 +14,7 @@ use fence::Fence;
 const OVERLAP_MIN: usize = 24;
 /// How far back a repetition is looked for, in characters.
 const OVERLAP_WINDOW: usize = 4000;
-/// Lengths to try for an anchor, in characters: the next one where the last says too little.
+/// Lengths to try for an anchor, in characters: the next one where the last is not clear.
 const ANCHOR_LENGTHS: [usize; 3] = [60, 120, 240];
 /// Letters and digits that an anchor should hold: of a row of dashes nobody knows which it is.
 const ANCHOR_LETTERS_MIN: usize = 16;
@@ -91,15 +91,17 @@ impl Joined {
 
 /// Returns the last ≈ 60 characters of the (right-trimmed) text, cut at a line or word start.
 ///
-/// Where they hold hardly a letter (the rule of a table, closing braces) it is more, up to ≈ 240.
-/// Neither end is white space. It need not be unique in the text: it is only ever compared with
-/// the start of a reply. Empty for a text without a visible character.
+/// Where they hold hardly a letter (the rule of a table, closing braces) or occur before in the
+/// last 4,000, it is more, up to ≈ 240, so that the model can tell what is meant. Neither end is
+/// white space. That it may still occur twice does no harm: it is only ever compared with the
+/// start of a reply. Empty for a text without a visible character.
 pub fn anchor(text: &str) -> &str {
     let text = text.trim();
     let mut anchor = text;
     for length in ANCHOR_LENGTHS {
         anchor = tail_from_border(text, length);
-        if anchor.chars().filter(|c| c.is_alphanumeric()).count() >= ANCHOR_LETTERS_MIN {
+        let letters = anchor.chars().filter(|c| c.is_alphanumeric()).count();
+        if letters >= ANCHOR_LETTERS_MIN && occurs_once(text, anchor) {
             break;
         }
     }
@@ -120,18 +122,19 @@ pub fn instruction(anchor: &str) -> String {
 ///
 /// 1. `next` starts with the anchor (white space, an echoed `<<<` or a reopened code fence may
 ///    stand before it): exactly the anchor is dropped.
-/// 2. Else the longest overlap of at least 24 characters is dropped, if it occurs once in the last
-///    4,000: in text that repeats itself nobody knows whether it was said again or goes on.
+/// 2. Else the longest overlap of at least 24 characters is dropped, unless the last 4,000 show that
+///    it may follow upon itself: where text goes round, nobody knows a repetition from the rest.
 /// 3. Else nothing is dropped, but for a code fence opened anew.
 ///
 /// White space at the end of `text`, which is stripped for sending, is put back where `next`
-/// brings none. Prefilled, only a server that sends the prefill back is looked for.
+/// brings none. Prefilled, nobody was asked for the anchor, and going on exactly is the rule: only
+/// the whole text counts as repeated, by a server that sends the prefill back.
 pub fn join(text: &str, next: &str, how: How) -> Joined {
     let kept = text.trim_end();
     let blank = &text[kept.len()..];
     match how {
         How::Anchor => join_asked(kept, blank, next),
-        How::Prefill => match after_prefill(kept, next) {
+        How::Prefill => match after_whole(kept, next.trim_start()) {
             Some(rest) => glue(kept, blank, rest, Seam::Anchored),
             None => glue(kept, blank, next, Seam::Plain),
         },
@@ -220,28 +223,42 @@ fn after_overlap<'a>(kept: &str, start: &'a str) -> Option<&'a str> {
     // Both are UTF-8 and the overlap ends where the text ends, so both its ends are borders.
     let (said, rest) = start.split_at_checked(length)?;
     let long_enough = said.chars().nth(OVERLAP_MIN - 1).is_some();
-    let once = || window.find(said) == Some(window.len() - length);
-    (long_enough && once()).then_some(rest)
+    (long_enough && !goes_round(window, said)).then_some(rest)
+}
+
+/// Whether `said`, the end of `window`, may well follow upon itself there: it is a repetition in
+/// itself, or has followed upon itself before. Then nobody knows whether the model says it again
+/// or the answer goes on like this.
+fn goes_round(window: &str, said: &str) -> bool {
+    let period = said.len() - borders(said.as_bytes()).last().copied().unwrap_or(0);
+    // A short piece comes twice by chance in any table; a whole row does not.
+    let times = if period < OVERLAP_MIN { 3 } else { 2 };
+    if period * times <= said.len() {
+        return true;
+    }
+    // Occurrences of what is no repetition in itself lie apart: this is linear, too.
+    let begin = &said[..nth_char(said, OVERLAP_MIN)];
+    let mut from = 0;
+    while let Some(at) = window[from..].find(said).map(|at| at + from) {
+        if window[at + said.len()..].trim_start().starts_with(begin) {
+            return true;
+        }
+        from = window.ceil_char_boundary(at + 1);
+    }
+    false
 }
 
 /// What follows the whole text, where it is long enough that no answer would go on like this.
 fn after_whole<'a>(kept: &str, start: &'a str) -> Option<&'a str> {
     let whole = kept.trim_start();
     whole.chars().nth(OVERLAP_MIN - 1)?;
-    start.strip_prefix(whole)
+    strip_words(start, whole)
 }
 
-/// What follows a prefill that the server sent back. Nobody asked for the anchor here, so it
-/// counts only where it cannot be the answer going round.
-fn after_prefill<'a>(kept: &str, next: &'a str) -> Option<&'a str> {
-    let start = next.trim_start();
-    after_whole(kept, start).or_else(|| {
-        let anchor = anchor(kept);
-        let window = &kept[tail_start(kept, OVERLAP_WINDOW)..];
-        anchor.chars().nth(OVERLAP_MIN - 1)?;
-        let once = window.find(anchor) == Some(window.len() - anchor.len());
-        if once { start.strip_prefix(anchor) } else { None }
-    })
+/// Whether `tail`, the end of `text`, occurs nowhere else near that end.
+fn occurs_once(text: &str, tail: &str) -> bool {
+    let window = &text[tail_start(text, OVERLAP_WINDOW)..];
+    window.find(tail) == Some(window.len() - tail.len())
 }
 
 /// Length of the longest end of `text` that `next` begins with, in bytes (Knuth, Morris, Pratt).
@@ -250,16 +267,8 @@ fn overlap(text: &[u8], next: &[u8]) -> usize {
     if pattern.is_empty() {
         return 0;
     }
-    let mut borders = vec![0_usize; pattern.len()];
+    let borders = borders(pattern);
     let mut matched = 0;
-    for at in 1..pattern.len() {
-        while matched > 0 && pattern[at] != pattern[matched] {
-            matched = borders[matched - 1];
-        }
-        matched += usize::from(pattern[at] == pattern[matched]);
-        borders[at] = matched;
-    }
-    matched = 0;
     for &byte in text {
         if matched == pattern.len() {
             matched = borders[matched - 1];
@@ -270,6 +279,20 @@ fn overlap(text: &[u8], next: &[u8]) -> usize {
         matched += usize::from(byte == pattern[matched]);
     }
     matched
+}
+
+/// For each start of `pattern`, the length of the longest piece that both begins and ends it.
+fn borders(pattern: &[u8]) -> Vec<usize> {
+    let mut borders = vec![0_usize; pattern.len()];
+    let mut matched = 0;
+    for at in 1..pattern.len() {
+        while matched > 0 && pattern[at] != pattern[matched] {
+            matched = borders[matched - 1];
+        }
+        matched += usize::from(pattern[at] == pattern[matched]);
+        borders[at] = matched;
+    }
+    borders
 }
 
 /// Puts the pieces together: `kept`, the white space of the seam, and `rest`.

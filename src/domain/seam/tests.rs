@@ -85,11 +85,25 @@ fn a_longer_or_shorter_repetition_is_dropped_where_it_is_the_only_one() {
 }
 
 #[test]
-fn what_occurs_twice_is_not_taken_for_a_repetition() {
-    let row = "2026-01-03,north,ok,17.50,EUR";
-    let text = format!("{PROSE} {PROSE}\n{row}\n2026-01-04,south,ok,18.00,EUR\n{row}\n");
+fn what_may_follow_upon_itself_is_not_taken_for_a_repetition() {
+    let (row, other) = ("2026-01-03,north,ok,17.50,EUR", "2026-01-04,south,ok,18.00,EUR");
     let next = format!("\n{row}\n2026-01-05,east,ok,1.00,EUR\n");
+    for rows in [format!("{row}\n{row}\n{other}\n{row}"), format!("{row}\n{row}")] {
+        let text = format!("{PROSE} {PROSE}\n{rows}\n");
+        assert_eq!(asked(&text, &next), whole(&format!("{}{next}", text.trim_end()), Seam::Plain));
+    }
+    // A cycle of rows that is all there is: the longest overlap is the whole of it.
+    let text = format!("when,where,how,what,unit\n{}", format!("{row}\n{other}\n").repeat(3));
+    let next = format!("\n{row}\n{other}").repeat(5);
     assert_eq!(asked(&text, &next), whole(&format!("{}{next}", text.trim_end()), Seam::Plain));
+}
+
+#[test]
+fn what_occurs_twice_but_never_follows_upon_itself_is_a_repetition() {
+    let (row, other) = ("2026-01-03,north,ok,17.50,EUR", "2026-01-04,south,ok,18.00,EUR");
+    let text = format!("{PROSE} {PROSE}\n{row}\n{other}\n{row}\n");
+    let next = format!("{row}\n{other}\n");
+    assert_eq!(asked(&text, &next), whole(&format!("{text}{other}\n"), Seam::Overlap));
 }
 
 #[test]
@@ -148,7 +162,8 @@ fn a_server_that_sends_the_prefill_back_is_seen_and_no_other_overlap_is_looked_f
     let want = format!("{PROSE} miller knows.");
     assert_eq!(prefilled(" miller knows."), whole(&want, Seam::Plain));
     assert_eq!(prefilled(&want), whole(&want, Seam::Anchored));
-    assert_eq!(prefilled(&format!("{} miller knows.", anchor(PROSE))), whole(&want, Seam::Anchored));
+    let next = format!("\n{}", want.replacen(' ', "\n", 3));
+    assert_eq!(prefilled(&next), whole(&want, Seam::Anchored));
     let next = "went through it, but the miller knows.";
     assert_eq!(prefilled(next), whole(&format!("{PROSE}{next}"), Seam::Plain));
 }
