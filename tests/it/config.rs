@@ -503,7 +503,7 @@ fn json_logs_are_one_object_a_line_and_hold_no_other_crates_details() {
     let writer = kept.clone();
     let subscriber = telemetry::subscriber(&config.log, false, move || writer.clone());
     tracing::subscriber::with_default(subscriber, || {
-        tracing::info!(target: "promptmill::worker", job.id = 7, "job 7 answered");
+        tracing::info!(target: "promptmill::worker", { job.id = 7 }, "job 7 answered");
         tracing::debug!(target: "sqlx::query", statement = "canary");
         tracing::trace!(target: "hyper::proto::h1", "x-api-key: canary");
     });
