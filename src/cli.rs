@@ -1,3 +1,4 @@
-//! The commands.
+//! To be written.
 
-pub mod stand_in;
+pub mod config;
+pub mod doctor;
