@@ -3,7 +3,7 @@
 //! Knows the configuration, files and libraries itself; what needs the API or the tables is asked
 //! through [`Outside`]. Changes nothing, and tells no secret.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::path::Path;
 
 use async_trait::async_trait;
@@ -11,7 +11,7 @@ use secrecy::ExposeSecret as _;
 use serde_json::json;
 
 use super::config::{say, style};
-use crate::config::{Config, ConfigError, Flags, KeyPlace, NO_KEY};
+use crate::config::{Config, ConfigError, Flags, NO_KEY};
 
 mod host;
 
@@ -159,7 +159,7 @@ async fn key(config: &Config, outside: &dyn Outside) -> Vec<Finding> {
     let found =
         format!("{}, fingerprint {}, sent as {}", source.describe(), key.fingerprint(), style(key.style));
     let mut findings = vec![Finding::ok("key", found)];
-    if let KeyPlace::File { path, .. } = &source.place
+    if let Some(path) = source.file()
         && host::mode(path).is_some_and(|mode| mode & 0o077 != 0)
     {
         let path = path.display();
@@ -199,10 +199,11 @@ fn network_file(file: &Path) -> Option<Finding> {
 }
 
 fn to_text(findings: &[Finding]) -> String {
-    findings
-        .iter()
-        .map(|Finding { verdict, subject, says }| format!("{verdict:<4}  {subject:<13}  {says}\n"))
-        .collect()
+    let mut text = String::new();
+    for Finding { verdict, subject, says } in findings {
+        writeln!(text, "{verdict:<4}  {subject:<13}  {says}").expect("a String takes every write");
+    }
+    text
 }
 
 fn to_json(findings: &[Finding]) -> String {

@@ -1,5 +1,7 @@
 //! The configuration as people meet it: layers, names, secrets, and the two commands that show it.
 
+#![expect(clippy::unwrap_used, reason = "a test says by panicking what went wrong")]
+
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -7,8 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use promptmill::cli::config::{to_json, to_toml};
-use promptmill::cli::doctor::{Finding, KeyCheck, Outside, Verdict, examine};
+use promptmill::cli;
+use promptmill::cli::config::{ConfigArgs, to_json, to_toml};
+use promptmill::cli::doctor::{DoctorArgs, Finding, KeyCheck, Outside, Verdict, examine};
 use promptmill::config::{AuthStyle, Config, ConfigError, Flags, LogFormat, Surroundings, knobs, table};
 use promptmill::domain::job::OnMaxTokens;
 use promptmill::telemetry;
@@ -88,7 +91,7 @@ fn later_layers_win_and_say_so() {
     assert_eq!(flagged.good().worker.concurrency, 32);
     assert_eq!(origin(&flagged.good(), key), "--concurrency");
     // The rest of a section stays what the lower layers say.
-    assert_eq!(flagged.good().worker.lease, Duration::from_secs(60));
+    assert_eq!(flagged.good().worker.lease, Duration::from_mins(1));
 }
 
 #[test]
@@ -209,6 +212,11 @@ fn variables_are_read_as_what_the_setting_is() {
     assert_eq!(config.defaults.policy.on_max_tokens, OnMaxTokens::Stop);
     assert!(config.api.mcp_servers);
     assert_eq!(config.log.format, LogFormat::Json);
+    let shown = to_json(&config);
+    assert_eq!(shown["settings"]["worker.checkpoint_seconds"]["value"], 0.5);
+    assert_eq!(shown["settings"]["worker.drain_seconds"]["value"], 2);
+    assert_eq!(shown["settings"]["defaults.model"]["value"], "007");
+    assert_eq!(shown["settings"]["api.mcp_servers"]["value"], true);
 }
 
 #[test]
@@ -390,6 +398,16 @@ fn nothing_outside_reaches_an_isolated_configuration() {
     let config = Config::load_from(&flags, &Surroundings::default()).unwrap();
     assert_eq!(config.worker.concurrency, 3);
     assert!(config.file.is_none() && config.api.key.read().unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_configuration_that_cannot_be_used_ends_the_commands_with_their_codes() {
+    let flags = Flags { config_file: Some(PathBuf::from("absent.toml")), ..Flags::default() };
+    let shown = cli::config::run(ConfigArgs { check: true, json: false }, &flags).await.unwrap();
+    assert_eq!(shown, ConfigError::EXIT);
+    let outside = Says { key: KeyCheck::Accepted, database: Ok("schema 1".into()) };
+    let examined = cli::doctor::run(DoctorArgs { json: true }, &flags, &outside).await.unwrap();
+    assert_eq!(examined, 1);
 }
 
 /// An API and a database that say what they are told to.

@@ -1,4 +1,4 @@
-//! What doctor reads off the host: file modes, filesystems, SQLite versions.
+//! What doctor reads off the host: file modes, filesystems, libraries.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +11,7 @@ use super::Finding;
 /// The first version whose tables can be STRICT, as ours are.
 const STRICT: Version = Version(3, 37, 0);
 
-/// A version of SQLite.
+/// A version of the library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Version(u32, u32, u32);
 
@@ -27,13 +27,13 @@ impl Version {
     }
 }
 
-/// Tells the versions of the built-in SQLite and of the `sqlite3` shell, if there is one.
+/// Tells the versions of the built-in library and of the `sqlite3` shell, if there is one.
 pub(super) async fn sqlite_versions() -> Vec<Finding> {
     let mut findings = Vec::new();
     match built_in().await {
         Ok(version) => findings.push(Finding::ok("SQLite", format!("{version} is built in"))),
         Err(error) => {
-            findings.push(Finding::fail("SQLite", format!("the built-in one does not start: {error}")))
+            findings.push(Finding::fail("SQLite", format!("the built-in one does not start: {error}")));
         }
     }
     let shell = tokio::task::spawn_blocking(|| Command::new("sqlite3").arg("--version").output()).await;
