@@ -1,4 +1,7 @@
-//! The integration tests: one binary.
+//! The integration tests: one binary. Whatever holds for a database holds for both.
 
 mod config;
+mod contract;
+mod mill;
 mod seam_corpus;
+mod support;
