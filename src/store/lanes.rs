@@ -157,11 +157,10 @@ impl Lanes {
     }
 
     /// Deals slots: in each queue the highest priority first, equal ranks in turns; a model that is
-    /// being probed gives one job in all.
-    pub(crate) fn deal(&mut self, slots: usize, wanted: &Wanted) -> Vec<Take> {
+    /// being probed gives one job in all, and is noted in `probed` for the rest of the claim.
+    pub(crate) fn deal(&mut self, slots: usize, wanted: &Wanted, probed: &mut Vec<String>) -> Vec<Take> {
         let mut left: Vec<usize> = self.all.iter().map(|lane| self.depth(lane)).collect();
         let mut given = vec![0_usize; self.all.len()];
-        let mut probed: Vec<&str> = Vec::new();
         let mut order: Vec<usize> = Vec::new();
         let mut slots = slots;
         while slots > 0 {
@@ -175,7 +174,7 @@ impl Lanes {
             for &at in tier[start..].iter().chain(&tier[..start]) {
                 let model = effective_model(&self.all[at], wanted);
                 let probe = wanted.blocked.probes.iter().any(|probe| probe == model);
-                let spent = probe && probed.contains(&model);
+                let spent = probe && probed.iter().any(|known| known == model);
                 let most = if spent { 0 } else if probe { 1 } else { share };
                 let jobs = most.min(left[at]).min(slots);
                 left[at] = if probe { 0 } else { left[at] - jobs };
@@ -184,7 +183,7 @@ impl Lanes {
                     continue;
                 }
                 if probe {
-                    probed.push(model);
+                    probed.push(model.to_owned());
                 }
                 if given[at] == 0 {
                     order.push(at);
@@ -271,7 +270,7 @@ mod tests {
     }
 
     fn dealt(lanes: &mut Lanes, slots: usize, wanted: &Wanted) -> Vec<(String, i32, usize)> {
-        let takes = lanes.deal(slots, wanted);
+        let takes = lanes.deal(slots, wanted, &mut Vec::new());
         takes.iter().map(|&take| (lanes.lane(take).batch.clone(), lanes.lane(take).priority, take.jobs)).collect()
     }
 

@@ -1,7 +1,10 @@
 //! The migrations, compiled in: the same numbers and names for both databases.
 
 use sqlx::SqlSafeStr;
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+
+use super::StoreError;
+use super::op::said;
 
 /// One step of the schema, written twice.
 #[derive(Debug, Clone, Copy)]
@@ -70,5 +73,21 @@ impl Meta {
                 self.version
             )
         })
+    }
+}
+
+/// Says what a migration met.
+pub(crate) fn refused(error: MigrateError) -> StoreError {
+    match error {
+        MigrateError::Execute(inner) => said(inner),
+        MigrateError::ExecuteMigration(inner, version) => match said(inner) {
+            StoreError::Unavailable(why) => StoreError::Unavailable(why),
+            other => StoreError::Schema(format!("migration {version:04} failed: {other}")),
+        },
+        MigrateError::VersionMismatch(version) => StoreError::Schema(format!(
+            "migration {version:04} ran here with another text than this promptmill has: it is another build; \
+             use the one that made these tables, or a newer release"
+        )),
+        other => StoreError::Schema(format!("the tables cannot be migrated: {other}")),
     }
 }

@@ -3,12 +3,13 @@
 //! Batches travel as one JSON array, which both take apart into rows; the field names are the
 //! columns' names. Times travel as milliseconds ago: the database's clock turns them into times.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::domain::job::{JobId, Lease};
-use crate::domain::ledger::{Answer, Call, Release};
+use crate::domain::job::{Claimed, JobId, Lease};
+use crate::domain::ledger::{Answer, Call, PastCall, Release};
 
 /// Longest delay that is written: far beyond any hint of a server, and no overflow in a database.
 const DELAY_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -229,6 +230,27 @@ pub(crate) fn columns(leases: &[Lease]) -> (Vec<i64>, Vec<i64>, Vec<i64>) {
     let jobs = leases.iter().map(|lease| lease.job.0).collect();
     let claims = leases.iter().map(|lease| lease.claim).collect();
     (jobs, claims, leases.iter().map(|lease| lease.run).collect())
+}
+
+/// Gives each claimed job its part of the ledger, in the order it came.
+pub(crate) fn hand_out(claimed: &mut [Claimed], calls: Vec<(JobId, PastCall)>) {
+    let at: HashMap<JobId, usize> =
+        claimed.iter().enumerate().map(|(at, job)| (job.lease.job, at)).collect();
+    for (job, call) in calls {
+        if let Some(&at) = at.get(&job) {
+            claimed[at].calls.push(call);
+        }
+    }
+}
+
+/// Returns ids as a JSON array.
+pub(crate) fn ids(ids: &[i64]) -> String {
+    json(&ids)
+}
+
+/// Returns names, or pairs of names, as a JSON array.
+pub(crate) fn texts<T: Serialize>(names: &[T]) -> String {
+    json(&names)
 }
 
 /// Returns the ids as jobs.

@@ -41,20 +41,23 @@ pub(super) async fn prepare(
     } else {
         options.clone().options([("search_path", format!("{},pg_temp", settings.schema).as_str())])
     };
-    let settings = settings.clone();
-    // A task of its own, like every database operation: the caller may go away in between.
     let limit = settings.operation_max;
     let mut conn = match tokio::time::timeout(limit, options.connect()).await {
         Ok(conn) => conn.map_err(said)?,
         Err(_) => return Err(StoreError::Unavailable(format!("no connection within {limit:?}"))),
     };
-    let done = prepare_on(&mut conn, &settings.schema, migrate).await;
+    let done = prepare_on(&mut conn, settings, migrate).await;
     // The connection has no more to say; how it ends changes nothing.
     drop(conn.close().await);
     done
 }
 
-async fn prepare_on(conn: &mut PgConnection, schema: &str, migrate: Migrate) -> Result<Meta, StoreError> {
+async fn prepare_on(
+    conn: &mut PgConnection,
+    settings: &StoreSettings,
+    migrate: Migrate,
+) -> Result<Meta, StoreError> {
+    let schema = settings.schema.as_str();
     let place = format!("schema \"{schema}\"");
     let found = look(conn, schema).await?;
     match (migrate, &found) {
@@ -66,6 +69,12 @@ async fn prepare_on(conn: &mut PgConnection, schema: &str, migrate: Migrate) -> 
         (Migrate::Serve, None) | (Migrate::Now, _)
             if found.as_ref().is_none_or(|meta| meta.version < LATEST) =>
         {
+            if settings.transaction_pooler {
+                return Err(StoreError::Schema(format!(
+                    "{place} must be made or migrated past the pooler: set database.direct_url and run \
+                     `promptmill migrate`"
+                )));
+            }
             migrate_locked(conn, schema).await?;
         }
         _ => {}
@@ -163,22 +172,5 @@ async fn migrate(conn: &mut PgConnection, schema: &str) -> Result<(), StoreError
     for statement in [make, format!("SET search_path = {schema}, pg_temp"), "SET lock_timeout = '5s'".to_owned()] {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *conn).await.map_err(said)?;
     }
-    migrations::migrator(|step| step.postgres).run_direct(None, conn, false).await.map_err(refused)
-}
-
-/// Says what a migration met.
-pub(super) fn refused(error: sqlx::migrate::MigrateError) -> StoreError {
-    use sqlx::migrate::MigrateError;
-    match error {
-        MigrateError::Execute(inner) => said(inner),
-        MigrateError::ExecuteMigration(inner, version) => match said(inner) {
-            StoreError::Unavailable(why) => StoreError::Unavailable(why),
-            other => StoreError::Schema(format!("migration {version:04} failed: {other}")),
-        },
-        MigrateError::VersionMismatch(version) => StoreError::Schema(format!(
-            "migration {version:04} ran here with another text than this promptmill has: it is another build; \
-             use the one that made these tables, or a newer release"
-        )),
-        other => StoreError::Schema(format!("the tables cannot be migrated: {other}")),
-    }
+    migrations::migrator(|step| step.postgres).run_direct(None, conn, false).await.map_err(migrations::refused)
 }
