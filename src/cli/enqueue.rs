@@ -166,8 +166,12 @@ async fn one(prompt: &str, args: &Args, context: &Context) -> anyhow::Result<Exi
 async fn many(path: &Path, args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let fill = args.fill();
     let (mut file, name) = open(path)?;
-    let (count, bytes, digest) = check_whole(&file, &name, &fill)?;
-    let label = args.batch.clone().unwrap_or_else(|| format!("{name}-{digest}"));
+    let (count, digest) = check_whole(&file, &name, &fill)?;
+    let label = args.batch.clone().unwrap_or_else(|| {
+        // The label has to fit its column; a file name may be longer.
+        let name: String = name.chars().take(lines::NAME_MAX - digest.len() - 1).collect();
+        format!("{name}-{digest}")
+    });
     let desk = context.desk(Absent::Create).await?;
 
     file.seek(SeekFrom::Start(0)).with_context(|| format!("failed to read {name} again"))?;
@@ -182,7 +186,6 @@ async fn many(path: &Path, args: &Args, context: &Context) -> anyhow::Result<Exi
             number(tally.there as i64)
         )
     })?;
-    debug_assert!(bytes > 0 || count == 0, "an empty file has no lines");
 
     report(&label, &tally, context.json)?;
     if !tally.differing.is_empty() {
@@ -214,8 +217,8 @@ fn open(path: &Path) -> anyhow::Result<(File, String)> {
     if kind.is_file() { Ok((file, name)) } else { Ok((keep(Box::new(file), &name)?, name)) }
 }
 
-/// Reads all lines; returns how many jobs and bytes there are, and the digest of the file.
-fn check_whole(file: &File, name: &str, fill: &NewJob) -> anyhow::Result<(u64, u64, String)> {
+/// Reads all lines; returns how many jobs there are, and the digest of the file.
+fn check_whole(file: &File, name: &str, fill: &NewJob) -> anyhow::Result<(u64, String)> {
     let mut lines = Lines::new(BufReader::with_capacity(256 * 1024, file));
     let mut good: u64 = 0;
     let mut wrong: u64 = 0;
@@ -242,7 +245,7 @@ fn check_whole(file: &File, name: &str, fill: &NewJob) -> anyhow::Result<(u64, u
             number((good + wrong) as i64)
         )));
     }
-    Ok((good, lines.bytes(), lines.digest()))
+    Ok((good, lines.digest()))
 }
 
 fn progress(count: u64) -> ProgressBar {

@@ -40,7 +40,7 @@ const FOLLOW_MAX: i64 = 1_000;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only these jobs
-    #[arg(value_name = "JOB")]
+    #[arg(value_name = "JOB", conflicts_with_all = ["batch", "queue", "outcome"])]
     jobs: Vec<i64>,
     /// Only this batch
     #[arg(long, short, value_name = "LABEL")]
@@ -137,7 +137,6 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         (Some(format), false) => format,
     };
     let which = ResultFilter {
-        jobs: args.jobs.iter().copied().map(JobId).collect(),
         batch: args.batch.clone(),
         queue: args.queue.clone(),
         outcomes: args.outcome.clone(),
@@ -146,40 +145,59 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     if args.follow {
         return follow(&*desk, &which, format, Target::new(args)?).await;
     }
-    let mut jobs = desk.result_ids(&which).await.context("failed to list the results")?;
+    let mut jobs: Vec<JobId> = args.jobs.iter().copied().map(JobId).collect();
+    if jobs.is_empty() {
+        jobs = desk.result_ids(&which).await.context("failed to list the results")?;
+    }
+    jobs.sort_unstable();
+    jobs.dedup();
     let all = jobs.len();
     let limit = args.limit.unwrap_or(if format == Format::Table { TABLE_MAX } else { usize::MAX });
     jobs.truncate(limit);
 
     let mut target = Target::new(args)?;
-    if format == Format::Table {
-        let mut table = format::Lines::new();
-        for jobs in jobs.chunks(STARTS_MAX) {
-            for row in read(&*desk, jobs, Texts::Start).await? {
-                table.push(&row);
-            }
-        }
-        target.text(&table.to_text())?;
-    } else {
-        target.text(&format::head(format)?)?;
-        for jobs in jobs.chunks(WHOLE_MAX) {
-            for row in read(&*desk, jobs, Texts::Whole).await? {
-                target.text(&format::row(format, &row)?)?;
-            }
-        }
-    }
+    let shown = write(&*desk, &jobs, format, &mut target).await?;
     target.finish()?;
     if all > jobs.len() && args.limit.is_none() {
-        say(&format!("{} of {} results; --limit or another --format shows more", number(jobs.len() as i64), number(all as i64)));
+        let (some, all) = (number(jobs.len() as i64), number(all as i64));
+        say(&format!("{some} of {all} results; --limit or another --format shows more"));
     } else if format == Format::Table {
-        say(&count(jobs.len() as i64, "result", "results"));
+        say(&count(shown.len() as i64, "result", "results"));
     }
-    let missing = which.jobs.iter().find(|job| jobs.binary_search(job).is_err() && args.limit.is_none());
-    if let Some(job) = missing {
-        say(&format!("job {job} has no result that matches; promptmill show {job} tells where it is"));
+    if let Some(job) = jobs.iter().find(|job| !args.jobs.is_empty() && shown.binary_search(job).is_err()) {
+        say(&format!("job {job} has no result; promptmill show {job} tells where it is"));
         return Ok(Exit::Failure);
     }
     Ok(Exit::Good)
+}
+
+/// Writes the results of these jobs; returns those that have one, in order.
+async fn write(
+    desk: &dyn Desk,
+    jobs: &[JobId],
+    format: Format,
+    target: &mut Target,
+) -> anyhow::Result<Vec<JobId>> {
+    let mut shown = Vec::with_capacity(jobs.len());
+    if format == Format::Table {
+        let mut table = format::Lines::new();
+        for jobs in jobs.chunks(STARTS_MAX) {
+            for row in read(desk, jobs, Texts::Start).await? {
+                table.push(&row);
+                shown.push(row.job);
+            }
+        }
+        target.text(&table.to_text())?;
+        return Ok(shown);
+    }
+    target.text(&format::head(format)?)?;
+    for jobs in jobs.chunks(WHOLE_MAX) {
+        for row in read(desk, jobs, Texts::Whole).await? {
+            target.text(&format::row(format, &row)?)?;
+            shown.push(row.job);
+        }
+    }
+    Ok(shown)
 }
 
 async fn read(desk: &dyn Desk, jobs: &[JobId], texts: Texts) -> anyhow::Result<Vec<ResultRow>> {

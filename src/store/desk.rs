@@ -68,8 +68,6 @@ impl Inserted {
 /// Which results to list. Empty lists and `None` do not narrow.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResultFilter {
-    /// These jobs only.
-    pub jobs: Vec<JobId>,
     /// `results.batch`.
     pub batch: Option<String>,
     /// `results.queue`.
@@ -345,8 +343,6 @@ pub struct CallRow {
 /// Which jobs a bulk change means. Empty lists and `None` do not narrow.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JobFilter {
-    /// These jobs only.
-    pub jobs: Vec<JobId>,
     /// Label.
     pub batch: Option<String>,
     /// Queue.
@@ -391,9 +387,6 @@ pub trait Desk: Send + Sync {
         limit: i64,
     ) -> Result<Vec<(i64, JobId)>, StoreError>;
 
-    /// Returns the highest `seq` handed out so far, or 0.
-    async fn last_seq(&self) -> Result<i64, StoreError>;
-
     /// Returns every queue with its jobs, by name.
     async fn queue_lines(&self) -> Result<Vec<QueueLine>, StoreError>;
 
@@ -437,10 +430,10 @@ pub trait Desk: Send + Sync {
     /// returns how many.
     async fn run_again(&self, jobs: &[JobId]) -> Result<u64, StoreError>;
 
-    /// Lets queues flow or stand. Returns how many of these names exist.
-    async fn set_queues(&self, names: &[String], flow: Flow) -> Result<u64, StoreError>;
+    /// Lets queues flow or stand; an empty list means all. Returns those that are there, by name.
+    async fn set_queues(&self, names: &[String], flow: Flow) -> Result<Vec<String>, StoreError>;
 
-    /// Lets a batch flow or stand, in every queue where it has unfinished jobs, through its gates;
-    /// returns those queues.
+    /// Lets a batch flow or stand, through its gates: stand in every queue where it has unfinished
+    /// jobs, flow in every queue where it stands. Returns those queues, by name.
     async fn set_batch(&self, batch: &str, flow: Flow) -> Result<Vec<String>, StoreError>;
 }

@@ -18,6 +18,11 @@ use crate::store::{Moment, NewJob};
 /// Longest line, in bytes: twice what the API takes as one request.
 pub const LINE_MAX: usize = 64 * 1024 * 1024;
 
+/// Longest queue, batch, model or custom_id, in characters: an index entry has room for no more.
+pub const NAME_MAX: usize = 200;
+/// Longest key: batch, slash and custom_id fit.
+const KEY_MAX: usize = 500;
+
 const FIELDS: [&str; 13] = [
     "queue", "batch", "key", "custom_id", "prompt", "system", "model", "max_tokens", "params", "policy",
     "metadata", "priority", "run_at",
@@ -49,7 +54,6 @@ pub struct Fault {
 pub struct Lines<R> {
     reader: R,
     number: u64,
-    bytes: u64,
     buffer: Vec<u8>,
     digest: Sha256,
 }
@@ -57,12 +61,7 @@ pub struct Lines<R> {
 impl<R: BufRead> Lines<R> {
     /// Returns the lines of `reader`.
     pub fn new(reader: R) -> Self {
-        Self { reader, number: 0, bytes: 0, buffer: Vec::new(), digest: Sha256::new() }
-    }
-
-    /// Returns how many bytes were read.
-    pub const fn bytes(&self) -> u64 {
-        self.bytes
+        Self { reader, number: 0, buffer: Vec::new(), digest: Sha256::new() }
     }
 
     /// Returns the first 12 hexadecimal digits of the SHA-256 of all that was read.
@@ -79,7 +78,6 @@ impl<R: BufRead> Lines<R> {
                 return Ok(None);
             }
             self.number += 1;
-            self.bytes += self.buffer.len() as u64;
             let number = self.number;
             let fault = |sentence: String| Fault { number, sentence };
             if !whole {
@@ -196,8 +194,8 @@ pub fn check(job: &NewJob) -> Result<(), String> {
             return Err(format!("{column} and params.{column} both: give one"));
         }
     }
-    if job.max_tokens.is_some_and(|room| !(1..=i64::from(i32::MAX)).contains(&room)) {
-        return Err(format!("max_tokens is not between 1 and {}", i32::MAX));
+    if job.max_tokens.is_some_and(|room| room < 1) {
+        return Err("max_tokens is less than 1".into());
     }
     for (column, value) in [
         ("queue", &job.queue),
@@ -210,8 +208,13 @@ pub fn check(job: &NewJob) -> Result<(), String> {
         if value.as_ref().is_some_and(|text| text.contains('\0')) {
             return Err(format!("{column} holds U+0000, which a SQL text cannot: take it out"));
         }
-        if column != "prompt" && column != "system" && value.as_ref().is_some_and(String::is_empty) {
+        let is_name = column != "prompt" && column != "system";
+        if is_name && value.as_ref().is_some_and(String::is_empty) {
             return Err(format!("{column} is empty: leave it out"));
+        }
+        let max = if column == "key" { KEY_MAX } else { NAME_MAX };
+        if is_name && value.as_ref().is_some_and(|name| name.chars().count() > max) {
+            return Err(format!("{column} is longer than {max} characters: shorten it"));
         }
     }
     Ok(())
@@ -254,6 +257,9 @@ fn read_job(text: &str, fill: &NewJob) -> Result<(NewJob, Option<String>), Strin
     }
     if custom_id.as_ref().is_some_and(|id| id.is_empty() || id.contains('\0')) {
         return Err("custom_id is empty or holds U+0000: give it a name, or leave it out".into());
+    }
+    if custom_id.as_ref().is_some_and(|id| id.chars().count() > NAME_MAX) {
+        return Err(format!("custom_id is longer than {NAME_MAX} characters: shorten it"));
     }
     fill_in(&mut job, fill)?;
     check(&job)?;
@@ -320,7 +326,7 @@ pub fn moment(value: &str) -> Result<Moment, String> {
     const WRONG: &str = "run_at is neither a time like \"2026-12-01T08:00:00Z\" nor milliseconds since 1970";
     if let Ok(ms) = value.parse::<i64>() {
         // Seconds since 1970 would be a day in January 1970, and the job would run at once.
-        return if (100_000_000_000..100_000_000_000_000).contains(&ms) {
+        return if (100_000_000_000..=253_402_300_799_999).contains(&ms) {
             Ok(Moment(ms))
         } else {
             Err(WRONG.into())
@@ -413,7 +419,7 @@ mod tests {
             (r#"{"prompt":"a","model":"m","params":{"model":"m"}}"#, "model and params.model both: give one"),
             (r#"{"promt":"a"}"#, "unknown field \"promt\": did you mean \"prompt\"?"),
             (r#"{"prompt":7}"#, "prompt is not a string"),
-            (r#"{"prompt":"a","max_tokens":0}"#, "max_tokens is not between 1 and 2147483647"),
+            (r#"{"prompt":"a","max_tokens":0}"#, "max_tokens is less than 1"),
             (r#"{"prompt":"a","max_tokens":1.5}"#, "max_tokens is not a whole number"),
             (r#"{"prompt":"a","prompt":"b"}"#, "the line: \"prompt\" stands there twice at column 24"),
             (r#"{"prompt":"a","params":[]}"#, "params is not a JSON object"),
@@ -443,7 +449,6 @@ mod tests {
             numbers.push(line.expect("a job").number);
         }
         assert_eq!(numbers, [1, 4]);
-        assert_eq!(lines.bytes(), text.len() as u64);
         assert_eq!(lines.digest(), hex(&Sha256::digest(text.as_bytes())[..6]));
     }
 
