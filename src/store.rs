@@ -9,6 +9,8 @@ pub mod postgres;
 pub mod sqlite;
 
 mod desk;
+pub mod migrations;
+mod op;
 mod row;
 
 use std::sync::Arc;
@@ -17,6 +19,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use desk::*;
+
+use self::postgres::PostgresStore;
+use self::sqlite::SqliteStore;
 
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Release, Settlement};
@@ -62,6 +67,54 @@ pub struct StoreSettings {
     /// Whether a pooler in transaction mode stands between: no start-up options, no named
     /// statements, no LISTEN.
     pub transaction_pooler: bool,
+}
+
+/// What opening may do to a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Migrate {
+    /// Nothing: an absent or older schema is refused, with a sentence that names `promptmill migrate`.
+    Never,
+    /// What `promptmill run` does: makes absent tables, migrates a SQLite file of ours; an older
+    /// Postgres schema is refused, because other daemons may be running on it.
+    Serve,
+    /// What `promptmill migrate` does: makes and migrates.
+    Now,
+}
+
+/// An open database.
+#[derive(Clone)]
+pub enum Database {
+    /// A SQLite file.
+    Sqlite(Arc<SqliteStore>),
+    /// A Postgres schema.
+    Postgres(Arc<PostgresStore>),
+}
+
+/// What [`open`] gives.
+#[derive(Clone)]
+pub struct Opened {
+    /// The database behind it.
+    pub database: Database,
+}
+
+/// Opens a database: `sqlite:FILE`, `sqlite://FILE`, `postgres://…` or `postgresql://…`.
+///
+/// # Errors
+/// [`StoreError::Schema`] where a person must act, [`StoreError::Unavailable`] where trying again
+/// may help, [`StoreError::Database`] where the URL is none of ours.
+pub async fn open(url: &str, settings: &StoreSettings, migrate: Migrate) -> Result<Opened, StoreError> {
+    if let Some(file) = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) {
+        let store = Arc::new(SqliteStore::open(file, settings, migrate).await?);
+        return Ok(Opened { database: Database::Sqlite(store) });
+    }
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        let store = Arc::new(PostgresStore::open(url, settings, migrate).await?);
+        return Ok(Opened { database: Database::Postgres(store) });
+    }
+    // Not repeated: it may hold a password.
+    Err(StoreError::Database(
+        "the database URL starts with neither sqlite: nor postgres:// nor postgresql://".to_owned(),
+    ))
 }
 
 /// This process, as `workers` shows it.

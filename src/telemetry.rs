@@ -74,7 +74,9 @@ mod tests {
 
     #[test]
     fn no_other_crate_logs_below_info_whatever_is_asked() {
-        for asked in ["trace", "trace,sqlx=trace", "sqlx::query=trace,hyper=debug,h2=trace", "promptmill_=trace"] {
+        for asked in
+            ["trace", "trace,sqlx=trace", "sqlx::query=trace,hyper=debug,h2=trace", "promptmill_=trace"]
+        {
             for target in ["sqlx::query", "hyper::proto", "h2::codec", "reqwest", "rustls", "promptmill_"] {
                 assert!(!allows(asked, target, Level::DEBUG), "{target} under {asked}");
             }

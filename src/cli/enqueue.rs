@@ -140,9 +140,9 @@ async fn one(prompt: &str, args: &Args, context: &Context) -> anyhow::Result<Exi
     match inserted {
         Inserted::New(_) => say("1 new, 0 already there"),
         Inserted::There(_) => say("0 new, 1 already there"),
-        Inserted::Unread(_) => say(
-            "0 new, 1 already there; its content was not compared, because this role may not read jobs",
-        ),
+        Inserted::Unread(_) => {
+            say("0 new, 1 already there; its content was not compared, because this role may not read jobs")
+        }
         Inserted::Differs(_) => {
             let key = args.key.as_deref().unwrap_or_default();
             return Err(Stop::failure(format!(
@@ -281,7 +281,10 @@ async fn insert_all(
         let end = next.is_none();
         if let Some(line) = next {
             let line = line.map_err(|fault| {
-                Stop::failure(format!("{name} changed while it was read: line {}: {}", fault.number, fault.sentence))
+                Stop::failure(format!(
+                    "{name} changed while it was read: line {}: {}",
+                    fault.number, fault.sentence
+                ))
             })?;
             numbers.push(line.number);
             let job = labels.apply(line);
@@ -319,7 +322,9 @@ async fn insert(
         let to = (from + size).min(jobs.len());
         match desk.insert(&jobs[from..to]).await {
             Ok(found) => {
-                for ((inserted, number), job) in found.into_iter().zip(&numbers[from..to]).zip(&jobs[from..to]) {
+                for ((inserted, number), job) in
+                    found.into_iter().zip(&numbers[from..to]).zip(&jobs[from..to])
+                {
                     match inserted {
                         Inserted::New(_) => tally.new += 1,
                         Inserted::There(_) => tally.there += 1,

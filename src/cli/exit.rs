@@ -77,6 +77,21 @@ pub fn of(error: &anyhow::Error) -> Option<Exit> {
     Some(Exit::Failure)
 }
 
+/// Returns an error and its causes as one sentence, what a cause repeats left out.
+pub fn sentence(error: &anyhow::Error) -> String {
+    let mut sentence = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if sentence.ends_with(&cause) {
+            continue;
+        }
+        if !sentence.is_empty() {
+            sentence.push_str(": ");
+        }
+        sentence.push_str(&cause);
+    }
+    sentence
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,7 +107,8 @@ mod tests {
 
     #[test]
     fn a_reader_that_went_away_is_no_failure() {
-        let error = anyhow::Error::from(io::Error::from(io::ErrorKind::BrokenPipe)).context("failed to print");
+        let error =
+            anyhow::Error::from(io::Error::from(io::ErrorKind::BrokenPipe)).context("failed to print");
         assert_eq!(of(&error), None);
     }
 }

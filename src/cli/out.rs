@@ -153,7 +153,7 @@ pub fn count(n: i64, one: &str, many: &str) -> String {
 /// Returns an empty table with these headings; it keeps to the width of a terminal.
 pub fn table(headings: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(headings.to_vec());
+    table.load_style(presets::NOTHING).set_header(headings.to_vec());
     table.set_content_arrangement(if io::stdout().is_terminal() {
         ContentArrangement::Dynamic
     } else {
@@ -178,7 +178,10 @@ mod tests {
 
     #[test]
     fn control_characters_never_reach_a_terminal() {
-        assert_eq!(printable("a\x1b[2Jb\u{9b}c\u{7f}\r\u{202e}"), "a\\u{1b}[2Jb\\u{9b}c\\u{7f}\\u{d}\\u{202e}");
+        assert_eq!(
+            printable("a\x1b[2Jb\u{9b}c\u{7f}\r\u{202e}"),
+            "a\\u{1b}[2Jb\\u{9b}c\\u{7f}\\u{d}\\u{202e}"
+        );
         assert_eq!(printable("line\n\ttab é 漢"), "line\n\ttab é 漢");
     }
 

@@ -92,7 +92,8 @@ impl Target {
         let Some(path) = args.output.as_deref().filter(|path| *path != Path::new("-")) else {
             return Ok(Self::Stdout(Out::stdout()));
         };
-        let cannot = |error: io::Error| Stop::failure(format!("{} cannot be written: {error}", path.display()));
+        let cannot =
+            |error: io::Error| Stop::failure(format!("{} cannot be written: {error}", path.display()));
         if args.follow {
             return Ok(Self::Growing(BufWriter::new(File::create(path).map_err(cannot)?)));
         }
@@ -121,8 +122,9 @@ impl Target {
         self.flush()?;
         if let Self::Whole(file, path) = self {
             let file = file.into_inner().context("failed to write the last bytes")?;
-            file.persist(&path)
-                .map_err(|error| Stop::failure(format!("{} cannot be written: {}", path.display(), error.error)))?;
+            file.persist(&path).map_err(|error| {
+                Stop::failure(format!("{} cannot be written: {}", path.display(), error.error))
+            })?;
         }
         Ok(())
     }
@@ -136,11 +138,8 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         (Some(_), true) => return Err(Stop::usage("--json and --format contradict each other: give one")),
         (Some(format), false) => format,
     };
-    let which = ResultFilter {
-        batch: args.batch.clone(),
-        queue: args.queue.clone(),
-        outcomes: args.outcome.clone(),
-    };
+    let which =
+        ResultFilter { batch: args.batch.clone(), queue: args.queue.clone(), outcomes: args.outcome.clone() };
     let desk = context.desk(Absent::Refuse).await?;
     if args.follow {
         return follow(&*desk, &which, format, Target::new(args)?).await;
@@ -225,7 +224,8 @@ async fn follow(
         };
         let mut after = follow.floor(Instant::now());
         loop {
-            let found = desk.results_after(which, after, FOLLOW_MAX).await.context("failed to follow the results")?;
+            let found =
+                desk.results_after(which, after, FOLLOW_MAX).await.context("failed to follow the results")?;
             let Some((last, _)) = found.last() else { break };
             after = *last;
             let jobs = follow.fresh(&found, Instant::now());

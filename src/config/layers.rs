@@ -79,10 +79,8 @@ pub(super) struct Merged {
 /// Reads and merges all layers. Fails only where a file cannot be read at all.
 pub(super) fn merge(flags: &Flags, around: &Surroundings) -> Result<Merged, ConfigError> {
     let mut names = Names::default();
-    let defaults = names.table(
-        DEFAULT,
-        toml::from_str(DEFAULT_TOML).expect("default.toml is TOML: a test reads it"),
-    );
+    let defaults =
+        names.table(DEFAULT, toml::from_str(DEFAULT_TOML).expect("default.toml is TOML: a test reads it"));
     let file = find_file(flags, around)?;
     let in_file = match &file {
         Some(path) => names.table(&path.display().to_string(), read_file(path)?),
@@ -274,7 +272,11 @@ impl Names {
         } else if holds_a_key(&value) {
             self.problem(name(), origin, NO_KEY_HERE);
         } else if (path[0], key) == ("api", "headers") && !value.is_table() {
-            self.problem(name(), origin, "must be a table: write [api.headers] and below it Name = \"value\"");
+            self.problem(
+                name(),
+                origin,
+                "must be a table: write [api.headers] and below it Name = \"value\"",
+            );
         } else {
             put(layer, path, key, mark(origin, value));
         }
@@ -402,8 +404,7 @@ impl Names {
 /// Finds the model that a variable means: shells allow neither dots nor dashes nor lower case in
 /// names, so those are not told apart. A name that has them is taken as it is.
 fn model_meant(written: &str, models: &[String]) -> Option<String> {
-    let plain =
-        |name: &str| name.to_lowercase().replace(|letter: char| !letter.is_ascii_alphanumeric(), "_");
+    let plain = |name: &str| name.to_lowercase().replace(|letter: char| !letter.is_ascii_alphanumeric(), "_");
     let mut meant = models.iter().filter(|known| plain(known) == plain(written));
     match (meant.next(), meant.next()) {
         (Some(one), None) => Some(one.clone()),

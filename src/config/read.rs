@@ -181,7 +181,13 @@ impl Reader {
         number.unwrap_or(*range.start())
     }
 
-    pub(super) fn number(&mut self, path: &[&str], key: &str, range: &RangeInclusive<f64>, unit: &str) -> f64 {
+    pub(super) fn number(
+        &mut self,
+        path: &[&str],
+        key: &str,
+        range: &RangeInclusive<f64>,
+        unit: &str,
+    ) -> f64 {
         let kind = self.take(path, key).unwrap_or(ValueKind::Nil);
         let number = match &kind {
             ValueKind::I64(number) => Some(*number as f64),
@@ -234,7 +240,8 @@ impl Reader {
             None => false,
             Some(ValueKind::Boolean(yes)) => yes,
             Some(kind) => {
-                let text = if let ValueKind::String(text) = &kind { text.to_lowercase() } else { String::new() };
+                let text =
+                    if let ValueKind::String(text) = &kind { text.to_lowercase() } else { String::new() };
                 match text.as_str() {
                     "true" | "yes" | "on" | "1" => true,
                     "false" | "no" | "off" | "0" => false,

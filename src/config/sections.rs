@@ -221,7 +221,8 @@ fn database(r: &mut Reader) -> DatabaseSettings {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     let fits = !schema.starts_with(|c: char| c.is_ascii_digit()) && schema.len() <= 63;
     if !schema.is_empty() && (!fits || !schema.chars().all(plain) || schema.starts_with("pg_")) {
-        let what = "must be a plain name: small letters, digits and _, at most 63, not pg_… nor a digit first";
+        let what =
+            "must be a plain name: small letters, digits and _, at most 63, not pg_… nor a digit first";
         r.problem(&s, "schema", what);
     }
     let transaction_pooler = r.choice(&s, "pooler", &[("", false), ("transaction", true)]);

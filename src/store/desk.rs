@@ -4,7 +4,10 @@
 //! through the triggers of the contract. Lists never load a prompt; `results` and `job` are the
 //! only ones that bring an answer. Times come as [`Moment`]s of the database's clock.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
+use serde::Serialize;
 
 use super::StoreError;
 use crate::domain::job::JobId;
@@ -390,6 +393,9 @@ pub trait Desk: Send + Sync {
     /// Returns every queue with its jobs, by name.
     async fn queue_lines(&self) -> Result<Vec<QueueLine>, StoreError>;
 
+    /// Returns the names of the queues, sorted.
+    async fn queue_names(&self) -> Result<Vec<String>, StoreError>;
+
     /// Returns the youngest batches that have unfinished jobs, at most `limit`.
     async fn open_batches(&self, limit: i64) -> Result<Vec<BatchLine>, StoreError>;
 
@@ -436,4 +442,143 @@ pub trait Desk: Send + Sync {
     /// Lets a batch flow or stand, through its gates: stand in every queue where it has unfinished
     /// jobs, flow in every queue where it stands. Returns those queues, by name.
     async fn set_batch(&self, batch: &str, flow: Flow) -> Result<Vec<String>, StoreError>;
+}
+
+/// Which of the jobs of an insert are new, there already, or not found yet. Keys are matched in
+/// order: of two jobs with one key the first is the new one.
+pub(super) struct Found<'a> {
+    jobs: &'a [NewJob],
+    inserted: Vec<Option<Inserted>>,
+    keyed: HashMap<&'a str, usize>,
+    /// The next job that has no key.
+    keyless: usize,
+}
+
+impl<'a> Found<'a> {
+    /// Returns jobs of which nothing is known.
+    pub(super) fn new(jobs: &'a [NewJob]) -> Self {
+        let mut keyed = HashMap::new();
+        for (at, job) in jobs.iter().enumerate() {
+            if let Some(key) = &job.key {
+                keyed.entry(key.as_str()).or_insert(at);
+            }
+        }
+        Self { jobs, inserted: vec![None; jobs.len()], keyed, keyless: 0 }
+    }
+
+    /// Notes a row that the statement made; those without a key come in the order of the jobs.
+    pub(super) fn inserted(&mut self, job: JobId, key: Option<String>) {
+        let at = if let Some(key) = key {
+            self.keyed.get(key.as_str()).copied()
+        } else {
+            let at = (self.keyless..self.jobs.len()).find(|at| self.jobs[*at].key.is_none());
+            self.keyless = at.map_or(self.jobs.len(), |at| at + 1);
+            at
+        };
+        if let Some(at) = at {
+            self.inserted[at] = Some(Inserted::New(job));
+        }
+    }
+
+    /// Returns the places of the jobs that were left out.
+    pub(super) fn open(&self) -> Vec<usize> {
+        (0..self.jobs.len()).filter(|at| self.inserted[*at].is_none()).collect()
+    }
+
+    /// Notes what was found in place of a job that was left out: whether it is the `same`, if it
+    /// could be read.
+    pub(super) fn there(&mut self, place: i64, job: JobId, same: Option<bool>) {
+        let Some(slot) = usize::try_from(place).ok().and_then(|at| self.inserted.get_mut(at)) else { return };
+        *slot = Some(match same {
+            Some(true) => Inserted::There(job),
+            Some(false) => Inserted::Differs(job),
+            None => Inserted::Unread(job),
+        });
+    }
+
+    /// Returns what became of each.
+    pub(super) fn done(self) -> Result<Vec<Inserted>, StoreError> {
+        let gone = "a job with one of these keys was deleted while they were enqueued";
+        self.inserted
+            .into_iter()
+            .map(|inserted| inserted.ok_or_else(|| StoreError::Unavailable(gone.into())))
+            .collect()
+    }
+}
+
+/// Returns a list as JSON, the way lists travel into SQLite.
+pub(super) fn list<T: Serialize>(items: &[T]) -> String {
+    serde_json::to_string(items).expect("strings and numbers always serialise")
+}
+
+/// Returns the queues of scopes `batch:<queue>/<batch>`, sorted.
+pub(super) fn queues_of(scopes: Vec<String>, batch: &str) -> Vec<String> {
+    let mut queues: Vec<String> = scopes
+        .iter()
+        .filter_map(|scope| scope.strip_prefix("batch:")?.strip_suffix(batch)?.strip_suffix('/'))
+        .map(str::to_owned)
+        .collect();
+    queues.sort();
+    queues
+}
+
+/// Reads a row into a struct: the named fields from the columns of the same name, the rest as given.
+macro_rules! fields {
+    ($row:expr => $type:ident { $($field:ident),* $(,)? } $(with { $($extra:ident: $value:expr),* $(,)? })?) => {
+        $type {
+            $($field: $row.try_get(stringify!($field))?,)*
+            $($($extra: $value,)*)?
+        }
+    };
+}
+
+/// Reads the four token columns of a row.
+macro_rules! usage {
+    ($row:expr) => {
+        Usage {
+            input: $row.try_get("input_tokens")?,
+            output: $row.try_get("output_tokens")?,
+            cache_creation: $row.try_get("cache_creation_input_tokens")?,
+            cache_read: $row.try_get("cache_read_input_tokens")?,
+        }
+    };
+}
+
+pub(super) use {fields, usage};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(key: Option<&str>) -> NewJob {
+        NewJob { key: key.map(str::to_owned), ..NewJob::default() }
+    }
+
+    #[test]
+    fn of_two_jobs_with_one_key_the_first_is_new() {
+        let jobs = [job(None), job(Some("a")), job(Some("a")), job(None), job(Some("b"))];
+        let mut found = Found::new(&jobs);
+        found.inserted(JobId(1), None);
+        found.inserted(JobId(2), Some("a".into()));
+        found.inserted(JobId(3), None);
+        assert_eq!(found.open(), [2, 4]);
+        found.there(2, JobId(2), Some(true));
+        found.there(4, JobId(9), Some(false));
+        assert_eq!(
+            found.done().unwrap(),
+            [
+                Inserted::New(JobId(1)),
+                Inserted::New(JobId(2)),
+                Inserted::There(JobId(2)),
+                Inserted::New(JobId(3)),
+                Inserted::Differs(JobId(9)),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_scope_names_its_queue_whatever_slashes_are_in_it() {
+        let scopes = vec!["batch:q/x/a/b".to_owned(), "batch:default/a/b".to_owned()];
+        assert_eq!(queues_of(scopes, "a/b"), ["default", "q/x"]);
+    }
 }

@@ -24,8 +24,19 @@ pub const NAME_MAX: usize = 200;
 const KEY_MAX: usize = 500;
 
 const FIELDS: [&str; 13] = [
-    "queue", "batch", "key", "custom_id", "prompt", "system", "model", "max_tokens", "params", "policy",
-    "metadata", "priority", "run_at",
+    "queue",
+    "batch",
+    "key",
+    "custom_id",
+    "prompt",
+    "system",
+    "model",
+    "max_tokens",
+    "params",
+    "policy",
+    "metadata",
+    "priority",
+    "run_at",
 ];
 
 /// A line understood.
@@ -175,7 +186,8 @@ impl Labels {
 
 /// Refuses what the constraints of `jobs` would refuse, in their order.
 pub fn check(job: &NewJob) -> Result<(), String> {
-    let params = job.params.as_deref().map(|params| object("params", params)).transpose()?.unwrap_or_default();
+    let params =
+        job.params.as_deref().map(|params| object("params", params)).transpose()?.unwrap_or_default();
     if let Some(policy) = &job.policy {
         object("policy", policy)?;
     }
@@ -273,7 +285,8 @@ fn fill_in(job: &mut NewJob, fill: &NewJob) -> Result<(), String> {
     {
         return Err(format!("batch is \"{here}\" here and \"{there}\" on the command line: give one"));
     }
-    let params = job.params.as_deref().map(|params| object("params", params)).transpose()?.unwrap_or_default();
+    let params =
+        job.params.as_deref().map(|params| object("params", params)).transpose()?.unwrap_or_default();
     let said = |name: &str| params.iter().any(|(field, _)| field == name);
     let system = if said("system") { &None } else { &fill.system };
     let model = if said("model") { &None } else { &fill.model };
@@ -297,15 +310,17 @@ fn fill_in(job: &mut NewJob, fill: &NewJob) -> Result<(), String> {
 }
 
 fn unknown(name: &str) -> String {
-    let closest = FIELDS.iter().max_by(|a, b| {
-        strsim::jaro_winkler(name, a).total_cmp(&strsim::jaro_winkler(name, b))
-    });
+    let closest =
+        FIELDS.iter().max_by(|a, b| strsim::jaro_winkler(name, a).total_cmp(&strsim::jaro_winkler(name, b)));
     match closest {
         Some(field) if strsim::jaro_winkler(name, field) > 0.8 => {
             format!("unknown field \"{name}\": did you mean \"{field}\"?")
         }
         _ if name == "messages" => "messages belongs into params: {\"params\":{\"messages\":[…]}}".into(),
-        _ => format!("unknown field \"{name}\": fields of the API go into params; known are {}", FIELDS.join(", ")),
+        _ => format!(
+            "unknown field \"{name}\": fields of the API go into params; known are {}",
+            FIELDS.join(", ")
+        ),
     }
 }
 
@@ -406,7 +421,8 @@ mod tests {
 
     #[test]
     fn params_keep_their_bytes() {
-        let line = one(r#"{"custom_id":"a","params":{"z":1.0, "messages":[],"a":{"y":1,"b":2}}}"#).expect("a job");
+        let line =
+            one(r#"{"custom_id":"a","params":{"z":1.0, "messages":[],"a":{"y":1,"b":2}}}"#).expect("a job");
         assert_eq!(line.job.params.as_deref(), Some(r#"{"z":1.0, "messages":[],"a":{"y":1,"b":2}}"#));
         assert_eq!(line.custom_id.as_deref(), Some("a"));
     }

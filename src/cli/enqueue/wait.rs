@@ -53,7 +53,8 @@ pub async fn for_all(desk: &dyn Desk, jobs: Vec<JobId>) -> anyhow::Result<Exit> 
         parts.push(format!("{} deleted", number(ended.deleted)));
     }
     let done: i64 = ended.outcomes.values().sum();
-    let all = ended.deleted == 0 && ended.outcomes.keys().all(|outcome| outcome == Outcome::Complete.as_str());
+    let all =
+        ended.deleted == 0 && ended.outcomes.keys().all(|outcome| outcome == Outcome::Complete.as_str());
     say(&format!("{} done: {}", count(done, "job", "jobs"), parts.join(", ")));
     Ok(if all { Exit::Good } else { Exit::NotComplete })
 }

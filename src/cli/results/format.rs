@@ -79,7 +79,17 @@ pub struct Lines(Table);
 impl Lines {
     /// Returns a table without rows.
     pub fn new() -> Self {
-        Self(table(&["job", "batch", "outcome", "stop reason", "model", "in", "out", "calls", "text or error"]))
+        Self(table(&[
+            "job",
+            "batch",
+            "outcome",
+            "stop reason",
+            "model",
+            "in",
+            "out",
+            "calls",
+            "text or error",
+        ]))
     }
 
     /// Adds a result.
@@ -359,7 +369,8 @@ mod tests {
     }
 
     fn kind(outcome: Outcome, stop: Option<&str>) -> String {
-        let line: serde_json::Value = serde_json::from_str(&batch(&result(outcome, stop))).expect("it is JSON");
+        let line: serde_json::Value =
+            serde_json::from_str(&batch(&result(outcome, stop))).expect("it is JSON");
         assert_eq!(line["custom_id"], "x/1");
         line["result"]["type"].as_str().expect("it has a type").to_owned()
     }
