@@ -6,9 +6,12 @@
 //! one that is not fenced, because money spent is written down whoever spent it.
 
 pub mod postgres;
+pub mod roles;
 pub mod sqlite;
 
 mod desk;
+mod held;
+mod lanes;
 pub mod migrations;
 mod op;
 mod row;
@@ -93,6 +96,8 @@ pub enum Database {
 /// What [`open`] gives.
 #[derive(Clone)]
 pub struct Opened {
+    /// What the worker needs.
+    pub store: Arc<dyn Store>,
     /// The database behind it.
     pub database: Database,
 }
@@ -105,11 +110,11 @@ pub struct Opened {
 pub async fn open(url: &str, settings: &StoreSettings, migrate: Migrate) -> Result<Opened, StoreError> {
     if let Some(file) = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) {
         let store = Arc::new(SqliteStore::open(file, settings, migrate).await?);
-        return Ok(Opened { database: Database::Sqlite(store) });
+        return Ok(Opened { store: store.clone(), database: Database::Sqlite(store) });
     }
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         let store = Arc::new(PostgresStore::open(url, settings, migrate).await?);
-        return Ok(Opened { database: Database::Postgres(store) });
+        return Ok(Opened { store: store.clone(), database: Database::Postgres(store) });
     }
     // Not repeated: it may hold a password.
     Err(StoreError::Database(
@@ -130,6 +135,8 @@ pub struct Me {
     pub pid_started: i64,
     /// Version of the binary.
     pub version: String,
+    /// The model of jobs that name none: `job_overview` shows it.
+    pub default_model: String,
 }
 
 /// A worker as another one sees it.

@@ -1,1 +1,267 @@
-//! To be written.
+//! Rows on their way in and out: what both databases read and write in the same shape.
+//!
+//! Batches travel as one JSON array, which both take apart into rows; the field names are the
+//! columns' names. Times travel as milliseconds ago: the database's clock turns them into times.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::domain::job::{Claimed, JobId, Lease};
+use crate::domain::ledger::{Answer, Call, PastCall, Release};
+
+/// Longest delay that is written: far beyond any hint of a server, and no overflow in a database.
+const DELAY_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// A row of `calls`.
+#[derive(Debug, Serialize)]
+struct CallRow<'a> {
+    job_id: i64,
+    claim: i64,
+    run: i64,
+    seq: i32,
+    kind: &'static str,
+    probe: bool,
+    model: &'a str,
+    max_tokens: i64,
+    messages: i32,
+    sent_ago: i64,
+    first_token_ago: Option<i64>,
+    ended_ago: i64,
+    http_status: Option<u16>,
+    request_id: Option<&'a str>,
+    message_id: Option<&'a str>,
+    stop_reason: Option<&'a str>,
+    input_tokens: i64,
+    output_tokens: i64,
+    cache_creation_input_tokens: i64,
+    cache_read_input_tokens: i64,
+    partial: bool,
+    error_type: Option<&'a str>,
+    error_code: Option<&'a str>,
+    error: Option<&'a str>,
+    retry_after_ms: Option<i64>,
+    stop_details: Option<&'a str>,
+    request: Option<&'a str>,
+    usage: Option<&'a str>,
+    container: Option<&'a str>,
+    content: Option<&'a str>,
+}
+
+/// A row of `results`, but for what comes from `jobs`.
+#[derive(Debug, Serialize)]
+struct AnswerRow<'a> {
+    job_id: i64,
+    claim: i64,
+    run: i64,
+    outcome: &'static str,
+    stop_reason: Option<&'a str>,
+    stop_sequence: Option<&'a str>,
+    model: Option<&'a str>,
+    input_tokens: i64,
+    output_tokens: i64,
+    cache_creation_input_tokens: i64,
+    cache_read_input_tokens: i64,
+    calls: i32,
+    continuations: i32,
+    seams: i32,
+    failures: i32,
+    sanitised: i32,
+    error_type: Option<&'a str>,
+    error_code: Option<&'a str>,
+    error: Option<&'a str>,
+    request_id: Option<&'a str>,
+    started_ago: Option<i64>,
+    stop_details: Option<&'a str>,
+    text: Option<&'a str>,
+    content: Option<&'a str>,
+    output: Option<&'a str>,
+}
+
+/// A job put back.
+#[derive(Debug, Serialize)]
+struct ReleaseRow<'a> {
+    job_id: i64,
+    claim: i64,
+    run: i64,
+    delay_ms: Option<i64>,
+    failures: i32,
+    deferrals: i32,
+    reason: Option<&'a str>,
+}
+
+#[derive(Debug, Serialize)]
+struct LeaseRow {
+    job_id: i64,
+    claim: i64,
+    run: i64,
+}
+
+/// One row as JSON text, with the lease that it belongs to.
+#[derive(Debug, Clone)]
+pub(crate) struct Row {
+    /// Whose it is.
+    pub(crate) lease: Lease,
+    /// A JSON object.
+    pub(crate) json: String,
+}
+
+/// Returns the rows as one JSON array.
+pub(crate) fn array<'a>(rows: impl IntoIterator<Item = &'a Row>) -> String {
+    let mut out = String::from("[");
+    for row in rows {
+        if out.len() > 1 {
+            out.push(',');
+        }
+        out.push_str(&row.json);
+    }
+    out.push(']');
+    out
+}
+
+/// Returns leases as one JSON array of objects with `job_id`, `claim` and `run`.
+pub(crate) fn leases(leases: &[Lease]) -> String {
+    let rows: Vec<LeaseRow> = leases
+        .iter()
+        .map(|lease| LeaseRow { job_id: lease.job.0, claim: lease.claim, run: lease.run })
+        .collect();
+    json(&rows)
+}
+
+/// Returns the row of a call.
+pub(crate) fn call(lease: &Lease, call: &Call, now: Instant) -> Row {
+    let fault = call.fault.as_ref();
+    let json = json(&CallRow {
+        job_id: lease.job.0,
+        claim: lease.claim,
+        run: lease.run,
+        seq: call.seq,
+        kind: call.kind.as_str(),
+        probe: call.probe,
+        model: &call.model,
+        max_tokens: call.max_tokens,
+        messages: call.messages,
+        sent_ago: ago(now, call.sent),
+        first_token_ago: call.first_token.map(|at| ago(now, at)),
+        ended_ago: ago(now, call.ended),
+        http_status: call.http_status,
+        request_id: call.request_id.as_deref(),
+        message_id: call.message_id.as_deref(),
+        stop_reason: call.stop_reason.as_deref(),
+        input_tokens: call.usage.input,
+        output_tokens: call.usage.output,
+        cache_creation_input_tokens: call.usage.cache_creation,
+        cache_read_input_tokens: call.usage.cache_read,
+        partial: call.partial,
+        error_type: fault.map(|fault| fault.kind.as_str()),
+        error_code: fault.and_then(|fault| fault.code.as_deref()),
+        error: fault.map(|fault| fault.message.as_str()),
+        retry_after_ms: call.retry_after.map(ms),
+        stop_details: call.stop_details.as_deref(),
+        request: call.request.as_deref(),
+        usage: call.usage_raw.as_deref(),
+        container: call.container.as_deref(),
+        content: call.content.as_deref(),
+    });
+    Row { lease: *lease, json }
+}
+
+/// Returns the row of a result.
+pub(crate) fn answer(lease: &Lease, answer: &Answer, now: Instant) -> Row {
+    let fault = answer.fault.as_ref();
+    let json = json(&AnswerRow {
+        job_id: lease.job.0,
+        claim: lease.claim,
+        run: lease.run,
+        outcome: answer.outcome.as_str(),
+        stop_reason: answer.stop_reason.as_deref(),
+        stop_sequence: answer.stop_sequence.as_deref(),
+        model: answer.model.as_deref(),
+        input_tokens: answer.usage.input,
+        output_tokens: answer.usage.output,
+        cache_creation_input_tokens: answer.usage.cache_creation,
+        cache_read_input_tokens: answer.usage.cache_read,
+        calls: answer.calls,
+        continuations: answer.continuations,
+        seams: answer.seams,
+        failures: answer.failures,
+        sanitised: answer.sanitised,
+        error_type: fault.map(|fault| fault.kind.as_str()),
+        error_code: fault.and_then(|fault| fault.code.as_deref()),
+        error: fault.map(|fault| fault.message.as_str()),
+        request_id: answer.request_id.as_deref(),
+        started_ago: answer.started.map(|at| ago(now, at)),
+        stop_details: answer.stop_details.as_deref(),
+        text: answer.text.as_deref(),
+        content: answer.content.as_deref(),
+        output: answer.output.as_deref(),
+    });
+    Row { lease: *lease, json }
+}
+
+/// Returns the row of a release.
+pub(crate) fn release(release: &Release) -> Row {
+    let lease = release.lease;
+    let json = json(&ReleaseRow {
+        job_id: lease.job.0,
+        claim: lease.claim,
+        run: lease.run,
+        delay_ms: release.delay.map(|delay| ms(delay.min(DELAY_MAX))),
+        failures: release.failures,
+        deferrals: release.deferrals,
+        reason: release.reason.as_deref(),
+    });
+    Row { lease, json }
+}
+
+/// Returns a duration in whole milliseconds, at most some 292 million years.
+pub(crate) fn ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Returns what the database says is left, as a duration that is never negative.
+pub(crate) fn left(ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(ms).unwrap_or(0))
+}
+
+/// Returns the leases as (jobs, claims, runs), for Postgres' `unnest`.
+pub(crate) fn columns(leases: &[Lease]) -> (Vec<i64>, Vec<i64>, Vec<i64>) {
+    let jobs = leases.iter().map(|lease| lease.job.0).collect();
+    let claims = leases.iter().map(|lease| lease.claim).collect();
+    (jobs, claims, leases.iter().map(|lease| lease.run).collect())
+}
+
+/// Gives each claimed job its part of the ledger, in the order it came.
+pub(crate) fn hand_out(claimed: &mut [Claimed], calls: Vec<(JobId, PastCall)>) {
+    let at: HashMap<JobId, usize> =
+        claimed.iter().enumerate().map(|(at, job)| (job.lease.job, at)).collect();
+    for (job, call) in calls {
+        if let Some(&at) = at.get(&job) {
+            claimed[at].calls.push(call);
+        }
+    }
+}
+
+/// Returns ids as a JSON array.
+pub(crate) fn ids(ids: &[i64]) -> String {
+    json(&ids)
+}
+
+/// Returns names, or pairs of names, as a JSON array.
+pub(crate) fn texts<T: Serialize>(names: &[T]) -> String {
+    json(&names)
+}
+
+/// Returns the ids as jobs.
+pub(crate) fn jobs(ids: Vec<i64>) -> Vec<JobId> {
+    ids.into_iter().map(JobId).collect()
+}
+
+fn ago(now: Instant, then: Instant) -> i64 {
+    ms(now.saturating_duration_since(then))
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("rows are structs of strings and numbers: they have a JSON form")
+}

@@ -1,1 +1,4 @@
+//! The integration tests: one binary. Whatever holds for a database holds for both.
 
+mod contract;
+mod support;

@@ -1,0 +1,59 @@
+//! Which leases this process was given, so that a claim whose answer was lost on the way is
+//! noticed: the database says they are ours, and nobody here works on them.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::domain::job::{Claimed, Lease};
+
+/// The leases given out and not yet given back.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    leases: HashSet<(i64, i64)>,
+    unsure_until: Option<Instant>,
+}
+
+impl Held {
+    /// Notes what a claim brought.
+    pub(crate) fn give(&self, claimed: &[Claimed]) {
+        self.with(|inner| {
+            inner.leases.extend(claimed.iter().map(|job| (job.lease.job.0, job.lease.claim)));
+        });
+    }
+
+    /// Notes that these are not ours any more.
+    pub(crate) fn drop<'a>(&self, leases: impl IntoIterator<Item = &'a Lease>) {
+        self.with(|inner| {
+            for lease in leases {
+                inner.leases.remove(&(lease.job.0, lease.claim));
+            }
+        });
+    }
+
+    /// Notes that a claim failed after it was sent: it may yet come through, for so long.
+    pub(crate) fn unsure(&self, limit: Duration) {
+        self.with(|inner| inner.unsure_until = Some(Instant::now() + limit));
+    }
+
+    /// Returns the leases that are known, as (job, claim), while some may be unknown.
+    pub(crate) fn known_while_unsure(&self) -> Option<(Vec<i64>, Vec<i64>)> {
+        self.with(|inner| {
+            let until = inner.unsure_until?;
+            if until < Instant::now() {
+                // One last look: whatever came through has come through by now.
+                inner.unsure_until = None;
+            }
+            Some(inner.leases.iter().copied().unzip())
+        })
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
+        act(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,325 @@
+//! Who may be served next: the lanes that a scan found, and how a claim's slots are dealt to them.
+//!
+//! A lane is a (queue, model, batch) at one priority. Within a queue a higher priority goes first;
+//! lanes of equal rank take turns. Pure: the stores scan and take, this decides how many from where.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::{Blocked, Wanted};
+
+/// Streams, and lanes in a stream, that one scan looks at. What lies beyond comes with the next scan.
+pub(crate) const LANES_MAX: usize = 64;
+/// Scans that one claim may need where lanes are many and short.
+pub(crate) const SCANS_MAX: usize = 8;
+/// How long a scan is believed: a pause or a more urgent job is seen within this time.
+const FRESH: Duration = Duration::from_millis(250);
+
+/// A lane as a scan found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lane {
+    /// `job_state.queue`.
+    pub(crate) queue: String,
+    /// `job_state.model`: '' is the queue's or the default.
+    pub(crate) model: String,
+    /// `job_state.priority`.
+    pub(crate) priority: i32,
+    /// `job_state.batch`: '' is none.
+    pub(crate) batch: String,
+    /// `queues.model`.
+    pub(crate) queue_model: Option<String>,
+    /// `queues.max_running`.
+    pub(crate) limit: Option<i32>,
+    /// Pending jobs, counted up to the scan's cap.
+    pub(crate) count: usize,
+    /// Jobs up to this id were taken already since the scan.
+    pub(crate) after: i64,
+}
+
+/// A lane's share of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Take {
+    /// Index into [`Lanes::all`].
+    pub(crate) lane: usize,
+    /// How many jobs.
+    pub(crate) jobs: usize,
+}
+
+/// Where the next scan goes on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Cursor {
+    /// The first (queue, model) to look at.
+    pub(crate) stream: (String, String),
+    /// In a stream with more lanes than a scan reads, at this priority: the first batch to look at.
+    pub(crate) batches: HashMap<(String, String), (i32, String)>,
+}
+
+/// The lanes as last seen.
+#[derive(Debug, Default)]
+pub(crate) struct Lanes {
+    all: Vec<Lane>,
+    cap: usize,
+    whole: bool,
+    seen: Option<Instant>,
+    filter: Option<Filter>,
+    turn: usize,
+    /// Where the next scan goes on.
+    pub(crate) cursor: Cursor,
+}
+
+/// What a scan leaves out; a scan made with another filter is not used again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Filter {
+    queues: Vec<String>,
+    default_model: String,
+    blocked: Blocked,
+}
+
+impl Filter {
+    fn of(wanted: &Wanted) -> Self {
+        Self {
+            queues: wanted.queues.clone(),
+            default_model: wanted.default_model.clone(),
+            blocked: wanted.blocked.clone(),
+        }
+    }
+}
+
+/// What a scan brought: the streams it looked at, and their lanes, in the index's order.
+#[derive(Debug, Default)]
+pub(crate) struct Scan {
+    /// How many (queue, model) were looked at, also those passed by.
+    pub(crate) streams: usize,
+    /// The last of them.
+    pub(crate) last: (String, String),
+    /// The lanes of those that are not passed by, stopped batches among them.
+    pub(crate) lanes: Vec<Lane>,
+    /// Lanes read of one stream at most.
+    pub(crate) lanes_max: usize,
+    /// Pending jobs counted at most.
+    pub(crate) cap: usize,
+}
+
+impl Lanes {
+    /// Whether what was last seen may be used for this claim.
+    pub(crate) fn usable(&self, wanted: &Wanted) -> bool {
+        self.seen.is_some_and(|seen| seen.elapsed() < FRESH) && self.filter == Some(Filter::of(wanted))
+    }
+
+    /// Whether the last scan saw everything that there is.
+    pub(crate) fn whole(&self) -> bool {
+        self.whole
+    }
+
+    /// Makes the next claim look again.
+    pub(crate) fn forget(&mut self) {
+        self.seen = None;
+    }
+
+    /// Returns a lane.
+    pub(crate) fn lane(&self, take: Take) -> &Lane {
+        &self.all[take.lane]
+    }
+
+    /// Takes over what a scan found, and moves the cursor.
+    pub(crate) fn learn(&mut self, scan: Scan, wanted: &Wanted) {
+        let at_start = self.cursor.stream == (String::new(), String::new());
+        let more_streams = scan.streams >= LANES_MAX;
+        self.cursor.stream = if more_streams { scan.last.clone() } else { (String::new(), String::new()) };
+        let cut = self.move_batches(&scan);
+        self.whole = at_start && !more_streams && !cut;
+        self.cap = scan.cap;
+        self.seen = Some(Instant::now());
+        self.filter = Some(Filter::of(wanted));
+        let stopped = &wanted.blocked.batches;
+        self.all = scan.lanes;
+        self.all.retain(|lane| !stopped.iter().any(|(queue, batch)| *queue == lane.queue && *batch == lane.batch));
+    }
+
+    /// A stream whose highest priority has more lanes than a scan reads goes on where it was cut;
+    /// returns whether there is one that was not seen in full.
+    fn move_batches(&mut self, scan: &Scan) -> bool {
+        let mut cut = false;
+        let mut batches = HashMap::new();
+        for stream in scan.lanes.chunk_by(|a, b| a.queue == b.queue && a.model == b.model) {
+            let (first, last) = (&stream[0], &stream[stream.len() - 1]);
+            let key = (first.queue.clone(), first.model.clone());
+            cut |= self.cursor.batches.contains_key(&key);
+            if stream.len() >= scan.lanes_max {
+                cut = true;
+                if last.priority == first.priority {
+                    batches.insert(key, (last.priority, last.batch.clone()));
+                }
+            }
+        }
+        self.cursor.batches = batches;
+        cut
+    }
+
+    /// Deals slots: in each queue the highest priority first, equal ranks in turns; a model that is
+    /// being probed gives one job in all, and is noted in `probed` for the rest of the claim.
+    pub(crate) fn deal(&mut self, slots: usize, wanted: &Wanted, probed: &mut Vec<String>) -> Vec<Take> {
+        let mut left: Vec<usize> = self.all.iter().map(|lane| self.depth(lane)).collect();
+        let mut given = vec![0_usize; self.all.len()];
+        let mut order: Vec<usize> = Vec::new();
+        let mut slots = slots;
+        while slots > 0 {
+            let tier = self.tier(&left);
+            if tier.is_empty() {
+                break;
+            }
+            let share = (slots / tier.len()).max(1);
+            let start = self.turn % tier.len();
+            let mut served = 0;
+            for &at in tier[start..].iter().chain(&tier[..start]) {
+                let model = effective_model(&self.all[at], wanted);
+                let probe = wanted.blocked.probes.iter().any(|probe| probe == model);
+                let spent = probe && probed.iter().any(|known| known == model);
+                let most = if spent { 0 } else if probe { 1 } else { share };
+                let jobs = most.min(left[at]).min(slots);
+                left[at] = if probe { 0 } else { left[at] - jobs };
+                if jobs == 0 {
+                    served += usize::from(spent);
+                    continue;
+                }
+                if probe {
+                    probed.push(model.to_owned());
+                }
+                if given[at] == 0 {
+                    order.push(at);
+                }
+                given[at] += jobs;
+                slots -= jobs;
+                served += 1;
+            }
+            self.turn = self.turn.wrapping_add(served);
+        }
+        order.into_iter().map(|lane| Take { lane, jobs: given[lane] }).collect()
+    }
+
+    /// Notes what a lane gave: how many, and the highest id among them.
+    pub(crate) fn took(&mut self, take: Take, jobs: usize, last: i64) {
+        let deep = self.all[take.lane].count >= self.cap;
+        let lane = &mut self.all[take.lane];
+        lane.after = lane.after.max(last);
+        if jobs < take.jobs {
+            lane.count = 0;
+        } else if !deep {
+            lane.count = lane.count.saturating_sub(jobs);
+        }
+    }
+
+    fn depth(&self, lane: &Lane) -> usize {
+        if lane.count >= self.cap { usize::MAX } else { lane.count }
+    }
+
+    /// The lanes that are next: of each queue those at its highest priority that has jobs left.
+    fn tier(&self, left: &[usize]) -> Vec<usize> {
+        let mut top: HashMap<&str, i32> = HashMap::new();
+        for (lane, _) in self.all.iter().zip(left).filter(|(_, left)| **left > 0) {
+            let best = top.entry(&lane.queue).or_insert(lane.priority);
+            *best = (*best).max(lane.priority);
+        }
+        (0..self.all.len())
+            .filter(|&at| left[at] > 0 && top.get(self.all[at].queue.as_str()) == Some(&self.all[at].priority))
+            .collect()
+    }
+}
+
+/// Returns the model that a lane's jobs ask: their own, else the queue's, else the default.
+pub(crate) fn effective_model<'a>(lane: &'a Lane, wanted: &'a Wanted) -> &'a str {
+    if lane.model.is_empty() {
+        lane.queue_model.as_deref().unwrap_or(&wanted.default_model)
+    } else {
+        &lane.model
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::job::WorkerId;
+
+    fn wanted() -> Wanted {
+        Wanted {
+            worker: WorkerId(1),
+            slots: 8,
+            bytes_max: 1 << 20,
+            queues: Vec::new(),
+            default_model: "m".to_owned(),
+            blocked: Blocked::default(),
+        }
+    }
+
+    fn lane(queue: &str, model: &str, priority: i32, batch: &str, count: usize) -> Lane {
+        Lane {
+            queue: queue.to_owned(),
+            model: model.to_owned(),
+            priority,
+            batch: batch.to_owned(),
+            queue_model: None,
+            limit: None,
+            count,
+            after: 0,
+        }
+    }
+
+    fn scan(lanes: Vec<Lane>) -> Scan {
+        let last = lanes.last().map(|lane| (lane.queue.clone(), lane.model.clone())).unwrap_or_default();
+        Scan { streams: 1, last, lanes, lanes_max: 4, cap: 100 }
+    }
+
+    fn dealt(lanes: &mut Lanes, slots: usize, wanted: &Wanted) -> Vec<(String, i32, usize)> {
+        let takes = lanes.deal(slots, wanted, &mut Vec::new());
+        takes.iter().map(|&take| (lanes.lane(take).batch.clone(), lanes.lane(take).priority, take.jobs)).collect()
+    }
+
+    #[test]
+    fn a_higher_priority_is_emptied_before_a_lower_one_gets_a_slot() {
+        let mut lanes = Lanes::default();
+        lanes.learn(scan(vec![lane("q", "", 5, "a", 3), lane("q", "", 0, "b", 100)]), &wanted());
+        assert_eq!(dealt(&mut lanes, 8, &wanted()), [("a".to_owned(), 5, 3), ("b".to_owned(), 0, 5)]);
+    }
+
+    #[test]
+    fn equal_lanes_share_and_what_a_short_one_leaves_goes_to_the_others() {
+        let mut lanes = Lanes::default();
+        lanes.learn(scan(vec![lane("q", "", 0, "big", 100), lane("q", "", 0, "small", 2)]), &wanted());
+        let mut shares = dealt(&mut lanes, 8, &wanted());
+        shares.sort();
+        assert_eq!(shares, [("big".to_owned(), 0, 6), ("small".to_owned(), 0, 2)]);
+    }
+
+    #[test]
+    fn single_slots_go_round() {
+        let mut lanes = Lanes::default();
+        let three = vec![lane("q", "", 0, "a", 9), lane("q", "", 0, "b", 9), lane("r", "", 0, "c", 9)];
+        lanes.learn(scan(three), &wanted());
+        let turns: Vec<String> = (0..6).map(|_| dealt(&mut lanes, 1, &wanted()).remove(0).0).collect();
+        assert_eq!(turns, ["a", "b", "c", "a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_probed_model_gives_one_job_over_all_its_lanes() {
+        let mut wanted = wanted();
+        wanted.blocked.probes = vec!["m".to_owned()];
+        let mut lanes = Lanes::default();
+        lanes.learn(scan(vec![lane("q", "", 0, "a", 9), lane("r", "m", 0, "b", 9)]), &wanted);
+        let jobs: usize = dealt(&mut lanes, 8, &wanted).iter().map(|(.., jobs)| jobs).sum();
+        assert_eq!(jobs, 1);
+    }
+
+    #[test]
+    fn a_stream_with_too_many_lanes_goes_on_where_it_was_cut_and_then_from_the_start() {
+        let mut lanes = Lanes::default();
+        let many = |from: usize| (from..from + 4).map(|n| lane("q", "", 0, &format!("b{n}"), 1)).collect();
+        lanes.learn(scan(many(0)), &wanted());
+        let key = ("q".to_owned(), String::new());
+        assert_eq!(lanes.cursor.batches.get(&key), Some(&(0, "b3".to_owned())));
+        assert!(!lanes.whole());
+        lanes.learn(scan(vec![lane("q", "", 0, "b3", 1)]), &wanted());
+        assert!(lanes.cursor.batches.is_empty() && !lanes.whole());
+        lanes.learn(scan(vec![lane("q", "", 0, "b0", 1)]), &wanted());
+        assert!(lanes.whole());
+    }
+}

@@ -1,0 +1,60 @@
+//! Gates on Postgres: read all, write one by compare-and-set.
+
+use sqlx::Row as _;
+use sqlx::postgres::PgConnection;
+
+use crate::store::GateRow;
+use crate::store::row;
+
+/// Reads all gates.
+pub(super) async fn all(conn: &mut PgConnection) -> sqlx::Result<Vec<GateRow>> {
+    let rows = sqlx::query(
+        "SELECT scope, state, reason, generation,
+                ceil(extract(epoch FROM until - clock_timestamp()) * 1000)::bigint AS until_in
+           FROM gates
+          ORDER BY scope",
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.iter()
+        .map(|gate| {
+            Ok(GateRow {
+                scope: gate.try_get("scope")?,
+                state: gate.try_get("state")?,
+                reason: gate.try_get("reason")?,
+                until_in: gate.try_get::<Option<i64>, _>("until_in")?.map(row::left),
+                generation: gate.try_get("generation")?,
+            })
+        })
+        .collect()
+}
+
+/// Writes a gate where its generation is still the same. One that a person inserted starts at 0,
+/// like one that is not there.
+pub(super) async fn set(conn: &mut PgConnection, gate: &GateRow) -> sqlx::Result<Option<i64>> {
+    sqlx::query_scalar(
+        "WITH changed AS (
+             UPDATE gates
+                SET state = $2, reason = $3, until = now() + $4 * interval '1 millisecond',
+                    generation = generation + 1, changed_at = now()
+              WHERE scope = $1 AND generation = $5
+             RETURNING generation
+         ), made AS (
+             INSERT INTO gates (scope, state, reason, until, generation)
+             SELECT $1, $2, $3, now() + $4 * interval '1 millisecond', 1
+              WHERE $5 = 0 AND NOT EXISTS (SELECT FROM changed)
+             ON CONFLICT (scope) DO NOTHING
+             RETURNING generation
+         )
+         SELECT generation FROM changed
+         UNION ALL
+         SELECT generation FROM made",
+    )
+    .bind(&gate.scope)
+    .bind(&gate.state)
+    .bind(&gate.reason)
+    .bind(gate.until_in.map(row::ms))
+    .bind(gate.generation)
+    .fetch_optional(conn)
+    .await
+}

@@ -1,0 +1,280 @@
+//! Workers, promotion, deadlines, rescue and counts on Postgres.
+
+use std::time::Duration;
+
+use sqlx::Row as _;
+use sqlx::postgres::PgConnection;
+
+use crate::domain::job::{JobId, Lease, WorkerId};
+use crate::store::{Backlog, Me, Peer, Wanted, row};
+
+/// Registers a worker.
+pub(super) async fn enlist(conn: &mut PgConnection, me: &Me) -> sqlx::Result<WorkerId> {
+    sqlx::query_scalar(
+        "INSERT INTO workers (host, boot, pid, pid_started, version, default_model)
+         VALUES ($1, $2, $3, $4, $5, $6)
+         RETURNING id",
+    )
+    .bind(&me.host)
+    .bind(&me.boot)
+    .bind(me.pid)
+    .bind(me.pid_started)
+    .bind(&me.version)
+    .bind(&me.default_model)
+    .fetch_one(conn)
+    .await
+    .map(WorkerId)
+}
+
+/// Says that a worker lives; `false` where its row is gone.
+pub(super) async fn beat(
+    conn: &mut PgConnection,
+    worker: WorkerId,
+    running: usize,
+    asleep: bool,
+) -> sqlx::Result<bool> {
+    let done = sqlx::query(
+        "UPDATE workers
+            SET beat = beat + 1, seen_at = now(), running = $2, asleep = $3
+          WHERE id = $1",
+    )
+    .bind(worker.0)
+    .bind(running as i32)
+    .bind(asleep)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Says whether inserters are to wake a worker.
+pub(super) async fn sleep(conn: &mut PgConnection, worker: WorkerId, asleep: bool) -> sqlx::Result<()> {
+    sqlx::query("UPDATE workers SET asleep = $2, seen_at = now() WHERE id = $1 AND asleep <> $2")
+        .bind(worker.0)
+        .bind(asleep)
+        .execute(conn)
+        .await
+        .map(drop)
+}
+
+/// Takes a worker's row away. What it still holds is found by [`peers`] and rescued.
+pub(super) async fn retire(conn: &mut PgConnection, worker: WorkerId) -> sqlx::Result<()> {
+    sqlx::query("DELETE FROM workers WHERE id = $1").bind(worker.0).execute(conn).await.map(drop)
+}
+
+/// Returns which leases are no longer held.
+pub(super) async fn lost(conn: &mut PgConnection, leases: &[Lease]) -> sqlx::Result<Vec<Lease>> {
+    let (jobs, claims, runs) = row::columns(leases);
+    let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
+        "SELECT d.job_id, d.claim, d.run
+           FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS d(job_id, claim, run)
+          WHERE NOT EXISTS (
+                SELECT FROM job_state s
+                 WHERE s.job_id = d.job_id AND s.claims = d.claim AND s.run = d.run AND s.state = 'running'
+                OFFSET 0)",
+    )
+    .bind(jobs)
+    .bind(claims)
+    .bind(runs)
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.into_iter().map(|(job, claim, run)| Lease { job: JobId(job), claim, run }).collect())
+}
+
+/// Makes due jobs pending.
+pub(super) async fn promote(conn: &mut PgConnection, limit: i64) -> sqlx::Result<u64> {
+    let done = sqlx::query(
+        "WITH due AS MATERIALIZED (
+             SELECT job_id FROM job_state
+              WHERE state = 'scheduled' AND available_at <= now()
+              ORDER BY available_at
+              LIMIT $1
+                FOR NO KEY UPDATE SKIP LOCKED
+         )
+         UPDATE job_state
+            SET state = 'pending'
+          WHERE job_id = ANY (ARRAY(SELECT job_id FROM due))",
+    )
+    .bind(limit)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Ends jobs that are past their deadline.
+pub(super) async fn expire(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<JobId>> {
+    let ids = sqlx::query_scalar(
+        "WITH due AS MATERIALIZED (
+             SELECT job_id, state FROM job_state
+              WHERE deadline_at IS NOT NULL AND state <> 'done' AND deadline_at <= now()
+              ORDER BY deadline_at
+              LIMIT $1
+                FOR NO KEY UPDATE SKIP LOCKED
+         ), ended AS (
+             UPDATE job_state s
+                SET state = 'done', claims = s.claims + 1, claimed_by = NULL, reason = NULL
+               FROM due d
+              WHERE s.job_id = d.job_id AND s.job_id = ANY (ARRAY(SELECT job_id FROM due))
+             RETURNING s.job_id, s.run, s.failures, d.state
+         )
+         INSERT INTO results
+                (job_id, run, queue, batch, key, outcome, error_type, error, failures, calls, continuations,
+                 started_at, input_tokens, output_tokens, cache_creation_input_tokens, cache_read_input_tokens,
+                 request_id)
+         SELECT e.job_id, e.run, j.queue, j.batch, j.key, 'expired', 'expired',
+                'its deadline passed while it was ' || e.state, e.failures, c.*
+           FROM ended e
+          CROSS JOIN LATERAL (SELECT queue, batch, key FROM jobs WHERE id = e.job_id LIMIT 1) j
+          CROSS JOIN LATERAL (
+                SELECT count(*), count(*) FILTER (WHERE kind IN ('continue', 'regenerate')), min(sent_at),
+                       coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0),
+                       coalesce(sum(cache_creation_input_tokens), 0), coalesce(sum(cache_read_input_tokens), 0),
+                       (array_agg(request_id ORDER BY claim DESC, seq DESC))[1]
+                  FROM calls
+                 WHERE job_id = e.job_id AND run = e.run) c
+         RETURNING job_id",
+    )
+    .bind(limit)
+    .fetch_all(conn)
+    .await?;
+    Ok(row::jobs(ids))
+}
+
+/// Returns the other workers, and, with a beat that stands still, those that hold jobs without a row.
+pub(super) async fn peers(conn: &mut PgConnection, me: WorkerId) -> sqlx::Result<Vec<Peer>> {
+    let rows = sqlx::query(
+        "SELECT id, beat, host, boot, pid, pid_started
+           FROM workers
+          WHERE id <> $1
+          UNION ALL
+         SELECT DISTINCT s.claimed_by, -1::bigint, '', '', 0::bigint, 0::bigint
+           FROM job_state s
+          WHERE s.state = 'running' AND s.claimed_by <> $1
+            AND NOT EXISTS (SELECT FROM workers w WHERE w.id = s.claimed_by)
+          ORDER BY 1",
+    )
+    .bind(me.0)
+    .fetch_all(conn)
+    .await?;
+    rows.iter()
+        .map(|peer| {
+            Ok(Peer {
+                id: WorkerId(peer.try_get("id")?),
+                beat: peer.try_get("beat")?,
+                host: peer.try_get("host")?,
+                boot: peer.try_get("boot")?,
+                pid: peer.try_get("pid")?,
+                pid_started: peer.try_get("pid_started")?,
+            })
+        })
+        .collect()
+}
+
+/// Takes jobs from a dead worker, and its row where it holds none any more.
+pub(super) async fn rescue(conn: &mut PgConnection, dead: WorkerId, limit: i64) -> sqlx::Result<Vec<JobId>> {
+    let ids = sqlx::query_scalar(
+        "WITH held AS MATERIALIZED (
+             SELECT job_id, claims FROM job_state
+              WHERE state = 'running' AND claimed_by = $1
+              ORDER BY job_id
+              LIMIT $2
+                FOR NO KEY UPDATE SKIP LOCKED
+         ), back AS (
+             UPDATE job_state s
+                SET state = 'pending', claims = s.claims + 1, claimed_by = NULL, crashes = s.crashes + 1,
+                    reason = 'its worker vanished'
+               FROM held h
+              WHERE s.job_id = h.job_id AND s.job_id = ANY (ARRAY(SELECT job_id FROM held))
+             RETURNING s.job_id, h.claims AS claim, s.run
+         ), lost AS (
+             INSERT INTO calls (job_id, claim, seq, run, kind, ended_at, error_type, error, worker)
+             SELECT b.job_id, b.claim,
+                    1 + coalesce((SELECT max(seq) FROM calls c WHERE c.job_id = b.job_id AND c.claim = b.claim), 0),
+                    b.run, 'ask', now(), 'lost', 'the worker vanished; the call may have been made and paid for', $1
+               FROM back b
+             ON CONFLICT (job_id, claim, seq) DO NOTHING
+         )
+         SELECT job_id FROM back ORDER BY job_id",
+    )
+    .bind(dead.0)
+    .bind(limit)
+    .fetch_all(&mut *conn)
+    .await?;
+    sqlx::query(
+        "DELETE FROM workers
+          WHERE id = $1 AND NOT EXISTS (SELECT FROM job_state WHERE state = 'running' AND claimed_by = $1)",
+    )
+    .bind(dead.0)
+    .execute(conn)
+    .await?;
+    Ok(row::jobs(ids))
+}
+
+/// Counts what is left.
+pub(super) async fn backlog(
+    conn: &mut PgConnection,
+    wanted: &Wanted,
+    horizon: Duration,
+) -> sqlx::Result<Backlog> {
+    let (queues, batches): (Vec<&str>, Vec<&str>) =
+        wanted.blocked.batches.iter().map(|(queue, batch)| (queue.as_str(), batch.as_str())).unzip();
+    let found = sqlx::query(
+        "WITH counted AS (
+             SELECT state, queue, model, batch, count(*) AS n, 0::bigint AS later
+               FROM job_state WHERE state = 'pending'
+              GROUP BY state, queue, model, batch
+              UNION ALL
+             SELECT state, queue, '', '', count(*),
+                    count(*) FILTER (WHERE available_at > now() + $4 * interval '1 millisecond')
+               FROM job_state WHERE state = 'scheduled'
+              GROUP BY state, queue
+              UNION ALL
+             SELECT state, queue, '', '', count(*), 0 FROM job_state WHERE state = 'running' GROUP BY state, queue
+              UNION ALL
+             SELECT state, queue, '', '', count(*), 0 FROM job_state WHERE state = 'waiting' GROUP BY state, queue
+         ), lane AS (
+             SELECT c.state, c.n, c.later, coalesce(q.paused, false) AS paused,
+                    coalesce(nullif(c.model, ''), q.model, $2) = ANY ($3)
+                    OR (c.queue, c.batch) IN (SELECT * FROM unnest($5::text[], $6::text[])) AS blocked
+               FROM counted c
+               LEFT JOIN queues q ON q.name = c.queue
+              WHERE cardinality($1::text[]) = 0 OR c.queue = ANY ($1)
+         )
+         SELECT coalesce(sum(n) FILTER (WHERE state = 'pending' AND NOT paused AND NOT blocked), 0)::bigint AS pending,
+                coalesce(sum(n) FILTER (WHERE state = 'pending' AND NOT paused AND blocked), 0)::bigint AS blocked,
+                coalesce(sum(n) FILTER (WHERE state = 'running'), 0)::bigint AS running,
+                coalesce(sum(n - later) FILTER (WHERE state = 'scheduled' AND NOT paused), 0)::bigint AS soon,
+                coalesce(sum(later) FILTER (WHERE state = 'scheduled' AND NOT paused), 0)::bigint AS later,
+                coalesce(sum(n) FILTER (WHERE state IN ('pending', 'scheduled') AND paused), 0)::bigint AS paused,
+                coalesce(sum(n) FILTER (WHERE state = 'waiting'), 0)::bigint AS waiting
+           FROM lane",
+    )
+    .bind(&wanted.queues)
+    .bind(&wanted.default_model)
+    .bind(&wanted.blocked.models)
+    .bind(row::ms(horizon))
+    .bind(queues)
+    .bind(batches)
+    .fetch_one(conn)
+    .await?;
+    Ok(Backlog {
+        pending: found.try_get("pending")?,
+        blocked: found.try_get("blocked")?,
+        running: found.try_get("running")?,
+        soon: found.try_get("soon")?,
+        later: found.try_get("later")?,
+        paused: found.try_get("paused")?,
+        waiting: found.try_get("waiting")?,
+    })
+}
+
+/// Returns the time until the next scheduled job is due.
+pub(super) async fn next_due(conn: &mut PgConnection) -> sqlx::Result<Option<Duration>> {
+    let left: Option<i64> = sqlx::query_scalar(
+        "SELECT ceil(extract(epoch FROM min(available_at) - now()) * 1000)::bigint
+           FROM job_state
+          WHERE state = 'scheduled'",
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(left.map(row::left))
+}

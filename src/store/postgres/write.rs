@@ -1,0 +1,356 @@
+//! The ledger and the ends of jobs on Postgres: append, settle, release, fill.
+//!
+//! A batch travels as JSON rows (see [`row`]). In each statement `held` are the rows whose fence
+//! matched, now locked; `stale` are the others, as they are now. Whoever writes anything of a job
+//! holds its `job_state` row, at least against deletion: so a deleted job leaves no rows behind.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::Row as _;
+
+use super::PostgresStore;
+use crate::domain::job::{JobId, Lease, WorkerId};
+use crate::domain::ledger::{Answer, Call, Release, Settlement};
+use crate::store::row::{self, Row};
+use crate::store::{StoreError, Written};
+
+/// The calls of a batch, `$1`, as rows.
+macro_rules! calls {
+    () => {
+        "call AS MATERIALIZED (
+             SELECT *
+               FROM json_to_recordset($1::json) AS c(
+                    job_id bigint, claim bigint, run bigint, seq integer, kind text, probe boolean, model text,
+                    max_tokens bigint, messages integer, sent_ago bigint, first_token_ago bigint, ended_ago bigint,
+                    http_status integer, request_id text, message_id text, stop_reason text, input_tokens bigint,
+                    output_tokens bigint, cache_creation_input_tokens bigint, cache_read_input_tokens bigint,
+                    partial boolean, error_type text, error_code text, error text, retry_after_ms bigint,
+                    stop_details text, request text, usage text, container text, content text)
+         )"
+    };
+}
+
+/// Locks what the fence lets through of `d`, and looks at the rest.
+macro_rules! fence {
+    () => {
+        "held AS MATERIALIZED (
+             SELECT d.job_id, d.claim
+               FROM d
+              CROSS JOIN LATERAL (
+                    SELECT FROM job_state
+                     WHERE job_id = d.job_id AND claims = d.claim AND run = d.run AND state = 'running'
+                     LIMIT 1
+                       FOR NO KEY UPDATE SKIP LOCKED) s
+         ), missed AS MATERIALIZED (
+             SELECT d.job_id, d.claim, d.run
+               FROM d
+              WHERE NOT EXISTS (SELECT FROM held h WHERE h.job_id = d.job_id AND h.claim = d.claim)
+         ), stale AS MATERIALIZED (
+             SELECT m.job_id, m.claim,
+                    CASE WHEN s.claims = m.claim AND s.run = m.run
+                         THEN CASE WHEN s.state = 'running' THEN 'skipped' ELSE 'done' END
+                         ELSE 'lost' END AS fate
+               FROM missed m
+              CROSS JOIN LATERAL (
+                    SELECT claims, run, state FROM job_state
+                     WHERE job_id = m.job_id
+                     LIMIT 1
+                       FOR KEY SHARE SKIP LOCKED) s
+         ), fate AS MATERIALIZED (
+             SELECT job_id, claim, 'done' AS fate FROM held
+              UNION ALL
+             SELECT job_id, claim, fate FROM stale
+              UNION ALL
+             SELECT m.job_id, m.claim,
+                    CASE WHEN EXISTS (SELECT FROM job_state s WHERE s.job_id = m.job_id OFFSET 0)
+                         THEN 'skipped' ELSE 'gone' END
+               FROM missed m
+              WHERE NOT EXISTS (SELECT FROM stale t WHERE t.job_id = m.job_id AND t.claim = m.claim)
+         )"
+    };
+}
+
+/// Writes the calls of the jobs in `fate` that are still there; `$2` is the worker. What the rescue
+/// wrote in place of a call that was never heard of gives way to the call itself.
+macro_rules! ledger {
+    () => {
+        "written AS (
+             INSERT INTO calls AS old
+                    (job_id, claim, seq, run, kind, probe, model, max_tokens, messages, sent_at, first_token_at, ended_at,
+                     http_status, request_id, message_id, stop_reason, input_tokens, output_tokens,
+                     cache_creation_input_tokens, cache_read_input_tokens, partial, late, error_type, error_code, error,
+                     retry_after_ms, worker, stop_details, request, usage, container, content)
+             SELECT c.job_id, c.claim, c.seq, c.run, c.kind, c.probe, c.model, c.max_tokens, c.messages,
+                    now() - c.sent_ago * interval '1 millisecond',
+                    now() - c.first_token_ago * interval '1 millisecond',
+                    now() - c.ended_ago * interval '1 millisecond',
+                    c.http_status, c.request_id, c.message_id, c.stop_reason, c.input_tokens, c.output_tokens,
+                    c.cache_creation_input_tokens, c.cache_read_input_tokens, c.partial, f.fate = 'lost',
+                    c.error_type, c.error_code, c.error, c.retry_after_ms, $2,
+                    c.stop_details::json, c.request::json, c.usage::json, c.container::json, c.content::json
+               FROM call c
+               JOIN fate f ON f.job_id = c.job_id AND f.claim = c.claim AND f.fate IN ('done', 'lost')
+             ON CONFLICT (job_id, claim, seq) DO UPDATE
+                SET kind = excluded.kind, probe = excluded.probe, model = excluded.model,
+                    max_tokens = excluded.max_tokens, messages = excluded.messages, sent_at = excluded.sent_at,
+                    first_token_at = excluded.first_token_at, ended_at = excluded.ended_at,
+                    http_status = excluded.http_status, request_id = excluded.request_id,
+                    message_id = excluded.message_id, stop_reason = excluded.stop_reason,
+                    input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
+                    cache_creation_input_tokens = excluded.cache_creation_input_tokens,
+                    cache_read_input_tokens = excluded.cache_read_input_tokens, partial = excluded.partial,
+                    late = excluded.late, error_type = excluded.error_type, error_code = excluded.error_code,
+                    error = excluded.error, retry_after_ms = excluded.retry_after_ms, worker = excluded.worker,
+                    stop_details = excluded.stop_details, request = excluded.request, usage = excluded.usage,
+                    container = excluded.container, content = excluded.content
+              WHERE old.error_type = 'lost'
+             RETURNING late
+         )"
+    };
+}
+
+/// A batch on its way: its rows as JSON arrays, and the leases that they are fenced by.
+struct Batch {
+    leases: Vec<Lease>,
+    rows: String,
+    calls: String,
+    worker: WorkerId,
+}
+
+impl Batch {
+    /// Sorts by job: everybody locks in the same order.
+    fn new(mut rows: Vec<Row>, calls: &[Row], worker: WorkerId) -> Self {
+        rows.sort_by_key(|row| row.lease.job);
+        Self {
+            leases: rows.iter().map(|row| row.lease).collect(),
+            rows: row::array(&rows),
+            calls: row::array(calls),
+            worker,
+        }
+    }
+}
+
+impl PostgresStore {
+    pub(super) async fn append_call(
+        &self,
+        lease: &Lease,
+        call: &Call,
+        worker: WorkerId,
+    ) -> Result<bool, StoreError> {
+        let job = lease.job;
+        let call = row::call(lease, call, Instant::now());
+        let late = self
+            .run((call, worker), |conn, params| Box::pin(append(conn, &params.0, params.1)))
+            .await?;
+        late.ok_or_else(|| StoreError::Unavailable(format!("job {job} is locked by somebody who deletes it")))
+    }
+
+    pub(super) async fn settle_jobs(
+        &self,
+        settlements: &[Arc<Settlement>],
+        worker: WorkerId,
+    ) -> Result<Written, StoreError> {
+        let now = Instant::now();
+        let rows = settlements.iter().map(|end| row::answer(&end.lease, &end.answer, now)).collect();
+        let calls: Vec<Row> = settlements
+            .iter()
+            .filter_map(|end| end.call.as_ref().map(|call| row::call(&end.lease, call, now)))
+            .collect();
+        let batch = Batch::new(rows, &calls, worker);
+        let written = self.run(batch, |conn, batch| Box::pin(settle(conn, batch))).await?;
+        self.held.drop(written.done.iter().chain(&written.lost));
+        Ok(written)
+    }
+
+    pub(super) async fn release_jobs(
+        &self,
+        releases: &[Arc<Release>],
+        worker: WorkerId,
+    ) -> Result<Written, StoreError> {
+        let now = Instant::now();
+        let rows = releases.iter().map(|release| row::release(release)).collect();
+        let calls: Vec<Row> = releases
+            .iter()
+            .filter_map(|back| back.call.as_ref().map(|call| row::call(&back.lease, call, now)))
+            .collect();
+        let batch = Batch::new(rows, &calls, worker);
+        let written = self.run(batch, |conn, batch| Box::pin(release(conn, batch))).await?;
+        self.held.drop(written.done.iter().chain(&written.lost));
+        Ok(written)
+    }
+
+    pub(super) async fn fill_result(&self, lease: &Lease, answer: &Answer) -> Result<bool, StoreError> {
+        let row = row::answer(lease, answer, Instant::now());
+        self.run(row, |conn, row| Box::pin(fill(conn, row))).await
+    }
+}
+
+/// Returns whether the call is late; `None` where the job's row is locked against us.
+async fn append(conn: &mut PgConnection, call: &Row, worker: WorkerId) -> sqlx::Result<Option<bool>> {
+    let lease = call.lease;
+    let found = sqlx::query(concat!(
+        "WITH ",
+        calls!(),
+        ", here AS MATERIALIZED (
+             SELECT claims, run, state FROM job_state
+              WHERE job_id = $3
+                FOR KEY SHARE SKIP LOCKED
+         ), fate AS (
+             SELECT $3 AS job_id, $4 AS claim,
+                    CASE WHEN claims = $4 AND run = $5 AND state = 'running' THEN 'done' ELSE 'lost' END AS fate
+               FROM here
+         ), ",
+        ledger!(),
+        "SELECT (SELECT late FROM written) AS late,
+                EXISTS (SELECT FROM here) AS here,
+                EXISTS (SELECT FROM job_state WHERE job_id = $3) AS there,
+                (SELECT late FROM calls WHERE job_id = $3 AND claim = $4 AND seq = (SELECT seq FROM call)) AS known",
+    ))
+    .bind(row::array([call]))
+    .bind(worker.0)
+    .bind(lease.job.0)
+    .bind(lease.claim)
+    .bind(lease.run)
+    .fetch_one(conn)
+    .await?;
+    if let Some(late) = found.try_get::<Option<bool>, _>("late")? {
+        return Ok(Some(late));
+    }
+    let (here, there): (bool, bool) = (found.try_get("here")?, found.try_get("there")?);
+    if there && !here {
+        return Ok(None);
+    }
+    // Written before (a second try after a lost answer), or the job is gone.
+    Ok(Some(found.try_get::<Option<bool>, _>("known")?.unwrap_or(true)))
+}
+
+async fn settle(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written> {
+    let rows = sqlx::query(concat!(
+        "WITH d AS MATERIALIZED (
+             SELECT *
+               FROM json_to_recordset($3::json) AS d(
+                    job_id bigint, claim bigint, run bigint, outcome text, stop_reason text, stop_sequence text,
+                    model text, input_tokens bigint, output_tokens bigint, cache_creation_input_tokens bigint,
+                    cache_read_input_tokens bigint, calls integer, continuations integer, seams integer,
+                    failures integer, sanitised integer, error_type text, error_code text, error text,
+                    request_id text, started_ago bigint, stop_details text, text text, content text, output text)
+         ), ",
+        calls!(),
+        ", ",
+        fence!(),
+        ", ended AS (
+             UPDATE job_state s
+                SET state = 'done', claimed_by = NULL, reason = NULL, failures = d.failures
+               FROM held h
+               JOIN d ON d.job_id = h.job_id AND d.claim = h.claim
+              WHERE s.job_id = h.job_id AND s.job_id = ANY (ARRAY(SELECT job_id FROM held))
+         ), kept AS (
+             INSERT INTO results
+                    (job_id, run, queue, batch, key, outcome, stop_reason, stop_sequence, model, input_tokens,
+                     output_tokens, cache_creation_input_tokens, cache_read_input_tokens, calls, continuations, seams,
+                     failures, sanitised, error_type, error_code, error, request_id, started_at, stop_details, text,
+                     content, output)
+             SELECT d.job_id, d.run, j.queue, j.batch, j.key, d.outcome, d.stop_reason, d.stop_sequence, d.model,
+                    d.input_tokens, d.output_tokens, d.cache_creation_input_tokens, d.cache_read_input_tokens,
+                    d.calls, d.continuations, d.seams, d.failures, d.sanitised, d.error_type, d.error_code, d.error,
+                    d.request_id, now() - d.started_ago * interval '1 millisecond', d.stop_details::json, d.text,
+                    d.content::json, d.output::json
+               FROM d
+               JOIN held h ON h.job_id = d.job_id AND h.claim = d.claim
+              CROSS JOIN LATERAL (SELECT queue, batch, key FROM jobs WHERE id = d.job_id LIMIT 1) j
+         ), ",
+        ledger!(),
+        "SELECT job_id, claim, fate FROM fate",
+    ))
+    .bind(&batch.calls)
+    .bind(batch.worker.0)
+    .bind(&batch.rows)
+    .fetch_all(conn)
+    .await?;
+    fates(&batch.leases, &rows)
+}
+
+async fn release(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written> {
+    let rows = sqlx::query(concat!(
+        "WITH d AS MATERIALIZED (
+             SELECT *
+               FROM json_to_recordset($3::json) AS d(
+                    job_id bigint, claim bigint, run bigint, delay_ms bigint, failures integer, deferrals integer,
+                    reason text)
+         ), ",
+        calls!(),
+        ", ",
+        fence!(),
+        ", back AS (
+             UPDATE job_state s
+                SET state = CASE WHEN d.delay_ms IS NULL THEN 'pending' ELSE 'scheduled' END,
+                    available_at = coalesce(now() + d.delay_ms * interval '1 millisecond', s.available_at),
+                    claimed_by = NULL, failures = d.failures, deferrals = d.deferrals, reason = d.reason
+               FROM held h
+               JOIN d ON d.job_id = h.job_id AND d.claim = h.claim
+              WHERE s.job_id = h.job_id AND s.job_id = ANY (ARRAY(SELECT job_id FROM held))
+         ), ",
+        ledger!(),
+        "SELECT job_id, claim, fate FROM fate",
+    ))
+    .bind(&batch.calls)
+    .bind(batch.worker.0)
+    .bind(&batch.rows)
+    .fetch_all(conn)
+    .await?;
+    fates(&batch.leases, &rows)
+}
+
+/// Sorts the leases by what became of them.
+fn fates(leases: &[Lease], rows: &[PgRow]) -> sqlx::Result<Written> {
+    let mut written = Written::default();
+    for fate in rows {
+        let (job, claim): (i64, i64) = (fate.try_get("job_id")?, fate.try_get("claim")?);
+        let Some(lease) = leases.iter().find(|lease| lease.job == JobId(job) && lease.claim == claim) else {
+            continue;
+        };
+        match fate.try_get::<&str, _>("fate")? {
+            "done" => written.done.push(*lease),
+            "skipped" => written.skipped.push(*lease),
+            _ => written.lost.push(*lease),
+        }
+    }
+    Ok(written)
+}
+
+async fn fill(conn: &mut PgConnection, answer: &Row) -> sqlx::Result<bool> {
+    let done = sqlx::query(
+        "WITH d AS MATERIALIZED (
+             SELECT *
+               FROM json_to_recordset($1::json) AS d(
+                    job_id bigint, run bigint, stop_reason text, stop_sequence text, model text, seams integer,
+                    sanitised integer, stop_details text, text text, content text)
+         ), sums AS (
+             SELECT count(*) AS calls, count(*) FILTER (WHERE c.kind IN ('continue', 'regenerate')) AS continuations,
+                    min(c.sent_at) AS started_at,
+                    coalesce(sum(c.input_tokens), 0) AS input_tokens,
+                    coalesce(sum(c.output_tokens), 0) AS output_tokens,
+                    coalesce(sum(c.cache_creation_input_tokens), 0) AS cache_creation_input_tokens,
+                    coalesce(sum(c.cache_read_input_tokens), 0) AS cache_read_input_tokens,
+                    (array_agg(c.request_id ORDER BY c.claim DESC, c.seq DESC))[1] AS request_id
+               FROM d
+               JOIN calls c ON c.job_id = d.job_id AND c.run = d.run
+         )
+         UPDATE results r
+            SET text = d.text, content = d.content::json, model = d.model, stop_reason = d.stop_reason,
+                stop_sequence = d.stop_sequence, stop_details = d.stop_details::json, seams = d.seams,
+                sanitised = d.sanitised, calls = s.calls, continuations = s.continuations,
+                started_at = s.started_at, input_tokens = s.input_tokens, output_tokens = s.output_tokens,
+                cache_creation_input_tokens = s.cache_creation_input_tokens,
+                cache_read_input_tokens = s.cache_read_input_tokens, request_id = s.request_id
+           FROM d, sums s
+          WHERE r.job_id = d.job_id AND r.run = d.run
+            AND r.outcome IN ('cancelled', 'expired') AND r.text IS NULL",
+    )
+    .bind(row::array([answer]))
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() == 1)
+}

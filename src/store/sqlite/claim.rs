@@ -1,0 +1,416 @@
+//! Claims on SQLite: a loose scan over the claim index finds the lanes, on a connection that reads;
+//! one `BEGIN IMMEDIATE` takes jobs from them.
+
+use std::collections::HashMap;
+
+use sqlx::Row as _;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+
+use super::SqliteStore;
+use crate::domain::job::{Claimed, JobId, Lease, Tally};
+use crate::domain::ledger::PastCall;
+use crate::domain::outcome::Usage;
+use crate::store::lanes::{Cursor, LANES_MAX, Lane, Lanes, SCANS_MAX, Scan, Take};
+use crate::store::{StoreError, Wanted, row};
+
+/// What a claim brings of the jobs in `claimed (job_id, turn)`: the user's row, and the queue's.
+macro_rules! wide {
+    () => {
+        concat!(
+            " SELECT s.job_id, s.claims, s.run, s.failures, s.deferrals, s.crashes, s.bytes, s.queue, c.lane,
+                     s.deadline_at - ",
+            now!(),
+            " AS deadline_in, j.batch, j.prompt, j.system, j.model, j.max_tokens, j.params, j.policy,
+                     q.model AS queue_model, q.policy AS queue_policy
+                FROM claimed c
+               CROSS JOIN job_state s ON s.job_id = c.job_id
+               CROSS JOIN jobs j ON j.id = s.job_id
+                LEFT JOIN queues q ON q.name = s.queue
+               ORDER BY c.turn"
+        )
+    };
+}
+
+/// What one transaction is to take.
+struct Order {
+    worker: i64,
+    lanes: Vec<(Take, Lane)>,
+    bytes: i64,
+    /// Whether the first job is taken however big it is.
+    first: bool,
+}
+
+/// A job and the lane that it came from.
+struct Taken {
+    job: Claimed,
+    lane: usize,
+}
+
+impl SqliteStore {
+    pub(super) async fn claim_jobs(&self, wanted: &Wanted) -> Result<Vec<Claimed>, StoreError> {
+        let mut lanes = self.lanes.lock().await;
+        let mut claimed = Vec::new();
+        let done = self.claim_into(&mut lanes, wanted, &mut claimed).await;
+        if done.is_err() {
+            self.held.unsure(self.limit * 2);
+            lanes.forget();
+        }
+        self.held.give(&claimed);
+        match done {
+            // What came before the failure is ours all the same.
+            Err(error) if claimed.is_empty() => Err(error),
+            _ => self.with_ledger(claimed).await,
+        }
+    }
+
+    async fn claim_into(
+        &self,
+        lanes: &mut Lanes,
+        wanted: &Wanted,
+        claimed: &mut Vec<Claimed>,
+    ) -> Result<(), StoreError> {
+        if let Some((jobs, claims)) = self.held.known_while_unsure() {
+            let known: Vec<(i64, i64)> = jobs.into_iter().zip(claims).collect();
+            let params = (wanted.worker.0, row::texts(&known));
+            claimed.extend(self.read(params, |conn, p| Box::pin(strays(conn, p.0, &p.1))).await?);
+        }
+        let mut bytes = wanted.bytes_max - claimed.iter().map(|job| job.bytes).sum::<i64>();
+        let (mut scans, mut probed) = (0, Vec::new());
+        while claimed.len() < wanted.slots && (bytes > 0 || claimed.is_empty()) {
+            if !lanes.usable(wanted) {
+                if scans == SCANS_MAX {
+                    break;
+                }
+                scans += 1;
+                let params = (wanted.clone(), lanes.cursor.clone());
+                lanes.learn(self.read(params, |conn, p| Box::pin(scan(conn, &p.0, &p.1))).await?, wanted);
+            }
+            let takes = lanes.deal(wanted.slots - claimed.len(), wanted, &mut probed);
+            if takes.is_empty() {
+                if scans > 0 && lanes.whole() {
+                    break;
+                }
+                lanes.forget();
+                continue;
+            }
+            let order = Order {
+                worker: wanted.worker.0,
+                lanes: takes.iter().map(|&take| (take, lanes.lane(take).clone())).collect(),
+                bytes,
+                first: claimed.is_empty(),
+            };
+            let taken = self.write(order, |conn, order| Box::pin(take(conn, order))).await?;
+            for take in takes {
+                let ids = taken.iter().filter(|one| one.lane == take.lane).map(|one| one.job.lease.job.0);
+                lanes.took(take, ids.clone().count(), ids.max().unwrap_or(0));
+            }
+            bytes -= taken.iter().map(|one| one.job.bytes).sum::<i64>();
+            claimed.extend(taken.into_iter().map(|one| one.job));
+        }
+        Ok(())
+    }
+
+    /// Adds what was already paid for, to the jobs that were claimed before.
+    async fn with_ledger(&self, mut claimed: Vec<Claimed>) -> Result<Vec<Claimed>, StoreError> {
+        let again: Vec<Lease> =
+            claimed.iter().map(|job| job.lease).filter(|lease| lease.claim > 1).collect();
+        if again.is_empty() {
+            return Ok(claimed);
+        }
+        let calls = self.read(again, |conn, leases| Box::pin(past_calls(conn, leases))).await;
+        let calls = calls.inspect_err(|_| {
+            // Nobody works on them now: the next claim gives them again.
+            self.held.drop(claimed.iter().map(|job| &job.lease));
+            self.held.unsure(self.limit * 2);
+        })?;
+        row::hand_out(&mut claimed, calls);
+        Ok(claimed)
+    }
+}
+
+/// Finds the lanes: streams of (queue, model) by hops over the index, then in each its lanes from
+/// the highest priority down.
+async fn scan(conn: &mut SqliteConnection, wanted: &Wanted, cursor: &Cursor) -> sqlx::Result<Scan> {
+    let cap = wanted.slots.max(64);
+    let lanes_max = LANES_MAX + wanted.blocked.batches.len();
+    let at: Vec<(&str, &str, i32, &str)> = cursor
+        .batches
+        .iter()
+        .map(|((queue, model), (priority, batch))| (queue.as_str(), model.as_str(), *priority, batch.as_str()))
+        .collect();
+    let rows = sqlx::query(
+        "WITH RECURSIVE hop(job_id, n) AS (
+             SELECT job_id, 1
+               FROM (SELECT job_id FROM job_state INDEXED BY job_state_claimable
+                      WHERE state = 'pending' AND (queue, model) >= ($1, $2)
+                      ORDER BY queue, model, priority DESC, batch DESC
+                      LIMIT 1)
+              UNION ALL
+             SELECT coalesce(
+                    (SELECT n.job_id FROM job_state n INDEXED BY job_state_claimable
+                      WHERE n.state = 'pending' AND n.queue = s.queue AND n.model > s.model
+                      ORDER BY n.model, n.priority DESC, n.batch DESC
+                      LIMIT 1),
+                    (SELECT n.job_id FROM job_state n INDEXED BY job_state_claimable
+                      WHERE n.state = 'pending' AND n.queue > s.queue
+                      ORDER BY n.queue, n.model, n.priority DESC, n.batch DESC
+                      LIMIT 1)), hop.n + 1
+               FROM hop
+               JOIN job_state s ON s.job_id = hop.job_id
+              WHERE hop.n < $3
+         ), stream AS MATERIALIZED (
+             SELECT s.queue, s.model, s.priority, s.batch, q.model AS queue_model, q.max_running,
+                    NOT coalesce(q.paused, 0)
+                    AND ($4 = '[]' OR s.queue IN (SELECT value FROM json_each($4)))
+                    AND coalesce(nullif(s.model, ''), q.model, $5) NOT IN (SELECT value FROM json_each($6)) AS flows
+               FROM hop
+               JOIN job_state s ON s.job_id = hop.job_id
+               LEFT JOIN queues q ON q.name = s.queue
+         ), lane(queue, model, priority, batch, n) AS (
+             SELECT s.queue, s.model, s.priority,
+                    coalesce((SELECT a.value ->> 3 FROM json_each($7) a
+                               WHERE a.value ->> 0 = s.queue AND a.value ->> 1 = s.model
+                                 AND a.value ->> 2 = s.priority), s.batch), 1
+               FROM stream s
+              WHERE s.flows
+              UNION ALL
+             SELECT s.queue, s.model, s.priority, s.batch, lane.n + 1
+               FROM lane
+               JOIN job_state s ON s.job_id = coalesce(
+                    (SELECT n.job_id FROM job_state n INDEXED BY job_state_claimable
+                      WHERE n.state = 'pending' AND n.queue = lane.queue AND n.model = lane.model
+                        AND n.priority = lane.priority AND n.batch < lane.batch
+                      ORDER BY n.batch DESC
+                      LIMIT 1),
+                    (SELECT n.job_id FROM job_state n INDEXED BY job_state_claimable
+                      WHERE n.state = 'pending' AND n.queue = lane.queue AND n.model = lane.model
+                        AND n.priority < lane.priority
+                      ORDER BY n.priority DESC, n.batch DESC
+                      LIMIT 1))
+              WHERE lane.n < $8
+         )
+         SELECT s.queue, s.model, s.queue_model, s.max_running, l.priority, l.batch,
+                (SELECT count(*)
+                   FROM (SELECT 1 FROM job_state n INDEXED BY job_state_claimable
+                          WHERE n.state = 'pending' AND n.queue = l.queue AND n.model = l.model
+                            AND n.priority = l.priority AND n.batch = l.batch
+                          LIMIT $9)) AS count
+           FROM stream s
+           LEFT JOIN lane l ON l.queue = s.queue AND l.model = s.model
+          ORDER BY s.queue, s.model, l.priority DESC, l.batch DESC",
+    )
+    .bind(&cursor.stream.0)
+    .bind(&cursor.stream.1)
+    .bind(LANES_MAX as i64)
+    .bind(row::texts(&wanted.queues))
+    .bind(&wanted.default_model)
+    .bind(row::texts(&wanted.blocked.models))
+    .bind(row::texts(&at))
+    .bind(lanes_max as i64)
+    .bind(cap as i64)
+    .fetch_all(conn)
+    .await?;
+    let mut scan = Scan { lanes_max, cap, ..Scan::default() };
+    for found in &rows {
+        let stream: (String, String) = (found.try_get("queue")?, found.try_get("model")?);
+        if scan.streams == 0 || stream != scan.last {
+            scan.streams += 1;
+            scan.last = stream;
+        }
+        if let Some(priority) = found.try_get("priority")? {
+            scan.lanes.push(Lane {
+                queue: scan.last.0.clone(),
+                model: scan.last.1.clone(),
+                priority,
+                batch: found.try_get("batch")?,
+                queue_model: found.try_get("queue_model")?,
+                limit: found.try_get("max_running")?,
+                count: found.try_get::<i64, _>("count")? as usize,
+                after: 0,
+            });
+        }
+    }
+    Ok(scan)
+}
+
+/// Takes jobs from lanes, as far as the queues' limits and the bytes allow.
+async fn take(conn: &mut SqliteConnection, order: &Order) -> sqlx::Result<Vec<Taken>> {
+    let enlisted: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM workers WHERE id = $1)")
+        .bind(order.worker)
+        .fetch_one(&mut *conn)
+        .await?;
+    if !enlisted {
+        return Ok(Vec::new());
+    }
+    let mut rooms: HashMap<&str, i64> = HashMap::new();
+    let (mut picked, mut bytes) = (Vec::new(), order.bytes);
+    for (take, lane) in &order.lanes {
+        let room = match rooms.get(lane.queue.as_str()) {
+            Some(room) => *room,
+            None => room_in(conn, lane).await?,
+        };
+        let jobs: Vec<(i64, i64)> = sqlx::query_as(
+            "SELECT job_id, bytes FROM job_state INDEXED BY job_state_claimable
+              WHERE state = 'pending' AND queue = $1 AND model = $2 AND priority = $3 AND batch = $4 AND job_id > $5
+              ORDER BY job_id
+              LIMIT $6",
+        )
+        .bind(&lane.queue)
+        .bind(&lane.model)
+        .bind(lane.priority)
+        .bind(&lane.batch)
+        .bind(lane.after)
+        .bind((take.jobs as i64).min(room))
+        .fetch_all(&mut *conn)
+        .await?;
+        let before = picked.len();
+        for (job, size) in jobs {
+            if size > bytes && !(order.first && picked.is_empty()) {
+                break;
+            }
+            bytes -= size;
+            picked.push((job, take.lane));
+        }
+        rooms.insert(&lane.queue, room - (picked.len() - before) as i64);
+    }
+    if picked.is_empty() {
+        return Ok(Vec::new());
+    }
+    let picked = row::texts(&picked);
+    sqlx::query(
+        "UPDATE job_state
+            SET state = 'running', claims = claims + 1, claimed_by = $2, reason = NULL
+          WHERE job_id IN (SELECT value ->> 0 FROM json_each($1))",
+    )
+    .bind(&picked)
+    .bind(order.worker)
+    .execute(&mut *conn)
+    .await?;
+    let rows = sqlx::query(concat!(
+        "WITH claimed AS MATERIALIZED (
+             SELECT value ->> 0 AS job_id, value ->> 1 AS lane, key AS turn FROM json_each($1)
+         )",
+        wide!(),
+    ))
+    .bind(&picked)
+    .fetch_all(conn)
+    .await?;
+    rows.iter()
+        .map(|found| Ok(Taken { job: claimed(found)?, lane: found.try_get::<i64, _>("lane")? as usize }))
+        .collect()
+}
+
+/// How many more jobs may run in the lane's queue.
+async fn room_in(conn: &mut SqliteConnection, lane: &Lane) -> sqlx::Result<i64> {
+    if lane.limit.is_none() {
+        return Ok(i64::MAX);
+    }
+    let room: Option<i64> = sqlx::query_scalar(
+        "SELECT q.max_running - (SELECT count(*) FROM job_state WHERE state = 'running' AND queue = $1)
+           FROM queues q
+          WHERE q.name = $1",
+    )
+    .bind(&lane.queue)
+    .fetch_optional(conn)
+    .await?
+    .flatten();
+    Ok(room.unwrap_or(i64::MAX).max(0))
+}
+
+/// Finds jobs that are claimed for this worker although it was never told.
+async fn strays(conn: &mut SqliteConnection, worker: i64, known: &str) -> sqlx::Result<Vec<Claimed>> {
+    let rows = sqlx::query(concat!(
+        "WITH claimed AS MATERIALIZED (
+             SELECT job_id, 0 AS lane, job_id AS turn
+               FROM job_state
+              WHERE state = 'running' AND claimed_by = $1
+                AND (job_id, claims) NOT IN (SELECT value ->> 0, value ->> 1 FROM json_each($2))
+         )",
+        wide!(),
+    ))
+    .bind(worker)
+    .bind(known)
+    .fetch_all(conn)
+    .await?;
+    rows.iter().map(claimed).collect()
+}
+
+fn claimed(found: &SqliteRow) -> sqlx::Result<Claimed> {
+    Ok(Claimed {
+        lease: Lease {
+            job: JobId(found.try_get("job_id")?),
+            claim: found.try_get("claims")?,
+            run: found.try_get("run")?,
+        },
+        queue: text(found, "queue")?.unwrap_or_default(),
+        batch: text(found, "batch")?,
+        prompt: text(found, "prompt")?,
+        system: text(found, "system")?,
+        model: text(found, "model")?,
+        max_tokens: found.try_get("max_tokens")?,
+        params: text(found, "params")?,
+        policy: text(found, "policy")?,
+        queue_model: text(found, "queue_model")?,
+        queue_policy: text(found, "queue_policy")?,
+        bytes: found.try_get("bytes")?,
+        tally: Tally {
+            failures: found.try_get("failures")?,
+            deferrals: found.try_get("deferrals")?,
+            crashes: found.try_get("crashes")?,
+        },
+        deadline_in: found.try_get::<Option<i64>, _>("deadline_in")?.map(row::left),
+        calls: Vec::new(),
+    })
+}
+
+/// Reads a text that somebody else's program wrote: SQLite keeps any bytes in a TEXT column, and
+/// one row must not stop a claim.
+fn text(found: &SqliteRow, column: &str) -> sqlx::Result<Option<String>> {
+    let bytes: Option<&[u8]> = found.try_get(column)?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned()))
+}
+
+/// Reads the ledger of these runs, oldest first.
+async fn past_calls(conn: &mut SqliteConnection, leases: &[Lease]) -> sqlx::Result<Vec<(JobId, PastCall)>> {
+    let rows = sqlx::query(concat!(
+        "SELECT c.job_id, c.claim, c.seq, c.kind, c.model, c.max_tokens, c.request, c.stop_reason, c.stop_details,
+                c.input_tokens, c.output_tokens, c.cache_creation_input_tokens, c.cache_read_input_tokens,
+                c.content, c.container, c.partial, c.error_type, c.request_id, ",
+        now!(),
+        " - c.sent_at AS sent_ago
+           FROM jsonb_each(jsonb($1)) d
+          CROSS JOIN calls c ON c.job_id = d.value ->> 'job_id'
+          WHERE c.run = d.value ->> 'run' AND c.late = 0
+          ORDER BY c.job_id, c.claim, c.seq",
+    ))
+    .bind(row::leases(leases))
+    .fetch_all(conn)
+    .await?;
+    rows.iter().map(past_call).collect()
+}
+
+fn past_call(found: &SqliteRow) -> sqlx::Result<(JobId, PastCall)> {
+    let call = PastCall {
+        claim: found.try_get("claim")?,
+        seq: found.try_get("seq")?,
+        kind: found.try_get("kind")?,
+        model: found.try_get("model")?,
+        max_tokens: found.try_get("max_tokens")?,
+        request: found.try_get("request")?,
+        stop_reason: found.try_get("stop_reason")?,
+        stop_details: found.try_get("stop_details")?,
+        usage: Usage {
+            input: found.try_get("input_tokens")?,
+            output: found.try_get("output_tokens")?,
+            cache_creation: found.try_get("cache_creation_input_tokens")?,
+            cache_read: found.try_get("cache_read_input_tokens")?,
+        },
+        content: found.try_get("content")?,
+        container: found.try_get("container")?,
+        partial: found.try_get("partial")?,
+        error_type: found.try_get("error_type")?,
+        request_id: found.try_get("request_id")?,
+        sent_ago: found.try_get::<Option<i64>, _>("sent_ago")?.map(row::left),
+    };
+    Ok((JobId(found.try_get("job_id")?), call))
+}

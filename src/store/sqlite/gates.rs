@@ -1,0 +1,56 @@
+//! Gates on SQLite: read all, write one by compare-and-set.
+
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteConnection;
+
+use crate::store::GateRow;
+use crate::store::row;
+
+/// Reads all gates.
+pub(super) async fn all(conn: &mut SqliteConnection) -> sqlx::Result<Vec<GateRow>> {
+    let rows = sqlx::query(concat!(
+        "SELECT scope, state, reason, generation, until - ",
+        now!(),
+        " AS until_in
+           FROM gates
+          ORDER BY scope",
+    ))
+    .fetch_all(conn)
+    .await?;
+    rows.iter()
+        .map(|gate| {
+            Ok(GateRow {
+                scope: gate.try_get("scope")?,
+                state: gate.try_get("state")?,
+                reason: gate.try_get("reason")?,
+                until_in: gate.try_get::<Option<i64>, _>("until_in")?.map(row::left),
+                generation: gate.try_get("generation")?,
+            })
+        })
+        .collect()
+}
+
+/// Writes a gate where its generation is still the same. One that a person inserted starts at 0,
+/// like one that is not there.
+pub(super) async fn set(conn: &mut SqliteConnection, gate: &GateRow) -> sqlx::Result<Option<i64>> {
+    sqlx::query_scalar(concat!(
+        "INSERT INTO gates (scope, state, reason, until, generation)
+         SELECT $1, $2, $3, ",
+        now!(),
+        " + $4, 1
+          WHERE $5 = 0 OR EXISTS (SELECT 1 FROM gates WHERE scope = $1 AND generation = $5)
+         ON CONFLICT (scope) DO UPDATE
+            SET state = excluded.state, reason = excluded.reason, until = excluded.until,
+                generation = generation + 1, changed_at = ",
+        now!(),
+        " WHERE generation = $5
+         RETURNING generation",
+    ))
+    .bind(&gate.scope)
+    .bind(&gate.state)
+    .bind(&gate.reason)
+    .bind(gate.until_in.map(row::ms))
+    .bind(gate.generation)
+    .fetch_optional(conn)
+    .await
+}
