@@ -1,4 +1,6 @@
 //! The commands.
 
+pub mod config;
 pub mod demo;
+pub mod doctor;
 pub mod stand_in;

@@ -6,6 +6,7 @@
 //! one that is not fenced, because money spent is written down whoever spent it.
 
 pub mod postgres;
+pub mod roles;
 pub mod sqlite;
 
 mod desk;
@@ -77,6 +78,8 @@ pub struct Me {
     pub pid_started: i64,
     /// Version of the binary.
     pub version: String,
+    /// `defaults.model`: what a job without a model gets, so that views can say why it waits.
+    pub default_model: String,
 }
 
 /// A worker as another one sees it.

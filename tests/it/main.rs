@@ -1,3 +1,8 @@
-//! All integration tests, in one binary.
+//! The integration tests: one binary. Whatever holds for a database holds for both.
 
+mod config;
+mod contract;
+mod mill;
+mod seam_corpus;
 mod stand_in;
+mod support;

@@ -1,0 +1,474 @@
+-- The contract: what people write (jobs), change (job_state, queues, gates) and read (results, calls, views).
+-- Run inside one transaction with search_path = <schema>, pg_temp. Nothing here names the schema: the functions
+-- keep that search_path. PostgreSQL 13 or newer. There is no older binary to run beside this.
+--
+-- No foreign keys: they cost the hot path several times its own work. The delete triggers do theirs.
+
+-- One field of a JSON object, or NULL. Plain "->" fails on any text that holds \u0000 or half a surrogate pair,
+-- wherever it stands, and a job must not be refused for that: such escapes are made "/" before looking
+-- (never a broken escape: "\\u0000" becomes "\/").
+CREATE FUNCTION json_field(object json, field text) RETURNS json LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE WHEN object::text ~ '\\u(0000|[dD][89a-fA-F])'
+                THEN regexp_replace(object::text, '\\u(0000|[dD][89a-fA-F][0-9a-fA-F]{2})', '/', 'g')::json
+                ELSE object END -> field
+$$;
+
+-- deadline_seconds of a policy, or NULL where it is not a positive number (the worker calls such a job invalid).
+CREATE FUNCTION deadline_seconds(policy json) RETURNS double precision LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE WHEN f.seconds ~ '^[0-9]{1,12}([.][0-9]{1,9})?([eE][+-]?[0-9]{1,2})?$'
+                THEN CASE WHEN f.seconds::numeric > 0 AND f.seconds::numeric <= 10000000000
+                          THEN f.seconds::double precision END END
+      FROM (SELECT json_field(policy, 'deadline_seconds')::text AS seconds) f
+$$;
+
+-- What you asked. INSERT and DELETE; only metadata may be updated. All columns are promised.
+CREATE TABLE jobs (
+    id         bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT jobs_id PRIMARY KEY,
+    queue      text NOT NULL DEFAULT 'default',
+    batch      text,
+    key        text CONSTRAINT key_is_unique UNIQUE,
+    model      text,
+    max_tokens bigint,
+    priority   integer NOT NULL DEFAULT 0,
+    run_at     timestamptz NOT NULL DEFAULT now(),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    prompt     text,
+    system     text,
+    params     json,
+    policy     json,
+    metadata   jsonb,
+    CONSTRAINT params_is_a_json_object CHECK (json_typeof(params) = 'object'),
+    CONSTRAINT policy_is_a_json_object CHECK (json_typeof(policy) = 'object'),
+    -- Either prompt or params.messages, not both.
+    CONSTRAINT job_has_one_prompt CHECK (CASE
+        WHEN params IS NULL THEN prompt IS NOT NULL
+        WHEN json_typeof(params) = 'object' THEN (prompt IS NOT NULL) <> (json_field(params, 'messages') IS NOT NULL)
+        ELSE true END),
+    -- A column, or the same field of params, not both.
+    CONSTRAINT said_once CHECK (CASE
+        WHEN params IS NULL OR json_typeof(params) <> 'object' THEN true
+        ELSE (system IS NULL OR json_field(params, 'system') IS NULL)
+         AND (model IS NULL OR json_field(params, 'model') IS NULL)
+         AND (max_tokens IS NULL OR json_field(params, 'max_tokens') IS NULL) END),
+    CONSTRAINT max_tokens_is_positive CHECK (max_tokens >= 1),
+    CONSTRAINT run_at_is_finite CHECK (run_at >= '0001-01-01 00:00:00+00' AND run_at < '10000-01-01 00:00:00+00'),
+    -- An index entry holds 2,704 bytes.
+    CONSTRAINT names_are_short CHECK (length(queue) <= 200 AND length(batch) <= 200 AND length(model) <= 200 AND length(key) <= 500)
+);
+
+-- Where each job is: one narrow row a job, made by the trigger on jobs.
+-- Promised: job_id to reason. People may update state, priority and available_at.
+CREATE TABLE job_state (
+    job_id       bigint CONSTRAINT job_state_job_id PRIMARY KEY,
+    run          bigint NOT NULL DEFAULT 1,
+    claims       bigint NOT NULL DEFAULT 0,
+    available_at timestamptz NOT NULL,
+    deadline_at  timestamptz,
+    priority     integer NOT NULL,
+    failures     integer NOT NULL DEFAULT 0,
+    state        text COLLATE "C" NOT NULL,
+    queue        text COLLATE "C" NOT NULL,
+    batch        text COLLATE "C" NOT NULL,       -- '' = none
+    model        text COLLATE "C" NOT NULL,       -- '' = the queue's, else the default
+    reason       text,
+    -- The worker's own.
+    claimed_by   bigint,
+    bytes        bigint NOT NULL DEFAULT 0,       -- of prompt, system and params
+    crashes      integer NOT NULL DEFAULT 0,
+    deferrals    integer NOT NULL DEFAULT 0,
+    CONSTRAINT state_is_known CHECK (state IN ('pending', 'scheduled', 'running', 'waiting', 'done')),
+    CONSTRAINT running_has_a_worker CHECK ((state = 'running') = (claimed_by IS NOT NULL)),
+    CONSTRAINT available_at_is_finite CHECK (isfinite(available_at))
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000,
+        autovacuum_vacuum_cost_limit = 2000, autovacuum_analyze_scale_factor = 0.05);
+-- A lane is (queue, model, batch). "+ 0" keeps the planner off the primary key: ordered by plain job_id it may walk
+-- through all of the history instead.
+CREATE INDEX job_state_claimable ON job_state (queue, model, priority DESC, batch DESC, (job_id + 0)) WHERE state = 'pending';
+CREATE INDEX job_state_scheduled ON job_state (available_at) WHERE state = 'scheduled';
+CREATE INDEX job_state_running   ON job_state (claimed_by, job_id) WHERE state = 'running';
+CREATE INDEX job_state_deadline  ON job_state (deadline_at) WHERE deadline_at IS NOT NULL AND state <> 'done';
+CREATE INDEX job_state_batch     ON job_state (batch, state) WHERE batch <> '' AND state <> 'done';
+
+-- What you got: exactly one row a done job. All columns are promised.
+CREATE TABLE results (
+    job_id        bigint CONSTRAINT results_job_id PRIMARY KEY,
+    seq           bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT results_seq UNIQUE,
+    run           bigint NOT NULL,
+    queue         text NOT NULL,
+    batch         text,
+    key           text,
+    outcome       text NOT NULL CONSTRAINT outcome_is_known CHECK (outcome IN (
+        'complete', 'truncated', 'refused', 'needs_tool', 'paused', 'empty', 'invalid_output', 'unreviewed',
+        'invalid', 'failed', 'expired', 'cancelled', 'quarantined')),
+    stop_reason   text,
+    stop_sequence text,
+    model         text,
+    input_tokens                bigint NOT NULL DEFAULT 0,
+    output_tokens               bigint NOT NULL DEFAULT 0,
+    cache_creation_input_tokens bigint NOT NULL DEFAULT 0,
+    cache_read_input_tokens     bigint NOT NULL DEFAULT 0,
+    calls         integer NOT NULL DEFAULT 0,
+    continuations integer NOT NULL DEFAULT 0,
+    seams         integer NOT NULL DEFAULT 0,
+    failures      integer NOT NULL DEFAULT 0,
+    sanitised     integer NOT NULL DEFAULT 0,
+    error_type    text,
+    error_code    text,
+    error         text,
+    request_id    text,
+    started_at    timestamptz,
+    finished_at   timestamptz NOT NULL DEFAULT now(),
+    stop_details  json,
+    text          text,
+    content       json,
+    output        json
+);
+-- All that batch_progress reads.
+CREATE INDEX results_batch ON results (batch, outcome)
+    INCLUDE (input_tokens, output_tokens, cache_creation_input_tokens, cache_read_input_tokens, finished_at)
+    WHERE batch IS NOT NULL;
+
+-- The ledger: insert-only, one row a call to the API. All columns are promised.
+CREATE TABLE calls (
+    job_id         bigint NOT NULL,
+    claim          bigint NOT NULL,
+    seq            integer NOT NULL,
+    run            bigint NOT NULL,
+    kind           text NOT NULL CONSTRAINT kind_is_known CHECK (kind IN (
+        'ask', 'continue', 'regenerate', 'resume', 'tool', 'repair', 'nudge', 'fallback', 'pause')),
+    probe          boolean NOT NULL DEFAULT false,
+    model          text,
+    max_tokens     bigint,
+    messages       integer,
+    sent_at        timestamptz,
+    first_token_at timestamptz,
+    ended_at       timestamptz,
+    http_status    integer,
+    request_id     text,
+    message_id     text,
+    stop_reason    text,
+    input_tokens                bigint NOT NULL DEFAULT 0,
+    output_tokens               bigint NOT NULL DEFAULT 0,
+    cache_creation_input_tokens bigint NOT NULL DEFAULT 0,
+    cache_read_input_tokens     bigint NOT NULL DEFAULT 0,
+    partial        boolean NOT NULL DEFAULT false,
+    late           boolean NOT NULL DEFAULT false,
+    error_type     text,
+    error_code     text,
+    error          text,
+    retry_after_ms bigint,
+    worker         bigint,
+    stop_details   json,
+    request        json,
+    usage          json,
+    container      json,
+    content        json,
+    CONSTRAINT calls_job_id_claim_seq PRIMARY KEY (job_id, claim, seq)
+);
+
+-- Text of running streams, each row only what came since the last. The worker's own.
+CREATE TABLE checkpoints (
+    job_id  bigint NOT NULL,
+    claim   bigint NOT NULL,
+    seq     integer NOT NULL,
+    part    integer NOT NULL,
+    content text NOT NULL,
+    CONSTRAINT checkpoints_job_id_claim_seq_part PRIMARY KEY (job_id, claim, seq, part)
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
+
+-- One row a queue, added by the trigger on jobs. All columns are promised.
+CREATE TABLE queues (
+    name        text CONSTRAINT queues_name PRIMARY KEY,
+    paused      boolean NOT NULL DEFAULT false,
+    max_running integer CONSTRAINT max_running_is_not_negative CHECK (max_running >= 0),
+    model       text,
+    policy      json CONSTRAINT queue_policy_is_a_json_object CHECK (json_typeof(policy) = 'object')
+);
+
+-- Why nothing flows. Promised: scope, state, reason, until.
+CREATE TABLE gates (
+    scope      text CONSTRAINT gates_scope PRIMARY KEY,
+    state      text NOT NULL CONSTRAINT gate_state_is_known CHECK (state IN ('flowing', 'blocked', 'probing')),
+    reason     text,
+    until      timestamptz CONSTRAINT until_is_finite CHECK (isfinite(until)),
+    counters   text,
+    generation bigint NOT NULL DEFAULT 0,
+    changed_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- The daemons that are there. A worker is dead when its beat stands still.
+CREATE TABLE workers (
+    id            bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT workers_id PRIMARY KEY,
+    beat          bigint NOT NULL DEFAULT 0,
+    host          text NOT NULL,
+    boot          text NOT NULL,
+    pid           bigint NOT NULL,
+    pid_started   bigint NOT NULL,
+    version       text NOT NULL,
+    default_model text,
+    started_at    timestamptz NOT NULL DEFAULT now(),
+    seen_at       timestamptz NOT NULL DEFAULT now(),
+    running       integer NOT NULL DEFAULT 0,
+    asleep        boolean NOT NULL DEFAULT false
+) WITH (fillfactor = 50);
+
+-- One row. A binary that knows no version >= schema_min must not run on this schema.
+CREATE TABLE meta (
+    one            boolean NOT NULL DEFAULT true CONSTRAINT meta_one PRIMARY KEY CONSTRAINT meta_is_one_row CHECK (one),
+    database_id    text NOT NULL,
+    schema_version integer NOT NULL,
+    schema_min     integer NOT NULL
+);
+INSERT INTO meta (database_id, schema_version, schema_min) VALUES (gen_random_uuid()::text, 1, 1);
+
+-- A new job: its queue, its state, and a knock where a worker sleeps. NOTIFY takes a lock on the whole database at
+-- commit, so nobody knocks while all are awake.
+CREATE FUNCTION jobs_inserted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    INSERT INTO queues (name)
+    SELECT DISTINCT n.queue
+      FROM new_jobs n
+     WHERE NOT EXISTS (SELECT FROM queues q WHERE q.name = n.queue)
+     ORDER BY n.queue
+        ON CONFLICT DO NOTHING;
+
+    INSERT INTO job_state (job_id, queue, batch, model, priority, state, available_at, deadline_at, bytes)
+    SELECT n.id, n.queue, coalesce(n.batch, ''),
+           coalesce(n.model,
+                    CASE WHEN json_typeof(json_field(n.params, 'model')) = 'string'
+                         THEN left(json_field(n.params, 'model') #>> '{}', 200) END,
+                    ''),
+           n.priority,
+           CASE WHEN n.run_at > clock_timestamp() THEN 'scheduled' ELSE 'pending' END,
+           n.run_at,
+           greatest(n.created_at, n.run_at)
+               + make_interval(secs => coalesce(deadline_seconds(n.policy), deadline_seconds(q.policy))),
+           coalesce(octet_length(n.prompt), 0) + coalesce(octet_length(n.system), 0) + coalesce(octet_length(n.params::text), 0)
+      FROM new_jobs n
+      LEFT JOIN queues q ON q.name = n.queue;
+
+    IF FOUND AND EXISTS (SELECT FROM workers WHERE asleep AND seen_at > now() - interval '5 minutes') THEN
+        PERFORM pg_notify(TG_TABLE_SCHEMA, '');
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER jobs_inserted AFTER INSERT ON jobs
+    REFERENCING NEW TABLE AS new_jobs FOR EACH STATEMENT EXECUTE FUNCTION jobs_inserted();
+
+-- A deleted job takes all that belongs to it along.
+CREATE FUNCTION jobs_deleted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    -- job_state first: whoever writes anything of a job holds that row.
+    DELETE FROM job_state WHERE job_id = ANY (ARRAY(SELECT id FROM old_jobs));
+    DELETE FROM results WHERE job_id = ANY (ARRAY(SELECT id FROM old_jobs));
+    DELETE FROM calls WHERE job_id = ANY (ARRAY(SELECT id FROM old_jobs));
+    DELETE FROM checkpoints WHERE job_id = ANY (ARRAY(SELECT id FROM old_jobs));
+    RETURN NULL;
+END $$;
+CREATE TRIGGER jobs_deleted AFTER DELETE ON jobs
+    REFERENCING OLD TABLE AS old_jobs FOR EACH STATEMENT EXECUTE FUNCTION jobs_deleted();
+
+CREATE FUNCTION jobs_truncated() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    TRUNCATE job_state, results, calls, checkpoints;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER jobs_truncated BEFORE TRUNCATE ON jobs FOR EACH STATEMENT EXECUTE FUNCTION jobs_truncated();
+
+-- What people may do to a job. The worker's own changes also change claims or claimed_by, and promotion is told by
+-- its time, so they never come here.
+CREATE FUNCTION job_state_by_hand() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    right_now timestamptz := clock_timestamp();
+    moved boolean := NEW.available_at <> OLD.available_at;
+BEGIN
+    IF NEW.state = 'cancelled' THEN
+        IF OLD.state = 'done' THEN RETURN NULL; END IF;
+        INSERT INTO results (job_id, run, queue, batch, key, outcome, error_type, error, failures, calls, continuations, started_at,
+                             input_tokens, output_tokens, cache_creation_input_tokens, cache_read_input_tokens, request_id)
+        SELECT j.id, OLD.run, j.queue, j.batch, j.key, 'cancelled', 'cancelled', 'cancelled while ' || OLD.state, OLD.failures, c.*
+          FROM jobs j
+         CROSS JOIN LATERAL (
+               SELECT count(*), count(*) FILTER (WHERE kind IN ('continue', 'regenerate')), min(sent_at),
+                      coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0),
+                      coalesce(sum(cache_creation_input_tokens), 0), coalesce(sum(cache_read_input_tokens), 0),
+                      (array_agg(request_id ORDER BY claim DESC, seq DESC))[1]
+                 FROM calls
+                WHERE job_id = OLD.job_id AND run = OLD.run) c
+         WHERE j.id = OLD.job_id;
+        NEW.state := 'done';
+        NEW.available_at := OLD.available_at;
+        NEW.claims := OLD.claims + 1;
+        NEW.claimed_by := NULL;
+        NEW.reason := NULL;
+    ELSIF NEW.state = OLD.state AND NOT moved THEN
+        RETURN NEW;
+    ELSIF OLD.state = 'done' AND NEW.state = 'pending' THEN
+        DELETE FROM results WHERE job_id = OLD.job_id;
+        DELETE FROM checkpoints WHERE job_id = OLD.job_id;
+        IF NOT moved THEN NEW.available_at := right_now; END IF;
+        IF NEW.available_at > right_now THEN NEW.state := 'scheduled'; END IF;
+        NEW.run := OLD.run + 1;
+        NEW.claims := OLD.claims + 1;
+        NEW.failures := 0;
+        NEW.crashes := 0;
+        NEW.deferrals := 0;
+        NEW.reason := NULL;
+        SELECT greatest(right_now, NEW.available_at)
+                   + make_interval(secs => coalesce(deadline_seconds(j.policy), deadline_seconds(q.policy)))
+          INTO NEW.deadline_at
+          FROM jobs j
+          LEFT JOIN queues q ON q.name = j.queue
+         WHERE j.id = OLD.job_id;
+    ELSIF OLD.state IN ('pending', 'scheduled') AND NEW.state IN ('pending', 'scheduled') THEN
+        IF NEW.state = 'pending' AND NOT moved THEN
+            NEW.available_at := least(right_now, OLD.available_at);
+        ELSIF NEW.state = 'scheduled' AND OLD.state = 'pending' AND NEW.available_at <= right_now THEN
+            RAISE EXCEPTION 'job % is pending and due: to schedule it, set available_at to a later time', OLD.job_id
+                USING ERRCODE = 'check_violation';
+        END IF;
+        NEW.state := CASE WHEN NEW.available_at > right_now THEN 'scheduled' ELSE 'pending' END;
+    ELSIF NEW.state = OLD.state THEN
+        RAISE EXCEPTION 'job % is %: available_at can be moved only while a job is pending or scheduled; add: AND state IN (''pending'', ''scheduled'')',
+            OLD.job_id, OLD.state USING ERRCODE = 'check_violation';
+    ELSE
+        RAISE EXCEPTION 'job % is % and cannot be made %: set state to ''cancelled'' to cancel a job, or to ''pending'' to run a scheduled job now or a done one again',
+            OLD.job_id, OLD.state, NEW.state USING ERRCODE = 'check_violation';
+    END IF;
+
+    IF NEW.state = 'pending' AND OLD.state <> 'pending'
+       AND EXISTS (SELECT FROM workers WHERE asleep AND seen_at > now() - interval '5 minutes') THEN
+        PERFORM pg_notify(TG_TABLE_SCHEMA, '');
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER job_state_by_hand BEFORE UPDATE OF state, priority, available_at ON job_state FOR EACH ROW
+    WHEN (NEW.claims = OLD.claims AND NEW.claimed_by IS NOT DISTINCT FROM OLD.claimed_by
+          AND (NEW.state <> OLD.state OR NEW.available_at <> OLD.available_at)
+          AND NOT (OLD.state = 'scheduled' AND NEW.state = 'pending' AND NEW.available_at <= now()))
+    EXECUTE FUNCTION job_state_by_hand();
+
+-- What nobody may do.
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    RAISE EXCEPTION USING MESSAGE = TG_ARGV[0], ERRCODE = 'check_violation';
+END $$;
+CREATE TRIGGER jobs_are_not_changed
+    BEFORE UPDATE OF id, queue, batch, key, model, max_tokens, priority, run_at, created_at, prompt, system, params, policy ON jobs
+    FOR EACH ROW EXECUTE FUNCTION refuse('jobs are not changed: cancel this one and insert another (metadata may be updated; priority and available_at stand in job_state)');
+CREATE TRIGGER job_state_is_made_by_jobs BEFORE INSERT ON job_state FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0)
+    EXECUTE FUNCTION refuse('job_state rows come with their job: INSERT INTO jobs instead');
+CREATE TRIGGER job_state_keeps_its_lane BEFORE UPDATE OF job_id, queue, batch, model, bytes ON job_state
+    FOR EACH ROW EXECUTE FUNCTION refuse('job_state repeats what the job says: cancel the job and insert another; only state, priority and available_at may be updated');
+CREATE TRIGGER job_state_is_not_truncated BEFORE TRUNCATE ON job_state FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0)
+    EXECUTE FUNCTION refuse('job_state rows go with their jobs: TRUNCATE jobs instead');
+CREATE TRIGGER results_are_not_truncated BEFORE TRUNCATE ON results FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0)
+    EXECUTE FUNCTION refuse('a done job keeps its result: TRUNCATE jobs instead');
+
+CREATE FUNCTION job_state_deleted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    IF EXISTS (SELECT FROM jobs WHERE id = OLD.job_id) THEN
+        RAISE EXCEPTION 'job % exists: its job_state row goes with it; DELETE FROM jobs instead', OLD.job_id
+            USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN OLD;
+END $$;
+CREATE TRIGGER job_state_goes_with_its_job BEFORE DELETE ON job_state FOR EACH ROW WHEN (pg_trigger_depth() = 0)
+    EXECUTE FUNCTION job_state_deleted();
+
+CREATE FUNCTION results_deleted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    IF EXISTS (SELECT FROM job_state WHERE job_id = OLD.job_id AND state = 'done') THEN
+        RAISE EXCEPTION 'job % is done and keeps its result: DELETE FROM jobs to remove both, or set its job_state.state to ''pending'' to run it again', OLD.job_id
+            USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN OLD;
+END $$;
+CREATE TRIGGER results_go_with_their_job BEFORE DELETE ON results FOR EACH ROW WHEN (pg_trigger_depth() = 0)
+    EXECUTE FUNCTION results_deleted();
+
+-- A gate that a person changes: daemons see it by its generation, which they move themselves.
+CREATE FUNCTION gates_by_hand() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    NEW.generation := OLD.generation + 1;
+    NEW.changed_at := clock_timestamp();
+    IF NEW.state = 'flowing' THEN
+        NEW.reason := NULL;
+        NEW.until := NULL;
+        NEW.counters := NULL;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER gates_by_hand BEFORE UPDATE ON gates FOR EACH ROW WHEN (NEW.generation = OLD.generation)
+    EXECUTE FUNCTION gates_by_hand();
+
+-- Else any role could hang them on a table of its own and have them run as the owner.
+REVOKE EXECUTE ON FUNCTION jobs_inserted(), jobs_deleted(), jobs_truncated(), job_state_by_hand(), refuse(),
+    job_state_deleted(), results_deleted(), gates_by_hand() FROM PUBLIC;
+
+-- Each job with where it is and why it waits. No big columns.
+CREATE VIEW job_overview AS
+SELECT j.id, j.queue, j.batch, j.key, s.state, r.outcome, r.stop_reason,
+       coalesce(r.model, m.model) AS model,
+       s.priority, s.available_at, s.deadline_at, s.run, s.claims, s.failures,
+       CASE WHEN s.state IN ('pending', 'scheduled') THEN
+            coalesce(s.reason,
+                     (SELECT coalesce(g.reason, g.scope || ' is ' || g.state) FROM gates g
+                       WHERE g.state <> 'flowing' AND g.scope LIKE 'key:%' ORDER BY g.scope LIMIT 1),
+                     (SELECT coalesce(g.reason, g.scope || ' is ' || g.state) FROM gates g
+                       WHERE g.state <> 'flowing' AND g.scope LIKE 'model:%'
+                         AND right(g.scope, length(m.model) + 1) = '/' || m.model ORDER BY g.scope LIMIT 1),
+                     (SELECT coalesce(g.reason, g.scope || ' is ' || g.state) FROM gates g
+                       WHERE g.state <> 'flowing' AND s.batch <> '' AND g.scope = 'batch:' || s.queue || '/' || s.batch),
+                     CASE WHEN q.paused THEN 'queue paused' END)
+            ELSE s.reason END AS reason,
+       r.error, r.input_tokens, r.output_tokens, r.cache_creation_input_tokens, r.cache_read_input_tokens,
+       j.created_at, r.started_at, r.finished_at
+  FROM jobs j
+  JOIN job_state s ON s.job_id = j.id
+  LEFT JOIN results r ON r.job_id = j.id
+  LEFT JOIN queues q ON q.name = j.queue
+ CROSS JOIN LATERAL (
+       SELECT coalesce(nullif(s.model, ''), q.model, (SELECT w.default_model FROM workers w ORDER BY w.id DESC LIMIT 1)) AS model) m;
+
+-- Each batch: how many jobs are where, how the done ones ended, and what it cost. finished_at: when all were done.
+CREATE VIEW batch_progress AS
+SELECT batch,
+       sum(n)::bigint AS total,
+       coalesce(sum(n) FILTER (WHERE state = 'pending'), 0)::bigint AS pending,
+       coalesce(sum(n) FILTER (WHERE state = 'scheduled'), 0)::bigint AS scheduled,
+       coalesce(sum(n) FILTER (WHERE state = 'running'), 0)::bigint AS running,
+       coalesce(sum(n) FILTER (WHERE state = 'waiting'), 0)::bigint AS waiting,
+       coalesce(sum(n) FILTER (WHERE state = 'done'), 0)::bigint AS done,
+       coalesce(sum(n) FILTER (WHERE outcome = 'complete'), 0)::bigint AS complete,
+       coalesce(sum(n) FILTER (WHERE outcome = 'truncated'), 0)::bigint AS truncated,
+       coalesce(sum(n) FILTER (WHERE outcome = 'refused'), 0)::bigint AS refused,
+       coalesce(sum(n) FILTER (WHERE outcome = 'needs_tool'), 0)::bigint AS needs_tool,
+       coalesce(sum(n) FILTER (WHERE outcome = 'paused'), 0)::bigint AS paused,
+       coalesce(sum(n) FILTER (WHERE outcome = 'empty'), 0)::bigint AS empty,
+       coalesce(sum(n) FILTER (WHERE outcome = 'invalid_output'), 0)::bigint AS invalid_output,
+       coalesce(sum(n) FILTER (WHERE outcome = 'unreviewed'), 0)::bigint AS unreviewed,
+       coalesce(sum(n) FILTER (WHERE outcome = 'invalid'), 0)::bigint AS invalid,
+       coalesce(sum(n) FILTER (WHERE outcome = 'failed'), 0)::bigint AS failed,
+       coalesce(sum(n) FILTER (WHERE outcome = 'expired'), 0)::bigint AS expired,
+       coalesce(sum(n) FILTER (WHERE outcome = 'cancelled'), 0)::bigint AS cancelled,
+       coalesce(sum(n) FILTER (WHERE outcome = 'quarantined'), 0)::bigint AS quarantined,
+       sum(input_tokens)::bigint AS input_tokens,
+       sum(output_tokens)::bigint AS output_tokens,
+       sum(cache_creation_input_tokens)::bigint AS cache_creation_input_tokens,
+       sum(cache_read_input_tokens)::bigint AS cache_read_input_tokens,
+       CASE WHEN sum(n) = sum(n) FILTER (WHERE state = 'done') THEN max(finished_at) END AS finished_at
+  FROM (SELECT batch, state, NULL::text AS outcome, count(*) AS n,
+               0 AS input_tokens, 0 AS output_tokens, 0 AS cache_creation_input_tokens, 0 AS cache_read_input_tokens,
+               NULL::timestamptz AS finished_at
+          FROM job_state
+         WHERE batch <> '' AND state <> 'done'
+         GROUP BY batch, state
+         UNION ALL
+        SELECT batch, 'done', outcome, count(*),
+               sum(input_tokens), sum(output_tokens), sum(cache_creation_input_tokens), sum(cache_read_input_tokens),
+               max(finished_at)
+          FROM results
+         WHERE batch IS NOT NULL AND batch <> ''
+         GROUP BY batch, outcome) part
+ GROUP BY batch;

@@ -1,0 +1,10 @@
+//! The SQL contract: what people may write, what it does, and what is refused, with no daemon anywhere.
+
+mod deletion;
+mod insert;
+mod refusals;
+mod roles;
+mod shape;
+mod shells;
+mod transitions;
+mod views;
