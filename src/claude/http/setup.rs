@@ -1,6 +1,7 @@
 //! What a client is made of: settings, the key, the headers, the roots of trust.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +22,8 @@ pub enum Auth {
     Bearer,
 }
 
-/// How to reach the API.
-#[derive(Debug, Clone)]
+/// How to reach the API. Its `Debug` leaves out the address: a password may stand in it.
+#[derive(Clone)]
 pub struct ClaudeSettings {
     /// `http` or `https`; a path in it is kept: calls go to `{base_url}/v1/messages`. A user name and
     /// password in it become a Basic `authorization`, where nothing else sets one.
@@ -49,6 +50,16 @@ pub struct ClaudeSettings {
     pub response_max: usize,
     /// Largest event of a stream, in bytes.
     pub event_max: usize,
+}
+
+impl fmt::Debug for ClaudeSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClaudeSettings")
+            .field("auth", &self.auth)
+            .field("key_file", &self.key_file)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why no client could be made. No message holds a key or what a header says.
