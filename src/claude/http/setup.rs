@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+};
 use reqwest::{Client, Url};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
@@ -163,7 +165,7 @@ impl Credentials {
     pub(super) fn fingerprint(&self) -> String {
         let Some(key) = &self.key else { return "none".to_owned() };
         let digest = Sha256::digest(key.expose_secret().as_bytes());
-        digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+        format!("{:02x}{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2], digest[3])
     }
 
     /// Takes the secrets out of a failure's message: some servers repeat the key they refuse, and a

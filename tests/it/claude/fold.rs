@@ -39,8 +39,7 @@ fn shown(reply: &Reply) -> String {
 }
 
 const START: &str = r#"{"type":"message_start","message":{"id":"m","model":"c","content":[],"usage":{"input_tokens":10,"output_tokens":1}}}"#;
-const TEXT: &str =
-    r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}"#;
+const TEXT: &str = r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}"#;
 const HELLO: &str =
     r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"hello"}}"#;
 const CLOSE: &str = r#"{"type":"content_block_stop","index":0}"#;
@@ -66,7 +65,10 @@ fn a_text_block_keeps_what_was_sent_and_joins_a_split_surrogate_pair() {
         reply.content[0].json,
         r#"{"type":"text","text":"Grüße, \"Welt\"!\n\u4f60\u597d \ud83d\ude00 and C:\\temp"}"#
     );
-    assert_eq!((reply.message_id.as_deref(), reply.model.as_deref()), (Some("msg_01"), Some("claude-sonnet-5-5")));
+    assert_eq!(
+        (reply.message_id.as_deref(), reply.model.as_deref()),
+        (Some("msg_01"), Some("claude-sonnet-5-5"))
+    );
     assert_eq!(reply.stop, Some(StopReason::EndTurn));
     assert_eq!(reply.stop_sequence, None);
 }
@@ -153,7 +155,8 @@ fn pings_in_words_and_foreign_sentinels_are_skipped() {
 
 #[test]
 fn unreadable_events_are_broken() {
-    let deep = format!(r#"{{"type":"content_block_delta","delta":{}1{}"#, "[".repeat(10_000), "]".repeat(10_000));
+    let deep =
+        format!(r#"{{"type":"content_block_delta","delta":{}1{}"#, "[".repeat(10_000), "]".repeat(10_000));
     for data in [
         "garbage",
         "[1]",
@@ -173,9 +176,8 @@ fn unreadable_events_are_broken() {
 #[test]
 fn deep_nesting_in_what_is_not_read_is_kept() {
     let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
-    let block = format!(
-        r#"{{"type":"content_block_start","index":0,"content_block":{{"type":"odd","x":{deep}}}}}"#
-    );
+    let block =
+        format!(r#"{{"type":"content_block_start","index":0,"content_block":{{"type":"odd","x":{deep}}}}}"#);
     let reply = fold_events(&[&block]).unwrap().finish(Ended::Whole);
     assert_eq!(reply.content[0].json, format!(r#"{{"type":"odd","x":{deep}}}"#));
 }
@@ -307,7 +309,8 @@ fn output_of_a_cut_call_is_estimated_from_what_arrived() {
 
 #[test]
 fn errors_are_seen_with_and_without_a_type() {
-    let error = r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"},"request_id":"r1"}"#;
+    let error =
+        r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"},"request_id":"r1"}"#;
     for data in [error.to_owned(), error.replace(r#""type":"error","#, "")] {
         let Ok(Seen::Error(error, id)) = Fold::new().event(b"", data.as_bytes()) else { panic!("{data}") };
         assert_eq!((error.status, error.kind.as_str()), (200, "overloaded_error"));

@@ -12,13 +12,14 @@ use promptmill::domain::reply::Exchange;
 use promptmill::domain::stop::StopReason;
 use promptmill::domain::talk::Request;
 use secrecy::SecretString;
+use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::server::{Server, Step, answer, chunk, head, last_chunk, stream, stream_head};
 
 const KEY: &str = "sk-ant-test-0123456789";
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 const SHORT: Duration = Duration::from_millis(50);
 
 fn settings(base: &str) -> ClaudeSettings {
@@ -188,7 +189,10 @@ async fn error_statuses_carry_what_the_server_said() {
     let headers = [("retry-after", "7"), ("x-should-retry", "true"), ("request-id", "r2")];
     let exchange = ask_script(answer("429 Too Many", &headers, body)).await;
     let Err(Failure::Api(error)) = &exchange.end else { panic!("{:?}", exchange.end) };
-    assert_eq!((error.status, error.kind.as_str(), error.message.as_str()), (429, "rate_limit_error", "slow"));
+    assert_eq!(
+        (error.status, error.kind.as_str(), error.message.as_str()),
+        (429, "rate_limit_error", "slow")
+    );
     assert_eq!((error.retry_after, error.should_retry), (Some(Duration::from_secs(7)), Some(true)));
     assert_eq!((exchange.http_status, exchange.request_id.as_deref()), (Some(429), Some("r2")));
     assert_eq!(ask_script(answer("500 No", &[], body)).await.request_id.as_deref(), Some("r1"));
@@ -340,13 +344,12 @@ async fn refused_connections_and_unknown_names_are_unsent() {
     let server = Server::always(vec![Step::Close]).await;
     let talker = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("https://{}", talker.local_addr().unwrap());
-    let task = tokio::spawn(async move {
+    let talking = async {
         let (mut socket, _) = talker.accept().await.unwrap();
-        tokio::io::AsyncWriteExt::write_all(&mut socket, b"HTTP/1.1 400 Bad\r\n\r\n").await.unwrap();
-    });
-    let (exchange, _) = ask_with(settings(&base), request()).await;
+        socket.write_all(b"HTTP/1.1 400 Bad\r\n\r\n").await.unwrap();
+    };
+    let ((exchange, _), ()) = tokio::join!(ask_with(settings(&base), request()), talking);
     assert!(matches!(exchange.end, Err(Failure::Unsent(_))), "{:?}", exchange.end);
-    task.await.unwrap();
     // Accepted and broken is not the same: the request may have been read.
     assert!(matches!(ask(&server).await.end, Err(Failure::Lost(Lost::Reset, _))));
 }
@@ -461,7 +464,8 @@ async fn no_failure_tells_the_key() {
         assert!(!shown.contains(KEY) && !shown.contains("hush") && !shown.contains("swordfish"), "{shown}");
     }
     let with = settings("http://ann:swordfish@127.0.0.1:1");
-    let shown = format!("{:?} {:?}", HttpClaude::new(with.clone()).unwrap(), ask_with(with, request()).await.0);
+    let shown =
+        format!("{:?} {:?}", HttpClaude::new(with.clone()).unwrap(), ask_with(with, request()).await.0);
     assert!(!shown.contains(KEY), "{shown}");
     assert!(!shown.contains("swordfish"), "{shown}");
 }

@@ -1,6 +1,8 @@
 //! The client of the Messages API: events, replies, errors, and the calls themselves against a server
 //! on a socket that answers with scripted bytes.
 
+#![expect(clippy::unwrap_used, reason = "a test stops where it is surprised")]
+
 mod fold;
 mod http;
 mod server;

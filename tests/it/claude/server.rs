@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 /// What the server does with a request.
 #[derive(Clone)]
@@ -24,7 +24,8 @@ pub enum Step {
 pub struct Server {
     pub base: String,
     seen: Arc<Mutex<Seen>>,
-    task: JoinHandle<()>,
+    /// Dropping it ends the server.
+    _tasks: JoinSet<()>,
 }
 
 #[derive(Default)]
@@ -40,14 +41,17 @@ impl Server {
         let base = format!("http://{}", listener.local_addr().unwrap());
         let seen = Arc::new(Mutex::new(Seen::default()));
         let shared = Arc::clone(&seen);
-        let task = tokio::spawn(async move {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
             let scripts = Arc::new(scripts);
             while let Ok((socket, _)) = listener.accept().await {
+                socket.set_nodelay(true).unwrap();
                 shared.lock().unwrap().connections += 1;
-                tokio::spawn(serve(socket, Arc::clone(&scripts), Arc::clone(&shared)));
+                connections.spawn(serve(socket, Arc::clone(&scripts), Arc::clone(&shared)));
             }
         });
-        Self { base, seen, task }
+        Self { base, seen, _tasks: tasks }
     }
 
     /// Starts a server that always answers the same.
@@ -61,12 +65,6 @@ impl Server {
 
     pub fn connections(&self) -> usize {
         self.seen.lock().unwrap().connections
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -121,7 +119,7 @@ async fn read_request(socket: &mut TcpStream) -> Option<String> {
 pub fn head(status: &str, headers: &[(&str, &str)]) -> Step {
     let mut head = format!("HTTP/1.1 {status}\r\n");
     for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        head.extend([name, ": ", value, "\r\n"]);
     }
     head.push_str("\r\n");
     Step::Write(head.into_bytes())

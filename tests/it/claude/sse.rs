@@ -50,10 +50,10 @@ fn one_space_behind_the_colon_is_not_data() {
 
 #[test]
 fn a_byte_order_mark_is_skipped_once() {
-    assert_eq!(parse_whole("\u{feff}data: a\n\n\u{feff}data: b\n\ndata: c\n\n"), vec![
-        event("", "a"),
-        event("", "c")
-    ]);
+    assert_eq!(
+        parse_whole("\u{feff}data: a\n\n\u{feff}data: b\n\ndata: c\n\n"),
+        vec![event("", "a"), event("", "c")]
+    );
 }
 
 #[test]

@@ -4,18 +4,17 @@ use promptmill::claude::wire::{api_error, request_id, retry_after, should_retry}
 use promptmill::domain::outcome::Fault;
 use reqwest::header::{HeaderMap, HeaderName};
 
-fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
-    pairs
-        .iter()
-        .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
-        .collect()
+type Pairs<'a> = &'a [(&'a str, &'a str)];
+
+fn headers(pairs: Pairs<'_>) -> HeaderMap {
+    pairs.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect()
 }
 
 #[test]
 fn waits_are_read_from_every_form_and_clamped() {
     let hour = Duration::from_hours(1);
     let date = ("date", "Tue, 10 Nov 2026 08:00:00 GMT");
-    let table: [(&[(&str, &str)], Option<Duration>); 23] = [
+    let table: [(Pairs, Option<Duration>); 23] = [
         (&[], None),
         (&[("retry-after", "0")], Some(Duration::ZERO)),
         (&[("retry-after", "1")], Some(Duration::from_secs(1))),
