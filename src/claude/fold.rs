@@ -164,8 +164,8 @@ impl Fold {
     pub fn whole_message(&mut self, json: &[u8]) -> Result<Seen, Broken> {
         let json = String::from_utf8_lossy(json);
         let json = json.trim_start_matches('\u{feff}');
-        let event = Event::read(json)
-            .map_err(|why| Broken(format!("the reply is not a JSON object: {why}")))?;
+        let event =
+            Event::read(json).map_err(|why| Broken(format!("the reply is not a JSON object: {why}")))?;
         if word(event.kind) == "error" || event.error.is_some() {
             return Ok(error_seen(json));
         }
@@ -254,13 +254,12 @@ impl Fold {
 
     fn delta(&mut self, event: &Event<'_>) -> Result<Seen, Broken> {
         let delta = event.delta.ok_or_else(|| Broken("a content_block_delta has no delta".to_owned()))?;
-        let at = match self.find(event) {
-            Some(at) => at,
-            None => {
-                let index = index_of(event).unwrap_or_else(|| self.next_index());
-                self.add(Growing::implied(index, delta)?)?;
-                self.blocks.len() - 1
-            }
+        let at = if let Some(at) = self.find(event) {
+            at
+        } else {
+            let index = index_of(event).unwrap_or_else(|| self.next_index());
+            self.add(Growing::implied(index, delta)?)?;
+            self.blocks.len() - 1
         };
         let block = &mut self.blocks[at];
         block.grow(delta)?;

@@ -176,8 +176,7 @@ impl HttpClaude {
 impl Claude for HttpClaude {
     async fn ask(&self, request: &Request, listener: Listener<'_>) -> Exchange {
         let credentials = self.credentials();
-        let sizes =
-            Sizes { response_max: self.settings.response_max, event_max: self.settings.event_max };
+        let sizes = Sizes { response_max: self.settings.response_max, event_max: self.settings.event_max };
         let limits = Limits {
             first_event: self.settings.first_event,
             idle: self.settings.idle,
@@ -257,9 +256,8 @@ impl Claude for HttpClaude {
                 return false;
             }
         };
-        let text = |credentials: &Credentials| {
-            credentials.key.as_ref().map(|key| key.expose_secret().to_owned())
-        };
+        let text =
+            |credentials: &Credentials| credentials.key.as_ref().map(|key| key.expose_secret().to_owned());
         if text(&fresh) == text(&known) {
             return false;
         }

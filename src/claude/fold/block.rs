@@ -126,7 +126,8 @@ impl Growing {
     /// Returns the block as it is now.
     pub(super) fn finish(mut self) -> Block {
         // A tool call whose start was never seen cannot be answered.
-        let mut whole = !self.open && !(self.kind == "tool_use" && self.fields.get("id").is_none());
+        let nameless = self.kind == "tool_use" && self.fields.get("id").is_none();
+        let mut whole = !self.open && !nameless;
         self.fields.close();
         let input = decode_string(&format!("\"{}\"", self.input));
         if serde_json::from_str::<&RawValue>(&input).is_ok() {
@@ -135,7 +136,8 @@ impl Growing {
             // What cannot be sent back as an object is kept for people, as the text that it is.
             self.fields.set("input", &format!("\"{}\"", self.input));
             whole = false;
-        } else if self.kind.ends_with("tool_use") && self.fields.get("input").is_none_or(|json| json == "null")
+        } else if self.kind.ends_with("tool_use")
+            && self.fields.get("input").is_none_or(|json| json == "null")
         {
             self.fields.set("input", "{}");
         }

@@ -1,11 +1,14 @@
 //! What a client is made of: settings, the key, the headers, the roots of trust.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+};
 use reqwest::{Client, Url};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
@@ -21,8 +24,8 @@ pub enum Auth {
     Bearer,
 }
 
-/// How to reach the API.
-#[derive(Debug, Clone)]
+/// How to reach the API. Its `Debug` leaves out the address: a password may stand in it.
+#[derive(Clone)]
 pub struct ClaudeSettings {
     /// `http` or `https`; a path in it is kept: calls go to `{base_url}/v1/messages`. A user name and
     /// password in it become a Basic `authorization`, where nothing else sets one.
@@ -49,6 +52,16 @@ pub struct ClaudeSettings {
     pub response_max: usize,
     /// Largest event of a stream, in bytes.
     pub event_max: usize,
+}
+
+impl fmt::Debug for ClaudeSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClaudeSettings")
+            .field("auth", &self.auth)
+            .field("key_file", &self.key_file)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why no client could be made. No message holds a key or what a header says.
@@ -152,7 +165,7 @@ impl Credentials {
     pub(super) fn fingerprint(&self) -> String {
         let Some(key) = &self.key else { return "none".to_owned() };
         let digest = Sha256::digest(key.expose_secret().as_bytes());
-        digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+        format!("{:02x}{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2], digest[3])
     }
 
     /// Takes the secrets out of a failure's message: some servers repeat the key they refuse, and a
