@@ -29,6 +29,23 @@ pub enum Exit {
     LeftBehind = 8,
 }
 
+impl Exit {
+    /// Returns the exit of a number; what is none of ours is a failure.
+    pub const fn of_code(code: u8) -> Self {
+        match code {
+            0 => Self::Good,
+            2 => Self::Usage,
+            3 => Self::Config,
+            4 => Self::Unreachable,
+            5 => Self::Schema,
+            6 => Self::Credentials,
+            7 => Self::NotComplete,
+            8 => Self::LeftBehind,
+            _ => Self::Failure,
+        }
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)

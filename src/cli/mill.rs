@@ -61,6 +61,11 @@ pub fn defaults(config: &Config) -> Defaults {
 
 /// Returns the API of the configuration. Reads the key, calls nobody.
 pub fn claude(config: &Config) -> anyhow::Result<HttpClaude> {
+    HttpClaude::new(claude_settings(config)?).context("failed to set up the API client")
+}
+
+/// Returns how the configuration reaches the API.
+pub fn claude_settings(config: &Config) -> anyhow::Result<ClaudeSettings> {
     let api = &config.api;
     let credential = api.key.read().context("failed to read the key")?;
     let auth = match credential.as_ref().map(|credential| credential.style) {
@@ -73,7 +78,7 @@ pub fn claude(config: &Config) -> anyhow::Result<HttpClaude> {
         KeyPlace::File { path, .. } => (None, Some(path.clone())),
     };
     let versions = config.models.0.iter().filter_map(|(name, model)| Some((name.clone(), model.version.clone()?)));
-    let settings = ClaudeSettings {
+    Ok(ClaudeSettings {
         base_url: api.base_url.clone(),
         auth,
         key,
@@ -86,6 +91,5 @@ pub fn claude(config: &Config) -> anyhow::Result<HttpClaude> {
         idle: api.idle,
         response_max: api.response_max_bytes,
         event_max: api.event_max_bytes,
-    };
-    HttpClaude::new(settings).context("failed to set up the API client")
+    })
 }

@@ -9,9 +9,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::{Exit, Stop};
 use super::mill;
+use super::open::{Context, desk_of, open};
 use super::watch::Watch;
 use crate::claude::Claude;
-use crate::config::{Config, NO_KEY};
+use crate::claude::http::{ClaudeSettings, HttpClaude};
+use crate::config::{Config, Flags, NO_KEY, Surroundings};
 use crate::domain::outcome::Outcome;
 use crate::store::{Backlog, Migrate};
 use crate::worker::{End, Report, Signals};
@@ -31,7 +33,10 @@ pub struct RunArgs {
 }
 
 /// Runs until told to stop, or until drained.
-pub async fn run(args: &RunArgs, config: &Config) -> anyhow::Result<Exit> {
+pub async fn run(args: &RunArgs, context: &Context) -> anyhow::Result<Exit> {
+    let concurrency = args.concurrency.map(|calls| calls as usize);
+    let config = &context.load_with(&Flags { concurrency, ..context.flags() })?;
+    crate::telemetry::init(&config.log)?;
     if config.api.needs_key() && config.api.key.read().context("failed to read the key")?.is_none() {
         return Err(Stop { exit: Exit::Credentials, sentence: NO_KEY.to_owned() }.into());
     }
@@ -41,14 +46,11 @@ pub async fn run(args: &RunArgs, config: &Config) -> anyhow::Result<Exit> {
     let signals = Signals::default();
     listen(&signals)?;
     let claude: Arc<dyn Claude> = Arc::new(mill::claude(config)?);
-    let opened = super::open::open(config, Migrate::Serve).await?;
+    let opened = open(config, Migrate::Serve).await?;
     let mut settings = mill::settings(config);
     settings.drain = args.drain.then_some(config.worker.drain_horizon);
     settings.queues.clone_from(&args.queues);
-    if let Some(concurrency) = args.concurrency {
-        settings.concurrency = concurrency as usize;
-    }
-    let watch = (args.drain && std::io::stderr().is_terminal()).then(|| Watch::start(opened.desk.clone()));
+    let watch = (args.drain && std::io::stderr().is_terminal()).then(|| Watch::start(desk_of(&opened)));
     let started = Instant::now();
     let report = crate::worker::run(opened.store, claude, settings, mill::defaults(config), signals).await;
     if let Some(watch) = watch {
@@ -56,6 +58,35 @@ pub async fn run(args: &RunArgs, config: &Config) -> anyhow::Result<Exit> {
     }
     let report = report.context("failed to start the worker")?;
     Ok(tell(&report, started.elapsed()))
+}
+
+/// Runs the demo on the built-in configuration: nothing of the environment, no file.
+pub async fn demo(args: super::demo::Args) -> anyhow::Result<()> {
+    let config = |database: &str, api: &str| {
+        let settings = [("database.url", database), ("api.base_url", api), ("worker.concurrency", "32")];
+        let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+        Config::load_from(&Flags { settings, ..Flags::default() }, &Surroundings::default())
+    };
+    let prepare = async |database: &str| -> anyhow::Result<()> {
+        open(&config(database, "http://127.0.0.1:1")?, Migrate::Serve).await?;
+        Ok(())
+    };
+    let drain = async |database: &str, api: &str| -> anyhow::Result<()> {
+        let config = config(database, api)?;
+        let opened = open(&config, Migrate::Never).await?;
+        // The stand-in takes any key, but it wants one.
+        let claude = ClaudeSettings { key: Some("demo".into()), ..mill::claude_settings(&config)? };
+        let claude: Arc<dyn Claude> = Arc::new(HttpClaude::new(claude)?);
+        let mut settings = mill::settings(&config);
+        settings.drain = Some(config.worker.drain_horizon);
+        let defaults = mill::defaults(&config);
+        let report = crate::worker::run(opened.store, claude, settings, defaults, Signals::default()).await?;
+        match report.end {
+            End::Drained(_) => Ok(()),
+            other => anyhow::bail!("the drain did not end as it should: {other:?}"),
+        }
+    };
+    super::demo::run(args, prepare, drain).await
 }
 
 /// The first SIGTERM or SIGINT stops, the second exits at once; SIGHUP reads the key file again.
