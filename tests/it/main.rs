@@ -2,6 +2,7 @@
 
 mod config;
 mod contract;
+mod demo;
 mod mill;
 mod seam_corpus;
 mod stand_in;
