@@ -324,9 +324,7 @@ impl Call {
         let mut response = self.respond(status, content_type, body.into());
         for (name, value) in &problem.headers {
             let (name, value) = match *name {
-                RETRY_AFTER_DATE => {
-                    ("retry-after", date_in(value.parse().unwrap_or(0)))
-                }
+                RETRY_AFTER_DATE => ("retry-after", date_in(value.parse().unwrap_or(0))),
                 name => (name, value.clone()),
             };
             if let Ok(value) = HeaderValue::from_str(&value) {
