@@ -32,7 +32,7 @@ const SAMPLE_CHARS: i64 = 56;
 pub struct Args {
     /// Keep the database file, under this name, to look into it afterwards
     #[arg(long, value_name = "FILE")]
-    keep: Option<PathBuf>,
+    pub keep: Option<PathBuf>,
 }
 
 /// Runs the demo.

@@ -197,6 +197,6 @@ mod tests {
         let meter = Meter::new(Limits { input: Some(100), ..Limits::default() });
         let start = Instant::now();
         meter.admit("a", 5000, start).0.unwrap();
-        meter.admit("a", 1, start + Duration::from_secs(60)).0.unwrap_err();
+        meter.admit("a", 1, start + Duration::from_mins(1)).0.unwrap_err();
     }
 }

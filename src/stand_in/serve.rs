@@ -324,11 +324,7 @@ impl Call {
         let mut response = self.respond(status, content_type, body.into());
         for (name, value) in &problem.headers {
             let (name, value) = match *name {
-                RETRY_AFTER_DATE => {
-                    let seconds = value.parse().unwrap_or(0);
-                    let date = SystemTime::now() + Duration::from_secs(seconds);
-                    ("retry-after", httpdate::fmt_http_date(date))
-                }
+                RETRY_AFTER_DATE => ("retry-after", date_in(value.parse().unwrap_or(0))),
                 name => (name, value.clone()),
             };
             if let Ok(value) = HeaderValue::from_str(&value) {
@@ -448,6 +444,12 @@ fn body_of(steps: Vec<Step>, mut flight: Flight) -> Body {
             }
         }
     }))
+}
+
+/// Returns the date so many seconds from now, as headers write it.
+#[expect(clippy::disallowed_methods, reason = "the API that we stand in for reads its own clock")]
+fn date_in(seconds: u32) -> String {
+    httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(seconds.into()))
 }
 
 fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -4,6 +4,7 @@ mod claude;
 mod cli;
 mod config;
 mod contract;
+mod demo;
 mod mill;
 mod seam_corpus;
 mod stand_in;

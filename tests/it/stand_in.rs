@@ -1,6 +1,8 @@
 //! The stand-in over real HTTP: every marker does what its documentation says, what is handed out
 //! adds up, and an answer that is cut and continued is the whole answer.
 
+#![expect(clippy::unwrap_used, reason = "a test says by panicking what went wrong")]
+
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
@@ -60,7 +62,7 @@ impl Heard {
     }
 }
 
-fn client() -> reqwest::Client {
+pub fn client() -> reqwest::Client {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
     reqwest::Client::builder().tls_certs_only([]).no_proxy().build().unwrap()
