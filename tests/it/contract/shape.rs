@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::support::Ground;
 
-/// Of SQLite alone: refuses INSERT OR REPLACE.
+/// Of `SQLite` alone: refuses INSERT OR REPLACE.
 const SQLITE_ONLY: &str = "job_keys";
 
 async fn relations(ground: &Ground, kind: &str) -> BTreeSet<String> {
@@ -73,7 +73,7 @@ fn both_databases_have_the_same_migrations() {
     assert_eq!(names("sqlite"), names("postgres"));
 }
 
-/// What runs in other people's SQLite must not be newer than 3.37.
+/// What runs in other people's `SQLite` must not be newer than 3.37.
 #[test]
 fn the_sqlite_schema_uses_no_functions_newer_than_3_37() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/sqlite");
