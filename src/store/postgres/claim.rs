@@ -203,7 +203,7 @@ async fn scan(conn: &mut PgConnection, wanted: &Wanted, cursor: &Cursor) -> sqlx
                               SELECT FROM job_state
                                WHERE state = 'pending' AND queue = st.queue AND model = st.model
                                  AND priority = lane.priority AND batch = lane.batch
-                               LIMIT $12) some) c) l
+                               LIMIT $12) pending) c) l
              ON NOT coalesce(q.paused, false)
             AND (cardinality($4::text[]) = 0 OR st.queue = ANY ($4))
             AND NOT coalesce(nullif(st.model, ''), q.model, $5) = ANY ($6)
