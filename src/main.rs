@@ -1,3 +1,7 @@
 //! The `promptmill` binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    promptmill::cli::main()
+}

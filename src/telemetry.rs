@@ -1,1 +1,105 @@
-//! To be written.
+//! Logging: text or JSON, on stderr.
+//!
+//! Other people's crates print what passes through them at `debug` and `trace`: headers, statements,
+//! bodies. So they are capped here, whatever was asked for, and no key, prompt or password can come
+//! out of them. What our own code may log is its own duty.
+
+use std::io::{self, IsTerminal as _};
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Level, Subscriber};
+use tracing_subscriber::filter::{FilterExt as _, Targets, filter_fn};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::{Layer, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::config::{LogFormat, LogSettings};
+
+/// Our own target; all others are capped.
+const OURS: &str = "promptmill";
+/// Messages that a database sends along: triggers of the user's own, which may quote prompts.
+const NOTICES: &str = "sqlx::postgres::notice";
+
+/// Starts logging to stderr. Fails where logging was started before.
+pub fn init(settings: &LogSettings) -> anyhow::Result<()> {
+    let colour = settings.colour && io::stderr().is_terminal();
+    subscriber(settings, colour, io::stderr).try_init()?;
+    Ok(())
+}
+
+/// Builds what [`init`] installs, for any writer.
+pub fn subscriber<W>(settings: &LogSettings, colour: bool, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let filter =
+        capped(&settings.level).and(filter_fn(|metadata| may_speak(metadata.target(), *metadata.level())));
+    tracing_subscriber::registry().with(layer(settings.format, colour, writer).with_filter(filter))
+}
+
+fn layer<S, W>(format: LogFormat, colour: bool, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    match format {
+        LogFormat::Text => layer.with_ansi(colour).boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).with_current_span(false).boxed(),
+    }
+}
+
+/// Caps what was asked for: the general level is ours alone, others get `warn` at most, and `info`
+/// at most where they are named.
+fn capped(asked: &Targets) -> Targets {
+    let general = asked.default_level().unwrap_or(LevelFilter::OFF);
+    let mut capped = Targets::new().with_default(general.min(LevelFilter::WARN)).with_target(OURS, general);
+    for (target, level) in asked {
+        let level = if is_ours(target) { level } else { level.min(LevelFilter::INFO) };
+        capped = capped.with_target(target, level);
+    }
+    capped.with_target(NOTICES, LevelFilter::OFF)
+}
+
+/// The floor under all filters, which take `promptmill` for the start of any longer name too.
+fn may_speak(target: &str, level: Level) -> bool {
+    is_ours(target) || level <= Level::INFO
+}
+
+fn is_ours(target: &str) -> bool {
+    target.strip_prefix(OURS).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allows(asked: &str, target: &str, level: Level) -> bool {
+        capped(&asked.parse().unwrap()).would_enable(target, &level) && may_speak(target, level)
+    }
+
+    #[test]
+    fn no_other_crate_logs_below_info_whatever_is_asked() {
+        for asked in
+            ["trace", "trace,sqlx=trace", "sqlx::query=trace,hyper=debug,h2=trace", "promptmill_=trace"]
+        {
+            for target in ["sqlx::query", "hyper::proto", "h2::codec", "reqwest", "rustls", "promptmill_"] {
+                assert!(!allows(asked, target, Level::DEBUG), "{target} under {asked}");
+            }
+            assert!(!allows(asked, "sqlx::postgres::notice", Level::ERROR), "{asked}");
+        }
+        assert!(!allows("sqlx::postgres::notice=info", "sqlx::postgres::notice", Level::ERROR));
+    }
+
+    #[test]
+    fn others_speak_up_to_warn_and_to_info_where_named() {
+        assert!(allows("debug", "promptmill::worker", Level::DEBUG));
+        assert!(allows("debug", "sqlx::query", Level::WARN));
+        assert!(!allows("debug", "sqlx::query", Level::INFO));
+        assert!(allows("debug,sqlx=debug", "sqlx::query", Level::INFO));
+        assert!(allows("promptmill::store=trace,warn", "promptmill::store::row", Level::TRACE));
+        assert!(!allows("promptmill::store=trace,warn", "promptmill::worker", Level::INFO));
+        assert!(!allows("off", "promptmill", Level::ERROR));
+    }
+}

@@ -4,6 +4,7 @@
 //! somebody else holds stalls nobody. No row is locked between two statements but a limited queue's.
 
 mod claim;
+mod desk;
 mod gates;
 mod listen;
 mod migrate;

@@ -12,6 +12,7 @@ macro_rules! now {
 }
 
 mod claim;
+mod desk;
 mod gates;
 mod migrate;
 mod upkeep;

@@ -25,6 +25,7 @@ on_both!(
     scheduled_jobs_are_not_claimed,
     a_worker_without_a_row_claims_nothing,
     the_next_claim_brings_what_was_already_paid_for,
+    a_claim_that_nobody_waited_for_is_given_again,
 );
 
 async fn claim_is_exclusive(ground: &Ground) {
@@ -247,4 +248,23 @@ async fn the_next_claim_brings_what_was_already_paid_for(ground: &Ground) {
     assert_eq!((again.lease.run, again.calls.len()), (2, 0), "a new run begins with nothing");
     assert_eq!(ground.line("SELECT count(*) FROM calls WHERE run = 1").await, "6");
     assert_eq!(job(&again.lease), 1);
+}
+
+async fn a_claim_that_nobody_waited_for_is_given_again(ground: &Ground) {
+    jobs(ground, 60, "queue", "'default'").await;
+    let bench = Bench::on(ground).await;
+    let mut given: Vec<i64> = Vec::new();
+    // Given up ever later: before it was sent, while it ran, after it was done.
+    for step in 0..20 {
+        let patience = Duration::from_micros(step * 300);
+        if let Ok(got) = tokio::time::timeout(patience, bench.claim(3)).await {
+            given.extend(ids(&got));
+        }
+    }
+    while given.len() < 60 {
+        given.extend(ids(&bench.claim(9).await));
+    }
+    given.sort_unstable();
+    assert_eq!(given, (1..=60).collect::<Vec<i64>>());
+    assert!(bench.claim(9).await.is_empty());
 }

@@ -126,3 +126,28 @@ fn the_list_of_migrations_is_the_folder() {
     }
     assert_eq!(LATEST as usize, STEPS.len());
 }
+
+/// Postgres alone: what stands behind a pooler in transaction mode relies on its role.
+#[tokio::test]
+async fn behind_a_pooler_the_role_says_where_the_tables_are() {
+    let ground = Ground::postgres().await;
+    let (schema, role) = (ground.schema(), format!("{}_pooled", ground.schema()));
+    ground.run(&format!("CREATE ROLE {role} LOGIN SUPERUSER")).await;
+    let url = ground.url().replacen("postgres@", &format!("{role}@"), 1);
+    assert_ne!(url, ground.url(), "the test server's user is postgres");
+    let mut pooled = settings(schema);
+    pooled.transaction_pooler = true;
+    let said = sentence(open(&url, &pooled, Migrate::Serve).await);
+    assert!(said.contains("search_path"), "{said}");
+
+    ground.run(&format!("ALTER ROLE {role} SET search_path = {schema}, pg_temp")).await;
+    super::one_job(&ground).await;
+    let store = open(&url, &pooled, Migrate::Serve).await.expect("it is opened").store;
+    let worker = store.enlist(&super::me()).await.expect("a worker enlists");
+    let bench = Bench { store, worker };
+    let lease = bench.lease().await;
+    assert_eq!(bench.settle(vec![super::end(lease)]).await.done, [lease]);
+    drop(bench);
+    ground.run(&format!("DROP ROLE {role}")).await;
+    ground.close().await;
+}

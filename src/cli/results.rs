@@ -1,0 +1,249 @@
+//! `promptmill results`: the answers, for people and for programs.
+//!
+//! The ids of what matches are read first, eight bytes each; the rows follow by their keys, a few
+//! at a time, so that a million answers need little memory and no long-lived transaction.
+
+mod follow;
+mod format;
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use tempfile::NamedTempFile;
+
+use self::follow::Follow;
+use super::exit::{Exit, Stop};
+use super::open::{Absent, Context};
+use super::out::{Out, count, number, say};
+use super::which::outcome;
+use crate::domain::job::JobId;
+use crate::store::{Desk, ResultFilter, ResultRow, Texts};
+
+pub(super) use format::json_of;
+
+/// Answers read in one statement: each may be megabytes.
+const WHOLE_MAX: usize = 100;
+/// Rows of a table, read in one statement.
+const STARTS_MAX: usize = 1_000;
+/// Rows of a table, where no other number is asked for.
+const TABLE_MAX: usize = 1_000;
+/// Pause between two looks of `--follow`.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Results that one look of `--follow` takes.
+const FOLLOW_MAX: i64 = 1_000;
+
+/// Shows the answers.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only these jobs
+    #[arg(value_name = "JOB", conflicts_with_all = ["batch", "queue", "outcome"])]
+    jobs: Vec<i64>,
+    /// Only this batch
+    #[arg(long, short, value_name = "LABEL")]
+    batch: Option<String>,
+    /// Only this queue
+    #[arg(long, value_name = "QUEUE")]
+    queue: Option<String>,
+    /// Only jobs that ended so; may be given several times
+    #[arg(long, value_name = "OUTCOME", value_parser = outcome, value_delimiter = ',')]
+    outcome: Vec<String>,
+    /// How to write them [default: table; with --json: jsonl]
+    #[arg(long, short, value_enum)]
+    format: Option<Format>,
+    /// Write to FILE instead of standard output; FILE appears when it is whole
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Go on with results as they come: of a batch until its last job is done, else until interrupted
+    #[arg(long, conflicts_with_all = ["jobs", "limit"])]
+    follow: bool,
+    /// At most so many [default: 1000 in a table, else all]
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+}
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A line each, with the start of the text
+    Table,
+    /// All columns as one JSON object a line
+    Jsonl,
+    /// Columns for a spreadsheet; text that it would take for a formula gets a ' in front
+    Csv,
+    /// The official batch results: {"custom_id","result":{"type":…}}
+    Batch,
+}
+
+/// Where results go.
+enum Target {
+    Stdout(Out),
+    /// A file beside the wanted one, which takes its name when it is whole.
+    Whole(BufWriter<NamedTempFile>, PathBuf),
+    /// The wanted file itself, growing.
+    Growing(BufWriter<File>),
+}
+
+impl Target {
+    fn new(args: &Args) -> anyhow::Result<Self> {
+        let Some(path) = args.output.as_deref().filter(|path| *path != Path::new("-")) else {
+            return Ok(Self::Stdout(Out::stdout()));
+        };
+        let cannot =
+            |error: io::Error| Stop::failure(format!("{} cannot be written: {error}", path.display()));
+        if args.follow {
+            return Ok(Self::Growing(BufWriter::new(File::create(path).map_err(cannot)?)));
+        }
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let file = NamedTempFile::new_in(folder).map_err(cannot)?;
+        Ok(Self::Whole(BufWriter::new(file), path.to_owned()))
+    }
+
+    fn text(&mut self, text: &str) -> io::Result<()> {
+        match self {
+            Self::Stdout(out) => out.text(text),
+            Self::Whole(file, _) => file.write_all(text.as_bytes()),
+            Self::Growing(file) => file.write_all(text.as_bytes()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stdout(out) => out.flush(),
+            Self::Whole(file, _) => file.flush(),
+            Self::Growing(file) => file.flush(),
+        }
+    }
+
+    fn finish(mut self) -> anyhow::Result<()> {
+        self.flush()?;
+        if let Self::Whole(file, path) = self {
+            let file = file.into_inner().context("failed to write the last bytes")?;
+            file.persist(&path).map_err(|error| {
+                Stop::failure(format!("{} cannot be written: {}", path.display(), error.error))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs the command.
+pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    let format = match (args.format, context.json) {
+        (None, false) => Format::Table,
+        (None | Some(Format::Jsonl), true) => Format::Jsonl,
+        (Some(_), true) => return Err(Stop::usage("--json and --format contradict each other: give one")),
+        (Some(format), false) => format,
+    };
+    let which =
+        ResultFilter { batch: args.batch.clone(), queue: args.queue.clone(), outcomes: args.outcome.clone() };
+    let desk = context.desk(Absent::Refuse).await?;
+    if args.follow {
+        return follow(&*desk, &which, format, Target::new(args)?).await;
+    }
+    let mut jobs: Vec<JobId> = args.jobs.iter().copied().map(JobId).collect();
+    if jobs.is_empty() {
+        jobs = desk.result_ids(&which).await.context("failed to list the results")?;
+    }
+    jobs.sort_unstable();
+    jobs.dedup();
+    let all = jobs.len();
+    let limit = args.limit.unwrap_or(if format == Format::Table { TABLE_MAX } else { usize::MAX });
+    jobs.truncate(limit);
+
+    let mut target = Target::new(args)?;
+    let shown = write(&*desk, &jobs, format, &mut target).await?;
+    target.finish()?;
+    if all > jobs.len() && args.limit.is_none() {
+        let (some, all) = (number(jobs.len() as i64), number(all as i64));
+        say(&format!("{some} of {all} results; --limit or another --format shows more"));
+    } else if format == Format::Table {
+        say(&count(shown.len() as i64, "result", "results"));
+    }
+    if let Some(job) = jobs.iter().find(|job| !args.jobs.is_empty() && shown.binary_search(job).is_err()) {
+        say(&format!("job {job} has no result; promptmill show {job} tells where it is"));
+        return Ok(Exit::Failure);
+    }
+    Ok(Exit::Good)
+}
+
+/// Writes the results of these jobs; returns those that have one, in order.
+async fn write(
+    desk: &dyn Desk,
+    jobs: &[JobId],
+    format: Format,
+    target: &mut Target,
+) -> anyhow::Result<Vec<JobId>> {
+    let mut shown = Vec::with_capacity(jobs.len());
+    if format == Format::Table {
+        let mut table = format::Lines::new();
+        for jobs in jobs.chunks(STARTS_MAX) {
+            for row in read(desk, jobs, Texts::Start).await? {
+                table.push(&row);
+                shown.push(row.job);
+            }
+        }
+        target.text(&table.to_text())?;
+        return Ok(shown);
+    }
+    target.text(&format::head(format)?)?;
+    for jobs in jobs.chunks(WHOLE_MAX) {
+        for row in read(desk, jobs, Texts::Whole).await? {
+            target.text(&format::row(format, &row)?)?;
+            shown.push(row.job);
+        }
+    }
+    Ok(shown)
+}
+
+async fn read(desk: &dyn Desk, jobs: &[JobId], texts: Texts) -> anyhow::Result<Vec<ResultRow>> {
+    desk.results(jobs, texts).await.context("failed to read results")
+}
+
+async fn follow(
+    desk: &dyn Desk,
+    which: &ResultFilter,
+    format: Format,
+    mut target: Target,
+) -> anyhow::Result<Exit> {
+    if let Some(batch) = &which.batch
+        && desk.batch_counts(batch).await.context("failed to look at the batch")?.total() == 0
+    {
+        return Err(Stop::failure(format!("no job has batch \"{batch}\"")));
+    }
+    target.text(&format::head(format)?)?;
+    let mut follow = Follow::new();
+    loop {
+        // Looked at before the results: what was done by then is certainly among them.
+        let open = match &which.batch {
+            Some(batch) => desk.batch_counts(batch).await.context("failed to look at the batch")?.open(),
+            None => i64::MAX,
+        };
+        let mut after = follow.floor(Instant::now());
+        loop {
+            let found =
+                desk.results_after(which, after, FOLLOW_MAX).await.context("failed to follow the results")?;
+            let Some((last, _)) = found.last() else { break };
+            after = *last;
+            let jobs = follow.fresh(&found, Instant::now());
+            for jobs in jobs.chunks(WHOLE_MAX) {
+                let texts = if format == Format::Table { Texts::Start } else { Texts::Whole };
+                for row in read(desk, jobs, texts).await? {
+                    target.text(&format::row(format, &row)?)?;
+                }
+            }
+            target.flush()?;
+            if (found.len() as i64) < FOLLOW_MAX {
+                break;
+            }
+        }
+        if open == 0 {
+            target.finish()?;
+            return Ok(Exit::Good);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}

@@ -1,0 +1,63 @@
+//! `promptmill retry`: runs done jobs again, and scheduled ones now.
+
+use serde_json::json;
+
+use super::exit::{Exit, Stop};
+use super::open::{Absent, Context};
+use super::out::{Out, count, say};
+use super::which::{Change, Which, outcome};
+use crate::domain::outcome::Outcome;
+
+/// Runs jobs again: their result is deleted, their ledger is kept, and their run counts one more.
+///
+/// Jobs named by id run again however they ended, and at once where they are scheduled. With --batch,
+/// --queue or --all: those that ended neither complete nor cancelled, unless --outcome says which.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    which: Which,
+    /// Only jobs that ended so; may be given several times
+    #[arg(long, value_name = "OUTCOME", value_parser = outcome, value_delimiter = ',', conflicts_with = "jobs")]
+    outcome: Vec<String>,
+}
+
+/// Runs the command.
+pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    if !args.outcome.is_empty() && args.which.check("retry").is_err() {
+        return Err(Stop::usage("say whose jobs beside --outcome: --batch LABEL, --queue QUEUE, or --all"));
+    }
+    args.which.check("retry")?;
+    let outcomes = if args.outcome.is_empty() {
+        Outcome::ALL
+            .iter()
+            .filter(|outcome| !matches!(outcome, Outcome::Complete | Outcome::Cancelled))
+            .map(|outcome| outcome.as_str().to_owned())
+            .collect()
+    } else {
+        args.outcome.clone()
+    };
+    let desk = context.desk(Absent::Refuse).await?;
+    let done = args.which.change(&*desk, Change::RunAgain, &["done"], outcomes).await?;
+    if context.json {
+        let mut out = Out::stdout();
+        let missing: Vec<i64> = done.missing.iter().map(|job| job.0).collect();
+        let object = json!({
+            "retried": done.changed, "still_open": done.left, "missing": missing, "dry_run": args.which.dry_run,
+        });
+        out.line(&object.to_string())?;
+        out.flush()?;
+    }
+    let jobs = count(done.changed as i64, "job", "jobs");
+    let left = if done.left > 0 {
+        format!(", {} not done yet", count(done.left as i64, "job", "jobs"))
+    } else {
+        String::new()
+    };
+    let verb = match (args.which.dry_run, done.changed) {
+        (true, _) => "would run again",
+        (false, 1) => "runs again",
+        (false, _) => "run again",
+    };
+    say(&format!("{jobs} {verb}{left}"));
+    Ok(if done.missing.is_empty() { Exit::Good } else { Exit::Failure })
+}

@@ -1,0 +1,294 @@
+//! A job's story as text: pure, so that its sentences can be tested without a database.
+
+use crate::cli::out::{cell, cell_number, count, duration, number, one_line, printable, table, time};
+use crate::domain::ledger::CallKind;
+use crate::domain::outcome::Outcome;
+use crate::store::{CallRow, JobRow, ResultRow};
+
+/// Characters of a prompt or an answer, unless all of it is wanted.
+const TEXT_MAX: usize = 400;
+
+/// Returns the whole story.
+pub fn tell(job: &JobRow, calls: &[CallRow], result: Option<&ResultRow>, full: bool) -> String {
+    let mut lines = Vec::new();
+    head(&mut lines, job, result);
+    asked(&mut lines, job, full);
+    if calls.is_empty() {
+        lines.push("\nNo call was made yet.".to_owned());
+    } else {
+        lines.push(format!("\n{}", ledger(calls)));
+        lines.push(String::new());
+        for (at, call) in calls.iter().enumerate() {
+            if call.run > 1 && (at == 0 || calls[at - 1].run != call.run) {
+                lines.push(format!("Run {}: the job was run again.", call.run));
+            }
+            lines.push(format!("{:>3}. {}", at + 1, sentence(call)));
+        }
+    }
+    if let Some(result) = result {
+        lines.push(String::new());
+        end(&mut lines, result, full);
+    }
+    let mut text = lines.join("\n");
+    text.push('\n');
+    text
+}
+
+fn head(lines: &mut Vec<String>, job: &JobRow, result: Option<&ResultRow>) {
+    let state = match (job.state.as_str(), result) {
+        ("done", Some(result)) => format!("is done: {}", result.outcome),
+        ("pending", _) => "is pending: it may be claimed now".to_owned(),
+        ("scheduled", _) => format!("is scheduled: it is due at {}", time(job.available_at)),
+        ("running", _) => "is running".to_owned(),
+        ("waiting", _) => "waits for tool results".to_owned(),
+        (state, _) => format!("is {state}"),
+    };
+    let why = job.reason.as_deref().map(|reason| format!(" ({})", one_line(reason, 300))).unwrap_or_default();
+    lines.push(format!("Job {} {state}{why}.", job.id));
+    if job.arrived > 0 {
+        lines.push(format!("  arrived so far: {}", count(job.arrived, "character", "characters")));
+    }
+    let mut place = format!("  queue {}", job.asked.queue.as_deref().unwrap_or_default());
+    for (name, value) in [("batch", &job.asked.batch), ("key", &job.asked.key)] {
+        if let Some(value) = value {
+            place.push_str(&format!(", {name} {value}"));
+        }
+    }
+    if job.priority != 0 {
+        place.push_str(&format!(", priority {}", job.priority));
+    }
+    lines.push(printable(&place).into_owned());
+    let mut times = format!("  inserted {}", time(job.created_at));
+    if let Some(run_at) = job.asked.run_at.filter(|run_at| run_at.0 > job.created_at.0) {
+        times.push_str(&format!(", to run at {}", time(run_at)));
+    }
+    if let Some(deadline) = job.deadline_at {
+        times.push_str(&format!(", deadline {}", time(deadline)));
+    }
+    lines.push(times);
+    lines.push(format!(
+        "  run {}, {}, {}",
+        job.run,
+        count(job.claims, "claim or change", "claims and changes"),
+        count(job.failures, "failure", "failures")
+    ));
+}
+
+fn asked(lines: &mut Vec<String>, job: &JobRow, full: bool) {
+    let max_tokens = job.asked.max_tokens.map(|tokens| tokens.to_string());
+    for (name, value) in [
+        ("model", &job.asked.model),
+        ("max_tokens", &max_tokens),
+        ("system", &job.asked.system),
+        ("prompt", &job.asked.prompt),
+        ("params", &job.asked.params),
+        ("policy", &job.asked.policy),
+        ("metadata", &job.asked.metadata),
+    ] {
+        if let Some(value) = value {
+            lines.push(format!("  {name}: {}", excerpt(value, full)));
+        }
+    }
+}
+
+fn excerpt(text: &str, full: bool) -> String {
+    if full { printable(text).into_owned() } else { one_line(text, TEXT_MAX) }
+}
+
+fn ledger(calls: &[CallRow]) -> String {
+    let mut lines = table(&[
+        "#",
+        "run",
+        "claim",
+        "kind",
+        "model",
+        "room",
+        "sent",
+        "took",
+        "in",
+        "out",
+        "ended",
+        "request id",
+    ]);
+    for (at, call) in calls.iter().enumerate() {
+        let took = took(call).map(duration).unwrap_or_default();
+        let ended = call.error_type.as_deref().or(call.stop_reason.as_deref()).unwrap_or_default();
+        lines.add_row([
+            cell_number(at as i64 + 1),
+            cell_number(call.run),
+            cell(&format!("{}.{}", call.claim, call.seq)),
+            cell(&call.kind),
+            cell(call.model.as_deref().unwrap_or_default()),
+            cell(&call.max_tokens.map(number).unwrap_or_default()),
+            cell(&call.sent_at.map(time).unwrap_or_default()),
+            cell(&took),
+            cell_number(call.usage.input + call.usage.cache_creation + call.usage.cache_read),
+            cell_number(call.usage.output),
+            cell(ended),
+            cell(call.request_id.as_deref().unwrap_or_default()),
+        ]);
+    }
+    lines.to_string()
+}
+
+fn took(call: &CallRow) -> Option<i64> {
+    Some(call.ended_at?.0 - call.sent_at?.0)
+}
+
+fn sentence(call: &CallRow) -> String {
+    let model = call.model.as_deref().unwrap_or("the model");
+    let mut did = match CallKind::parse(&call.kind) {
+        Some(CallKind::Ask) => format!("Asked {model}"),
+        Some(CallKind::Continue) => format!("Went on with the answer that the limit had cut, asking {model}"),
+        Some(CallKind::Regenerate) => format!("Asked {model} again from the start, with more room"),
+        Some(CallKind::Resume) => format!("Went on with the answer whose stream was lost, asking {model}"),
+        Some(CallKind::Tool) => format!("Gave {model} the results of its tool calls"),
+        Some(CallKind::Repair) => format!("Showed {model} what its structured output got wrong"),
+        Some(CallKind::Nudge) => format!("Asked {model} for an answer after an empty one"),
+        Some(CallKind::Fallback) => format!("Asked {model} after another model had refused"),
+        Some(CallKind::Pause) => format!("Sent {model} its paused turn back"),
+        None => format!("Made a call of kind {} to {model}", call.kind),
+    };
+    if let Some(room) = call.max_tokens {
+        did.push_str(&format!(" (room for {})", count(room, "token", "tokens")));
+    }
+    if call.probe {
+        did.push_str(", as a probe");
+    }
+    let mut ended = match (&call.error_type, &call.stop_reason) {
+        (Some(kind), _) => {
+            let status = call.http_status.map(|status| format!(", HTTP {status}")).unwrap_or_default();
+            let code = call.error_code.as_deref().map(|code| format!(", {code}")).unwrap_or_default();
+            let why =
+                call.error.as_deref().map(|why| format!(": {}", one_line(why, 300))).unwrap_or_default();
+            format!("It failed with {kind}{status}{code}{why}")
+        }
+        (None, Some(stop)) => format!("It ended with {stop}"),
+        (None, None) => "It ended without a stop reason".to_owned(),
+    };
+    if let Some(ms) = took(call) {
+        ended.push_str(&format!(" after {}", duration(ms)));
+    }
+    let mut more = Vec::new();
+    if call.partial {
+        more.push("It was cut: its tokens are estimates.".to_owned());
+    }
+    if call.late {
+        more.push("It came after its worker had lost the job: paid for, not used.".to_owned());
+    }
+    if let Some(ms) = call.retry_after_ms {
+        more.push(format!("The server asked to wait {}.", duration(ms)));
+    }
+    if let Some(request) = &call.request {
+        more.push(format!("How: {}", one_line(request, 200)));
+    }
+    let more = more.iter().map(|sentence| format!(" {sentence}")).collect::<String>();
+    let ended = ended.trim_end_matches('.');
+    printable(&format!("{did}. {ended}.{more}")).into_owned()
+}
+
+fn end(lines: &mut Vec<String>, result: &ResultRow, full: bool) {
+    let why = result.error.as_deref().map(|error| format!(": {}", excerpt(error, full))).unwrap_or_default();
+    lines.push(format!("Ended at {} as {}{why}", time(result.finished_at), result.outcome));
+    let usage = &result.usage;
+    lines.push(format!(
+        "  {}, {}, {}, {}; tokens: {} in, {} written to the cache, {} read from it, {} out",
+        count(result.calls, "call", "calls"),
+        count(result.continuations, "continuation", "continuations"),
+        count(result.seams, "rough seam", "rough seams"),
+        count(result.failures, "failure", "failures"),
+        number(usage.input),
+        number(usage.cache_creation),
+        number(usage.cache_read),
+        number(usage.output)
+    ));
+    if result.sanitised > 0 {
+        lines.push(format!(
+            "  {} that no SQL text can hold replaced by U+FFFD",
+            count(result.sanitised, "character", "characters")
+        ));
+    }
+    if let Some(output) = &result.output {
+        lines.push(format!("  output: {}", excerpt(output, full)));
+    }
+    if let Some(text) = &result.text {
+        let name = if result.outcome == Outcome::Complete.as_str() { "text" } else { "text so far" };
+        lines.push(format!("  {name}: {}", excerpt(text, full)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::job::JobId;
+    use crate::domain::outcome::Usage;
+    use crate::store::{Moment, NewJob};
+
+    fn call(seq: i64, kind: &str, stop: &str) -> CallRow {
+        CallRow {
+            run: 1,
+            claim: 1,
+            seq,
+            kind: kind.into(),
+            probe: false,
+            model: Some("claude-x".into()),
+            max_tokens: Some(1000 * seq),
+            messages: Some(1),
+            request: None,
+            sent_at: Some(Moment(1_790_000_000_000)),
+            first_token_at: None,
+            ended_at: Some(Moment(1_790_000_002_300)),
+            http_status: Some(200),
+            request_id: Some("req_1".into()),
+            message_id: None,
+            stop_reason: Some(stop.into()),
+            usage: Usage { input: 10, output: 1000, ..Usage::default() },
+            partial: false,
+            late: false,
+            error_type: None,
+            error_code: None,
+            error: None,
+            retry_after_ms: None,
+            worker: Some(1),
+        }
+    }
+
+    fn job() -> JobRow {
+        JobRow {
+            id: JobId(7),
+            asked: NewJob {
+                queue: Some("default".into()),
+                batch: Some("b".into()),
+                prompt: Some("Say \u{1b}[2Jhello".into()),
+                ..NewJob::default()
+            },
+            created_at: Moment(1_790_000_000_000),
+            state: "running".into(),
+            available_at: Moment(1_790_000_000_000),
+            deadline_at: None,
+            priority: 0,
+            run: 1,
+            claims: 1,
+            failures: 0,
+            reason: None,
+            arrived: 0,
+        }
+    }
+
+    #[test]
+    fn a_story_tells_each_call_in_a_sentence() {
+        let mut overloaded = call(3, "resume", "");
+        overloaded.stop_reason = None;
+        overloaded.error_type = Some("overloaded_error".into());
+        overloaded.http_status = Some(529);
+        overloaded.error = Some("Overloaded.".into());
+        overloaded.retry_after_ms = Some(2000);
+        let calls = [call(1, "ask", "max_tokens"), call(2, "continue", "end_turn"), overloaded];
+        insta::assert_snapshot!(tell(&job(), &calls, None, false));
+    }
+
+    #[test]
+    fn a_job_that_was_never_asked_says_so() {
+        assert!(tell(&job(), &[], None, false).contains("No call was made yet."));
+    }
+}

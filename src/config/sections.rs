@@ -1,0 +1,177 @@
+//! The sections as typed fields: what the rest of the program reads.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tracing_subscriber::filter::Targets;
+
+use super::DatabaseUrl;
+use super::key::KeySource;
+use crate::domain::job::Policy;
+use crate::store::StoreSettings;
+
+/// `[database]`.
+#[derive(Debug, Clone)]
+pub struct DatabaseSettings {
+    /// `url`.
+    pub url: DatabaseUrl,
+    /// `direct_url`: past the pooler.
+    pub direct_url: Option<DatabaseUrl>,
+    /// `connect_seconds`: tried for so long at the start.
+    pub connect: Duration,
+    /// All that a store needs beside the URL.
+    pub store: StoreSettings,
+}
+
+/// `[api]`.
+#[derive(Debug, Clone)]
+pub struct ApiSettings {
+    /// `base_url`, without a slash at its end.
+    pub base_url: String,
+    /// `version`; empty: the header is not sent.
+    pub version: String,
+    /// Where the key is, and how it is sent.
+    pub key: KeySource,
+    /// `headers`: names are valid and none that we set ourselves; values fit into a header.
+    pub headers: Vec<(String, SecretString)>,
+    /// `profile`.
+    pub profile: String,
+    /// `connect_seconds`.
+    pub connect: Duration,
+    /// `first_event_seconds`.
+    pub first_event: Duration,
+    /// `idle_seconds`.
+    pub idle: Duration,
+    /// `response_max_bytes`.
+    pub response_max_bytes: usize,
+    /// `event_max_bytes`.
+    pub event_max_bytes: usize,
+    /// `mcp_servers`.
+    pub mcp_servers: bool,
+}
+
+impl ApiSettings {
+    /// The API of Anthropic itself, which answers nobody without a key.
+    pub const ANTHROPIC: &str = "https://api.anthropic.com";
+
+    /// Says whether a key is needed: other servers may do without.
+    pub fn needs_key(&self) -> bool {
+        self.base_url == Self::ANTHROPIC
+    }
+
+    /// Says whether the key would go over the network in the clear.
+    pub fn is_in_the_clear(&self) -> bool {
+        let Ok(url) = reqwest::Url::parse(&self.base_url) else { return false };
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let loopback = host == "localhost"
+            || host.ends_with(".localhost")
+            || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        url.scheme() == "http" && !loopback
+    }
+}
+
+/// `[worker]`.
+#[derive(Debug, Clone)]
+pub struct WorkerSettings {
+    /// `concurrency`: at least 1.
+    pub concurrency: usize,
+    /// `lease_seconds`.
+    pub lease: Duration,
+    /// `drain_seconds`; zero: calls are cut at once.
+    pub drain: Duration,
+    /// `drain_horizon_seconds`.
+    pub drain_horizon: Duration,
+    /// `bytes_in_flight_max`.
+    pub bytes_in_flight_max: i64,
+    /// `checkpoint_seconds`.
+    pub checkpoint: Duration,
+    /// `checkpoint_bytes`.
+    pub checkpoint_bytes: usize,
+    /// `state_dir`, or the folder that stands for it.
+    pub state_dir: PathBuf,
+}
+
+/// `[retry]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetrySettings {
+    /// `base_ms`: at most `max`.
+    pub base: Duration,
+    /// `max_ms`.
+    pub max: Duration,
+}
+
+/// `[breaker]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BreakerSettings {
+    /// `failures_in_a_row`.
+    pub failures_in_a_row: u32,
+    /// `window_seconds`.
+    pub window: Duration,
+    /// `calls_min`.
+    pub calls_min: u32,
+    /// `share`: above 0, at most 1.
+    pub share: f64,
+    /// `open_ms`: at most `open_max`.
+    pub open: Duration,
+    /// `open_max_ms`.
+    pub open_max: Duration,
+}
+
+/// `[defaults]`.
+#[derive(Debug, Clone)]
+pub struct DefaultSettings {
+    /// `model`.
+    pub model: String,
+    /// `max_tokens`; `None`: the model's own maximum.
+    pub max_tokens: Option<i64>,
+    /// The policy of a job that has none, and whose queue has none.
+    pub policy: Policy,
+}
+
+/// What is known of a model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Model {
+    /// `max_tokens`: the most it can answer with in one call; `None`: not known.
+    pub max_tokens: Option<i64>,
+    /// `prefill`: whether it goes on from an assistant turn.
+    pub prefill: bool,
+    /// `version`: its own `anthropic-version`; `None`: `api.version`.
+    pub version: Option<String>,
+}
+
+/// `[models."NAME"]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Models(pub BTreeMap<String, Model>);
+
+impl Models {
+    /// Returns what is known of a model, by its name, else by its name without the date at its end.
+    pub fn get(&self, name: &str) -> Option<&Model> {
+        self.0.get(name).or_else(|| {
+            let (undated, date) = name.rsplit_once('-')?;
+            let dated = date.len() == 8 && date.bytes().all(|digit| digit.is_ascii_digit());
+            dated.then(|| self.0.get(undated)).flatten()
+        })
+    }
+}
+
+/// `log.format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs: one object a line.
+    Json,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone)]
+pub struct LogSettings {
+    /// `format`.
+    pub format: LogFormat,
+    /// `level`, as it was asked for: [`crate::telemetry`] caps what other crates may say.
+    pub level: Targets,
+    /// Whether colours are welcome on a terminal (`NO_COLOR` is not set).
+    pub colour: bool,
+}
