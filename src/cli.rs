@@ -4,6 +4,8 @@
 //! asks of the database it asks of [`crate::store::Desk`], so there is no SQL here.
 
 mod cancel;
+pub mod config;
+pub mod doctor;
 mod enqueue;
 mod exit;
 mod migrate;
@@ -70,6 +72,8 @@ pub enum Command {
     Migrate(migrate::Args),
     /// Print the SQL of Postgres roles with the least rights
     Roles(roles::Args),
+    /// Show the effective configuration and where each value came from
+    Config(config::ConfigArgs),
 }
 
 /// Runs the process: reads the command line, does what it says, and reports how it ended.
@@ -107,6 +111,11 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Resume(args) => resume::run(args, &context).await,
         Command::Migrate(args) => migrate::run(args, &context).await,
         Command::Roles(args) => roles::run(args, &context),
+        Command::Config(args) => {
+            let mut args = args.clone();
+            args.json |= context.json;
+            Ok(Exit::of_code(config::run(args, &context.flags()).await?))
+        }
     }
 }
 

@@ -4,10 +4,12 @@
 //! Which settings there are stands in `default.toml` alone ([`knobs`]). Everything wrong is found
 //! at once ([`ConfigError`]), and no secret can be printed from here ([`DatabaseUrl`], [`key`]).
 
+mod build;
 mod database_url;
 mod key;
 mod knobs;
 mod layers;
+mod names;
 mod problem;
 mod read;
 mod sections;
@@ -72,6 +74,6 @@ impl Config {
     /// Loads the configuration from given surroundings. With [`Surroundings::default`] and a flag
     /// or two it is one that nothing outside can change: what `demo` runs on.
     pub fn load_from(flags: &Flags, around: &Surroundings) -> Result<Self, ConfigError> {
-        sections::build(layers::merge(flags, around)?, around)
+        build::build(layers::merge(flags, around)?, around)
     }
 }

@@ -6,9 +6,9 @@
 
 use std::io::{self, IsTerminal as _};
 
-use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
+use tracing::{Level, Subscriber};
+use tracing_subscriber::filter::{FilterExt as _, Targets, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
@@ -33,8 +33,9 @@ pub fn subscriber<W>(settings: &LogSettings, colour: bool, writer: W) -> impl Su
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    tracing_subscriber::registry()
-        .with(layer(settings.format, colour, writer).with_filter(capped(&settings.level)))
+    let filter =
+        capped(&settings.level).and(filter_fn(|metadata| may_speak(metadata.target(), *metadata.level())));
+    tracing_subscriber::registry().with(layer(settings.format, colour, writer).with_filter(filter))
 }
 
 fn layer<S, W>(format: LogFormat, colour: bool, writer: W) -> Box<dyn Layer<S> + Send + Sync>
@@ -55,21 +56,27 @@ fn capped(asked: &Targets) -> Targets {
     let general = asked.default_level().unwrap_or(LevelFilter::OFF);
     let mut capped = Targets::new().with_default(general.min(LevelFilter::WARN)).with_target(OURS, general);
     for (target, level) in asked {
-        let is_ours = target == OURS || target.starts_with("promptmill::");
-        let level = if is_ours { level } else { level.min(LevelFilter::INFO) };
+        let level = if is_ours(target) { level } else { level.min(LevelFilter::INFO) };
         capped = capped.with_target(target, level);
     }
     capped.with_target(NOTICES, LevelFilter::OFF)
 }
 
+/// The floor under all filters, which take `promptmill` for the start of any longer name too.
+fn may_speak(target: &str, level: Level) -> bool {
+    is_ours(target) || level <= Level::INFO
+}
+
+fn is_ours(target: &str) -> bool {
+    target.strip_prefix(OURS).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+}
+
 #[cfg(test)]
 mod tests {
-    use tracing::Level;
-
     use super::*;
 
     fn allows(asked: &str, target: &str, level: Level) -> bool {
-        capped(&asked.parse().unwrap()).would_enable(target, &level)
+        capped(&asked.parse().unwrap()).would_enable(target, &level) && may_speak(target, level)
     }
 
     #[test]

@@ -29,6 +29,25 @@ pub enum Exit {
     LeftBehind = 8,
 }
 
+impl Exit {
+    const ALL: [Self; 9] = [
+        Self::Good,
+        Self::Failure,
+        Self::Usage,
+        Self::Config,
+        Self::Unreachable,
+        Self::Schema,
+        Self::Credentials,
+        Self::NotComplete,
+        Self::LeftBehind,
+    ];
+
+    /// Returns the exit of a number; one that is none of ours is a failure.
+    pub fn of_code(code: u8) -> Self {
+        Self::ALL.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Self::Failure)
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)

@@ -36,10 +36,15 @@ impl Context {
         Self { config, json }
     }
 
+    /// Returns what the global options say about the configuration.
+    pub fn flags(&self) -> Flags {
+        Flags { config_file: self.config.clone(), ..Flags::default() }
+    }
+
     /// Loads the configuration.
     pub fn load(&self) -> anyhow::Result<Config> {
-        let flags = Flags { config_file: self.config.clone(), ..Flags::default() };
-        Config::load(&flags).map_err(|error| Stop { exit: Exit::Config, sentence: error.to_string() }.into())
+        Config::load(&self.flags())
+            .map_err(|error| Stop { exit: Exit::Config, sentence: error.to_string() }.into())
     }
 
     /// Opens the database of the configuration for a command.

@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::read::MASK;
 
-/// A database: a SQLite file, or a Postgres URL. `Display` and `Debug` mask the password.
+/// A database: a file, or a Postgres URL. `Display` and `Debug` mask the password.
 #[derive(Clone)]
 pub enum DatabaseUrl {
     /// A file, relative to the working folder.
@@ -69,7 +69,7 @@ impl DatabaseUrl {
         }
     }
 
-    /// Returns the file of a SQLite database.
+    /// Returns the file, where the database is one.
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::Sqlite(file) => Some(file),

@@ -2,7 +2,7 @@
 //! a mounted secret is replaced while we run, and most commands need no key.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
@@ -76,8 +76,8 @@ pub enum KeyPlace {
 pub struct KeySource {
     /// Where it is.
     pub place: KeyPlace,
-    /// `api.auth`; `None`: by what it is.
-    pub(super) style: Option<AuthStyle>,
+    /// `api.auth`; `None` (`auto`): by what it is, which [`KeySource::read`] decides.
+    pub style: Option<AuthStyle>,
 }
 
 impl KeySource {
@@ -108,6 +108,14 @@ impl KeySource {
         let bearer = bearer || text.starts_with("sk-ant-oat");
         let style = self.style.unwrap_or(if bearer { AuthStyle::Bearer } else { AuthStyle::XApiKey });
         Ok(Some(Credential { style, secret: text.into() }))
+    }
+
+    /// Returns the file that the key is read from, if it is one.
+    pub fn file(&self) -> Option<&Path> {
+        match &self.place {
+            KeyPlace::File { path, .. } => Some(path),
+            KeyPlace::Nowhere | KeyPlace::Variable { .. } => None,
+        }
     }
 
     /// Says where the key is, for people.

@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use super::KeyError;
+
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -58,3 +60,9 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+impl From<KeyError> for ConfigError {
+    fn from(error: KeyError) -> Self {
+        Self::one(error.place, "", error.why)
+    }
+}

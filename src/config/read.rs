@@ -114,6 +114,13 @@ impl Reader {
         }
     }
 
+    /// Notes the value taken last as what it was read as: in a variable everything is text.
+    fn read_as(&mut self, value: impl Into<toml::Value>) {
+        if let Some(entry) = self.entries.last_mut() {
+            entry.value = value.into();
+        }
+    }
+
     /// Takes a text without noting it: for secrets, which the caller masks.
     pub(super) fn secret(&mut self, path: &[&str], key: &str) -> Option<String> {
         match self.look(path, key).map(|value| value.kind.clone())? {
@@ -127,13 +134,11 @@ impl Reader {
     }
 
     pub(super) fn optional_text(&mut self, path: &[&str], key: &str) -> Option<String> {
-        match self.take(path, key)? {
-            ValueKind::String(text) => Some(text),
-            _ => {
-                self.problem(path, key, "must be a text in quotes");
-                None
-            }
-        }
+        let ValueKind::String(text) = self.take(path, key)? else {
+            self.problem(path, key, "must be a text in quotes");
+            return None;
+        };
+        Some(text)
     }
 
     pub(super) fn text(&mut self, path: &[&str], key: &str) -> String {
@@ -158,7 +163,10 @@ impl Reader {
             _ => None,
         };
         match number {
-            Some(number) if range.contains(&number) => Some(number),
+            Some(number) if range.contains(&number) => {
+                self.read_as(number);
+                Some(number)
+            }
             _ => {
                 let (from, to) = range.clone().into_inner();
                 let bounds = if to == i64::MAX {
@@ -196,7 +204,12 @@ impl Reader {
             _ => None,
         };
         match number {
-            Some(number) if range.contains(&number) => number,
+            Some(number) if range.contains(&number) => {
+                // Whole numbers stay whole: `30`, not `30.0`.
+                let whole = number.fract() == 0.0;
+                self.read_as(if whole { toml::Value::from(number as i64) } else { number.into() });
+                number
+            }
             _ => {
                 let (from, to) = range.clone().into_inner();
                 self.problem(path, key, format!("must be a number from {from} to {to}{unit}{}", not(&kind)));
@@ -242,14 +255,12 @@ impl Reader {
             Some(kind) => {
                 let text =
                     if let ValueKind::String(text) = &kind { text.to_lowercase() } else { String::new() };
-                match text.as_str() {
-                    "true" | "yes" | "on" | "1" => true,
-                    "false" | "no" | "off" | "0" => false,
-                    _ => {
-                        self.problem(path, key, format!("must be true or false{}", not(&kind)));
-                        false
-                    }
+                let yes = matches!(text.as_str(), "true" | "yes" | "on" | "1");
+                if !yes && !matches!(text.as_str(), "false" | "no" | "off" | "0") {
+                    self.problem(path, key, format!("must be true or false{}", not(&kind)));
                 }
+                self.read_as(yes);
+                yes
             }
         }
     }

@@ -112,8 +112,7 @@ impl SqliteStore {
 
     /// Adds what was already paid for, to the jobs that were claimed before.
     async fn with_ledger(&self, mut claimed: Vec<Claimed>) -> Result<Vec<Claimed>, StoreError> {
-        let again: Vec<Lease> =
-            claimed.iter().map(|job| job.lease).filter(|lease| lease.claim > 1).collect();
+        let again: Vec<Lease> = claimed.iter().map(|job| job.lease).filter(|lease| lease.claim > 1).collect();
         if again.is_empty() {
             return Ok(claimed);
         }
@@ -136,7 +135,9 @@ async fn scan(conn: &mut SqliteConnection, wanted: &Wanted, cursor: &Cursor) -> 
     let at: Vec<(&str, &str, i32, &str)> = cursor
         .batches
         .iter()
-        .map(|((queue, model), (priority, batch))| (queue.as_str(), model.as_str(), *priority, batch.as_str()))
+        .map(|((queue, model), (priority, batch))| {
+            (queue.as_str(), model.as_str(), *priority, batch.as_str())
+        })
         .collect();
     let rows = sqlx::query(
         "WITH RECURSIVE hop(job_id, n) AS (

@@ -1,0 +1,343 @@
+//! Makes the sections out of merged values, and holds the bounds of every value.
+//!
+//! Bounds are wide: they keep out what cannot work, not what is unwise.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::header::{HeaderName, HeaderValue};
+use secrecy::SecretString;
+use tracing_subscriber::filter::Targets;
+
+use super::key::{AuthStyle, KeyPlace, KeySource};
+use super::layers::{Merged, Surroundings};
+use super::read::{MASK, Reader};
+use super::sections::{
+    ApiSettings, BreakerSettings, DatabaseSettings, DefaultSettings, LogFormat, LogSettings, Model, Models,
+    RetrySettings, WorkerSettings,
+};
+use super::{Config, ConfigError, DatabaseUrl};
+use crate::domain::job::{OnCrash, OnMaxTokens, Policy};
+use crate::store::StoreSettings;
+
+/// A day: no wait of ours is longer.
+const DAY: f64 = 86_400.0;
+const MIB: u64 = 1 << 20;
+
+/// Builds the configuration, or returns all that is wrong with it.
+pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, ConfigError> {
+    let mut r = Reader::new(merged.root, merged.problems);
+    let database = database(&mut r);
+    let api = api(&mut r, around);
+    let worker = worker(&mut r, &database.url, around);
+    let retry = retry(&mut r);
+    let breaker = breaker(&mut r);
+    let defaults = defaults(&mut r);
+    let log = log(&mut r, around);
+    let models = models(&mut r);
+    if !r.problems.is_empty() {
+        return Err(ConfigError { problems: r.problems });
+    }
+    Ok(Config {
+        database,
+        api,
+        worker,
+        retry,
+        breaker,
+        defaults,
+        models,
+        log,
+        file: merged.file,
+        entries: r.entries,
+        warnings: merged.warnings,
+    })
+}
+
+fn database(r: &mut Reader) -> DatabaseSettings {
+    let s = ["database"];
+    let url = database_url(r, "url").unwrap_or(DatabaseUrl::Sqlite(PathBuf::new()));
+    let schema = r.text(&s, "schema");
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    let fits = !schema.starts_with(|c: char| c.is_ascii_digit()) && schema.len() <= 63;
+    if !schema.is_empty() && (!fits || !schema.chars().all(plain) || schema.starts_with("pg_")) {
+        let what =
+            "must be a plain name: small letters, digits and _, at most 63, not pg_… nor a digit first";
+        r.problem(&s, "schema", what);
+    }
+    let transaction_pooler = r.choice(&s, "pooler", &[("", false), ("transaction", true)]);
+    let direct_url = database_url(r, "direct_url");
+    if direct_url.as_ref().is_some_and(|url| url.file().is_some()) {
+        r.problem(&s, "direct_url", "must be a Postgres URL: there is no pooler before a file");
+    }
+    let connections_max = r.integer(&s, "connections", &(1..=1000)) as u32;
+    let connect = r.seconds(&s, "connect_seconds", &(0.0..=DAY));
+    let operation_max = r.seconds(&s, "operation_seconds", &(0.1..=DAY));
+    let store = StoreSettings { schema, connections_max, operation_max, transaction_pooler };
+    DatabaseSettings { url, direct_url, connect, store }
+}
+
+fn database_url(r: &mut Reader, key: &str) -> Option<DatabaseUrl> {
+    let s = ["database"];
+    let before = r.problems.len();
+    let text = r.secret(&s, key);
+    let url = match text.as_deref().map(DatabaseUrl::parse) {
+        Some(Ok(url)) => Some(url),
+        Some(Err(what)) => {
+            r.problem(&s, key, what);
+            None
+        }
+        None => None,
+    };
+    if url.is_none() && key == "url" && r.problems.len() == before {
+        r.problem(&s, key, "must not be empty: write sqlite:FILE or a postgres:// URL");
+    }
+    r.note(&s, key, url.as_ref().map(ToString::to_string).unwrap_or_default().into());
+    url
+}
+
+fn api(r: &mut Reader, around: &Surroundings) -> ApiSettings {
+    let s = ["api"];
+    let base_url = base_url(r);
+    let version = r.optional_text(&s, "version").unwrap_or_default();
+    if !version.chars().all(|letter| letter.is_ascii_graphic()) {
+        r.problem(&s, "version", "must be a date such as 2026-10-21");
+    }
+    let style = r.choice(
+        &s,
+        "auth",
+        &[("auto", None), ("x-api-key", Some(AuthStyle::XApiKey)), ("bearer", Some(AuthStyle::Bearer))],
+    );
+    let key_file = r.optional_text(&s, "key_file");
+    let key = KeySource { place: key_place(r, around, key_file), style };
+    let headers = headers(r);
+    let profile = r.text(&s, "profile");
+    if profile.contains('/') {
+        r.problem(&s, "profile", "must not have a slash in it");
+    }
+    ApiSettings {
+        base_url,
+        version,
+        key,
+        headers,
+        profile,
+        connect: r.seconds(&s, "connect_seconds", &(0.1..=DAY)),
+        first_event: r.seconds(&s, "first_event_seconds", &(0.1..=DAY)),
+        idle: r.seconds(&s, "idle_seconds", &(0.1..=DAY)),
+        response_max_bytes: r.bytes(&s, "response_max_bytes", &(1024..=4096 * MIB)) as usize,
+        event_max_bytes: r.bytes(&s, "event_max_bytes", &(1024..=4096 * MIB)) as usize,
+        mcp_servers: r.flag(&s, "mcp_servers"),
+    }
+}
+
+fn base_url(r: &mut Reader) -> String {
+    let s = ["api"];
+    let text = r.text(&s, "base_url");
+    let text = text.trim().trim_end_matches('/');
+    if text.is_empty() {
+        return String::new();
+    }
+    let what = match reqwest::Url::parse(text) {
+        Err(error) => Some(format!("is no URL: {error}")),
+        Ok(url) if !matches!(url.scheme(), "http" | "https") || url.host().is_none() => {
+            Some("must begin with https:// or http:// and name a host".to_owned())
+        }
+        Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+            Some("must not hold a user name or a password: use ANTHROPIC_CUSTOM_HEADERS".to_owned())
+        }
+        Ok(url) if url.query().is_some() || url.fragment().is_some() => {
+            Some("must end with its path: leave out what follows ? or #".to_owned())
+        }
+        Ok(_) => None,
+    };
+    if let Some(what) = what {
+        r.problem(&s, "base_url", what);
+    }
+    text.to_owned()
+}
+
+/// Finds the key by the order of the layers: our own variable, the general ones, a file's setting,
+/// and what systemd hands over.
+fn key_place(r: &Reader, around: &Surroundings, key_file: Option<String>) -> KeyPlace {
+    let origin = r.origin(&["api"], "key_file");
+    let file = key_file.map(|path| KeyPlace::File { path: PathBuf::from(path), origin: origin.clone() });
+    let ours_first = origin.starts_with("PROMPTMILL_") || origin.contains("flag");
+    if let (Some(file), true) = (&file, ours_first) {
+        return file.clone();
+    }
+    for name in ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"] {
+        if let Some(secret) = around.var(name).filter(|text| !text.trim().is_empty()) {
+            return KeyPlace::Variable { name, secret: secret.into() };
+        }
+    }
+    file.or_else(|| {
+        let path = PathBuf::from(around.var("CREDENTIALS_DIRECTORY")?).join("anthropic_api_key");
+        path.exists().then(|| KeyPlace::File { path, origin: "systemd credential".to_owned() })
+    })
+    .unwrap_or(KeyPlace::Nowhere)
+}
+
+/// What we set ourselves: twice the same header is an error nobody finds.
+const OURS: [&str; 8] = [
+    "accept",
+    "accept-encoding",
+    "anthropic-version",
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "transfer-encoding",
+];
+
+fn headers(r: &mut Reader) -> Vec<(String, SecretString)> {
+    let path = ["api", "headers"];
+    let mut headers = Vec::new();
+    for name in r.keys(&["api"], "headers") {
+        let Some(text) = r.secret(&path, &name) else { continue };
+        r.note(&path, &name, MASK.into());
+        if HeaderName::from_bytes(name.as_bytes()).is_err() {
+            r.problem(&path, &name, "is no name of a header");
+        } else if OURS.contains(&name.to_lowercase().as_str()) {
+            r.problem(&path, &name, "is a header of our own: take it out");
+        } else if HeaderValue::from_str(&text).is_err() {
+            r.problem(&path, &name, "has characters in its value that no header takes");
+        } else {
+            headers.push((name, text.into()));
+        }
+    }
+    headers
+}
+
+fn worker(r: &mut Reader, database: &DatabaseUrl, around: &Surroundings) -> WorkerSettings {
+    let s = ["worker"];
+    let mut settings = WorkerSettings {
+        concurrency: r.integer(&s, "concurrency", &(1..=100_000)) as usize,
+        lease: r.seconds(&s, "lease_seconds", &(1.0..=DAY)),
+        drain: r.seconds(&s, "drain_seconds", &(0.0..=DAY)),
+        drain_horizon: r.seconds(&s, "drain_horizon_seconds", &(0.0..=7.0 * DAY)),
+        bytes_in_flight_max: r.bytes(&s, "bytes_in_flight_max", &(1..=1 << 50)) as i64,
+        checkpoint: r.seconds(&s, "checkpoint_seconds", &(0.05..=DAY)),
+        checkpoint_bytes: r.bytes(&s, "checkpoint_bytes", &(1..=4096 * MIB)) as usize,
+        state_dir: PathBuf::new(),
+    };
+    settings.state_dir = match r.optional_text(&s, "state_dir") {
+        Some(dir) => PathBuf::from(dir),
+        None => state_dir(database, around),
+    };
+    settings
+}
+
+fn state_dir(database: &DatabaseUrl, around: &Surroundings) -> PathBuf {
+    // systemd's list of folders, separated by colons; the first is ours.
+    if let Some(dirs) = around.var("STATE_DIRECTORY") {
+        return PathBuf::from(dirs.split(':').next().unwrap_or(dirs));
+    }
+    match database.file().and_then(Path::parent) {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+fn retry(r: &mut Reader) -> RetrySettings {
+    let (base, max) = pair(r, "retry", "base_ms", "max_ms");
+    RetrySettings { base, max }
+}
+
+fn breaker(r: &mut Reader) -> BreakerSettings {
+    let s = ["breaker"];
+    let failures_in_a_row = r.integer(&s, "failures_in_a_row", &(1..=1_000_000)) as u32;
+    let window = r.seconds(&s, "window_seconds", &(1.0..=DAY));
+    let calls_min = r.integer(&s, "calls_min", &(1..=1_000_000)) as u32;
+    let share = r.number(&s, "share", &(0.01..=1.0), "");
+    let (open, open_max) = pair(r, "breaker", "open_ms", "open_max_ms");
+    BreakerSettings { failures_in_a_row, window, calls_min, share, open, open_max }
+}
+
+/// Reads a pause and its ceiling. Where only one of them was set and they contradict each other,
+/// the other follows: who sets `max_ms = 50` does not want to hear about a default.
+fn pair(r: &mut Reader, section: &str, low: &str, high: &str) -> (Duration, Duration) {
+    let s = [section];
+    let range = 1.0..=DAY * 1000.0;
+    let (base, max) = (r.millis(&s, low, &range), r.millis(&s, high, &range));
+    if base <= max {
+        return (base, max);
+    }
+    let follows = |key: &str| format!("follows {section}.{key}");
+    let number = |value: Duration| toml::Value::Integer(value.as_millis() as i64);
+    match (r.is_default(&s, low), r.is_default(&s, high)) {
+        (true, _) => {
+            r.overrule(&s, low, number(max), follows(high));
+            (max, max)
+        }
+        (false, true) => {
+            r.overrule(&s, high, number(base), follows(low));
+            (base, base)
+        }
+        (false, false) => {
+            r.problem(&s, low, format!("must not be above {section}.{high}: change one of them"));
+            (base, max)
+        }
+    }
+}
+
+fn defaults(r: &mut Reader) -> DefaultSettings {
+    let s = ["defaults"];
+    let count = 0..=i64::from(i32::MAX);
+    DefaultSettings {
+        model: r.text(&s, "model"),
+        max_tokens: r.optional_integer(&s, "max_tokens", &(1..=i64::from(i32::MAX))),
+        policy: Policy {
+            on_max_tokens: r.choice(
+                &s,
+                "on_max_tokens",
+                &[
+                    ("continue", OnMaxTokens::Continue),
+                    ("regenerate", OnMaxTokens::Regenerate),
+                    ("stop", OnMaxTokens::Stop),
+                ],
+            ),
+            max_continuations: r.integer(&s, "max_continuations", &count) as i32,
+            max_output_tokens: r.integer(&s, "max_output_tokens", &(1..=i64::MAX)),
+            on_crash: r.choice(
+                &s,
+                "on_crash",
+                &[("resume", OnCrash::Resume), ("retry", OnCrash::Retry), ("fail", OnCrash::Fail)],
+            ),
+            max_failures: r.integer(&s, "max_failures", &(1..=i64::from(i32::MAX))) as i32,
+            timeout: r.seconds(&s, "timeout_seconds", &(0.1..=7.0 * DAY)),
+            max_turns: r.integer(&s, "max_turns", &count) as i32,
+        },
+    }
+}
+
+fn log(r: &mut Reader, around: &Surroundings) -> LogSettings {
+    let s = ["log"];
+    let format = r.choice(&s, "format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
+    let text = r.text(&s, "level");
+    let level = text.parse::<Targets>().unwrap_or_else(|_| {
+        r.problem(
+            &s,
+            "level",
+            "must be error, warn, info, debug or trace, or such as `info,promptmill::store=debug`",
+        );
+        Targets::new()
+    });
+    if level.default_level().is_none() && !text.contains('=') {
+        // `Targets` takes any word for a part of the program.
+        r.problem(&s, "level", "must be error, warn, info, debug or trace, or `part=level`");
+    }
+    LogSettings { format, level, colour: around.var("NO_COLOR").is_none() }
+}
+
+fn models(r: &mut Reader) -> Models {
+    let names = r.keys(&[], "models");
+    let read = names.into_iter().map(|name| {
+        let path = ["models", name.as_str()];
+        let model = Model {
+            max_tokens: r.optional_integer(&path, "max_tokens", &(1..=i64::from(i32::MAX))),
+            prefill: r.flag(&path, "prefill"),
+            version: r.optional_text(&path, "version"),
+        };
+        (name, model)
+    });
+    Models(read.collect())
+}
