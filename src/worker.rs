@@ -212,6 +212,10 @@ pub async fn run(
     beside.cancel();
     while upkeep.join_next().await.is_some() {}
     writing.abort_all();
+    // What blocks is to be read in the table also after we are gone.
+    if let Err(err) = mill.gates.sync(&*mill.store, Instant::now()).await {
+        tracing::warn!(error = %err, "failed to write the gates");
+    }
     if end != End::Unwritten
         && let Err(err) = mill.store.retire(mill.worker()).await
     {

@@ -53,7 +53,7 @@ async fn a_configuration_that_is_wrong_is_named(ground: &Ground) {
     mill.set("PROMPTMILL_WORKER__CONCURENCY", "5");
     let ran = mill.drain().await;
     assert_eq!(ran.code, 3, "{}", ran.stderr);
-    assert!(ran.stderr.contains("concurrency"), "the closest key is named: {}", ran.stderr);
+    assert!(ran.stderr.contains("PROMPTMILL_WORKER__CONCURRENCY"), "the closest key is named: {}", ran.stderr);
 }
 
 async fn a_schema_that_is_not_ours_is_left_alone(ground: &Ground) {
