@@ -143,7 +143,9 @@ impl Lanes {
         self.filter = Some(Filter::of(wanted));
         let stopped = &wanted.blocked.batches;
         self.all = scan.lanes;
-        self.all.retain(|lane| !stopped.iter().any(|(queue, batch)| *queue == lane.queue && *batch == lane.batch));
+        self.all.retain(|lane| {
+            !stopped.iter().any(|(queue, batch)| *queue == lane.queue && *batch == lane.batch)
+        });
     }
 
     /// A stream whose highest priority has more lanes than a scan reads goes on where it was cut;
@@ -185,7 +187,13 @@ impl Lanes {
                 let model = effective_model(&self.all[at], wanted);
                 let probe = wanted.blocked.probes.iter().any(|probe| probe == model);
                 let spent = probe && probed.iter().any(|known| known == model);
-                let most = if spent { 0 } else if probe { 1 } else { share };
+                let most = if spent {
+                    0
+                } else if probe {
+                    1
+                } else {
+                    share
+                };
                 let jobs = most.min(left[at]).min(slots);
                 left[at] = if probe { 0 } else { left[at] - jobs };
                 if jobs == 0 {
@@ -231,7 +239,9 @@ impl Lanes {
             *best = (*best).max(lane.priority);
         }
         (0..self.all.len())
-            .filter(|&at| left[at] > 0 && top.get(self.all[at].queue.as_str()) == Some(&self.all[at].priority))
+            .filter(|&at| {
+                left[at] > 0 && top.get(self.all[at].queue.as_str()) == Some(&self.all[at].priority)
+            })
             .collect()
     }
 }
@@ -281,7 +291,10 @@ mod tests {
 
     fn dealt(lanes: &mut Lanes, slots: usize, wanted: &Wanted) -> Vec<(String, i32, usize)> {
         let takes = lanes.deal(slots, wanted, &mut Vec::new());
-        takes.iter().map(|&take| (lanes.lane(take).batch.clone(), lanes.lane(take).priority, take.jobs)).collect()
+        takes
+            .iter()
+            .map(|&take| (lanes.lane(take).batch.clone(), lanes.lane(take).priority, take.jobs))
+            .collect()
     }
 
     #[test]

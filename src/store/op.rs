@@ -39,7 +39,10 @@ where
     T: Send + 'static,
 {
     let pool = pool.clone();
-    #[expect(clippy::disallowed_methods, reason = "this is the store's one helper; a panic is passed on below")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the store's one helper; a panic is passed on below"
+    )]
     let task = tokio::spawn(async move { attempts(&pool, limit, &params, work).await });
     match task.await {
         Ok(done) => done,

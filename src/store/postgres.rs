@@ -23,9 +23,7 @@ use self::listen::Listener;
 use super::held::Held;
 use super::lanes::Lanes;
 use super::migrations::Meta;
-use super::{
-    Backlog, GateRow, Me, Migrate, Peer, Store, StoreError, StoreSettings, Wanted, Written, op,
-};
+use super::{Backlog, GateRow, Me, Migrate, Peer, Store, StoreError, StoreSettings, Wanted, Written, op};
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Release, Settlement};
 
@@ -149,11 +147,7 @@ impl Store for PostgresStore {
         self.append_call(lease, call, worker).await
     }
 
-    async fn settle(
-        &self,
-        settlements: &[Arc<Settlement>],
-        worker: WorkerId,
-    ) -> Result<Written, StoreError> {
+    async fn settle(&self, settlements: &[Arc<Settlement>], worker: WorkerId) -> Result<Written, StoreError> {
         self.settle_jobs(settlements, worker).await
     }
 

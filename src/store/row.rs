@@ -234,8 +234,7 @@ pub(crate) fn columns(leases: &[Lease]) -> (Vec<i64>, Vec<i64>, Vec<i64>) {
 
 /// Gives each claimed job its part of the ledger, in the order it came.
 pub(crate) fn hand_out(claimed: &mut [Claimed], calls: Vec<(JobId, PastCall)>) {
-    let at: HashMap<JobId, usize> =
-        claimed.iter().enumerate().map(|(at, job)| (job.lease.job, at)).collect();
+    let at: HashMap<JobId, usize> = claimed.iter().enumerate().map(|(at, job)| (job.lease.job, at)).collect();
     for (job, call) in calls {
         if let Some(&at) = at.get(&job) {
             claimed[at].calls.push(call);

@@ -31,9 +31,7 @@ use tokio::time::Instant;
 
 use super::held::Held;
 use super::lanes::Lanes;
-use super::{
-    Backlog, GateRow, Me, Migrate, Peer, Store, StoreError, StoreSettings, Wanted, Written, op,
-};
+use super::{Backlog, GateRow, Me, Migrate, Peer, Store, StoreError, StoreSettings, Wanted, Written, op};
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Release, Settlement};
 
@@ -184,11 +182,7 @@ impl Store for SqliteStore {
         self.append_call(lease, call, worker).await
     }
 
-    async fn settle(
-        &self,
-        settlements: &[Arc<Settlement>],
-        worker: WorkerId,
-    ) -> Result<Written, StoreError> {
+    async fn settle(&self, settlements: &[Arc<Settlement>], worker: WorkerId) -> Result<Written, StoreError> {
         self.settle_jobs(settlements, worker).await
     }
 

@@ -54,12 +54,7 @@ async fn listen(options: PgConnectOptions, schema: String, knock: Arc<Notify>) {
 }
 
 /// Listens until the connection ends.
-async fn hear(
-    pool: &sqlx::PgPool,
-    schema: &str,
-    knock: &Notify,
-    pause: &mut Duration,
-) -> sqlx::Result<()> {
+async fn hear(pool: &sqlx::PgPool, schema: &str, knock: &Notify, pause: &mut Duration) -> sqlx::Result<()> {
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen(schema).await?;
     *pause = Duration::from_millis(100);

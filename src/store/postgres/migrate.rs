@@ -175,8 +175,13 @@ async fn migrate(conn: &mut PgConnection, schema: &str) -> Result<(), StoreError
              IF to_regnamespace('{schema}') IS NULL THEN CREATE SCHEMA {schema}; END IF;
          END $$"
     );
-    for statement in [make, format!("SET search_path = {schema}, pg_temp"), "SET lock_timeout = '5s'".to_owned()] {
+    for statement in
+        [make, format!("SET search_path = {schema}, pg_temp"), "SET lock_timeout = '5s'".to_owned()]
+    {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *conn).await.map_err(said)?;
     }
-    migrations::migrator(|step| step.postgres).run_direct(None, conn, false).await.map_err(migrations::refused)
+    migrations::migrator(|step| step.postgres)
+        .run_direct(None, conn, false)
+        .await
+        .map_err(migrations::refused)
 }

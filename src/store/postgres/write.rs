@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::Row as _;
+use sqlx::postgres::{PgConnection, PgRow};
 
 use super::PostgresStore;
 use crate::domain::job::{Lease, WorkerId};
@@ -142,9 +142,8 @@ impl PostgresStore {
     ) -> Result<bool, StoreError> {
         let job = lease.job;
         let call = row::call(lease, call, Instant::now());
-        let late = self
-            .run((call, worker), |conn, params| Box::pin(append(conn, &params.0, params.1)))
-            .await?;
+        let late =
+            self.run((call, worker), |conn, params| Box::pin(append(conn, &params.0, params.1))).await?;
         late.ok_or_else(|| StoreError::Unavailable(format!("job {job} is locked by somebody who deletes it")))
     }
 

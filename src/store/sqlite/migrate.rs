@@ -67,16 +67,18 @@ async fn prepare_on(conn: &mut SqliteConnection, file: &str, migrate: Migrate) -
         }
     }
     match look(conn).await.map_err(|error| sentence(file, error))? {
-        File::Ours(meta) => meta.objection(file).map_or(Ok(()), |objection| Err(StoreError::Schema(objection))),
-        _ => Err(StoreError::Schema(format!(
-            "{file} holds no promptmill tables: run `promptmill migrate`"
-        ))),
+        File::Ours(meta) => {
+            meta.objection(file).map_or(Ok(()), |objection| Err(StoreError::Schema(objection)))
+        }
+        _ => Err(StoreError::Schema(format!("{file} holds no promptmill tables: run `promptmill migrate`"))),
     }
 }
 
 /// Tells our files from others, before anything is written.
 async fn look(conn: &mut SqliteConnection) -> sqlx::Result<File> {
-    let id: i64 = sqlx::query_scalar("SELECT application_id FROM pragma_application_id()").fetch_one(&mut *conn).await?;
+    let id: i64 = sqlx::query_scalar("SELECT application_id FROM pragma_application_id()")
+        .fetch_one(&mut *conn)
+        .await?;
     let things: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema").fetch_one(&mut *conn).await?;
     if id != APPLICATION_ID {
         return Ok(if things == 0 && id == 0 { File::Empty } else { File::Foreign });
@@ -122,8 +124,7 @@ async fn wal(conn: &mut SqliteConnection, file: &str) -> Result<(), StoreError> 
 /// Names the file where the driver does not.
 fn sentence(file: &str, error: sqlx::Error) -> StoreError {
     // 26: SQLITE_NOTADB
-    let not_ours =
-        error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("26"));
+    let not_ours = error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("26"));
     if not_ours {
         return StoreError::Schema(format!("{file} is not a SQLite file; give promptmill a file of its own"));
     }

@@ -179,8 +179,7 @@ impl Fates {
         .await?;
         let there: HashMap<i64, (i64, i64, bool)> =
             there.into_iter().map(|(job, claims, run, running)| (job, (claims, run, running))).collect();
-        let mut fates =
-            Self { written: Written::default(), ended: HashSet::new(), stale: HashSet::new() };
+        let mut fates = Self { written: Written::default(), ended: HashSet::new(), stale: HashSet::new() };
         for lease in all {
             match there.get(&lease.job.0) {
                 Some(&(claims, run, false)) if claims == lease.claim && run == lease.run => {

@@ -80,7 +80,8 @@ async fn an_older_schema_is_refused_with_the_way_out(ground: &Ground) {
 async fn a_sqlite_file_with_other_tables_is_left_as_it_is() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let file = dir.path().join("theirs.db");
-    let shell = Command::new("sqlite3").arg(&file).arg("CREATE TABLE theirs (a)").status().expect("sqlite3 runs");
+    let shell =
+        Command::new("sqlite3").arg(&file).arg("CREATE TABLE theirs (a)").status().expect("sqlite3 runs");
     assert!(shell.success());
     let before = std::fs::read(&file).expect("the file");
     for migrate in [Migrate::Never, Migrate::Serve, Migrate::Now] {
@@ -95,7 +96,8 @@ async fn a_file_that_is_no_database_is_refused() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let file = dir.path().join("notes.txt");
     std::fs::write(&file, "shopping list, and so on, and so on".repeat(40)).expect("a file");
-    let said = sentence(open(&format!("sqlite://{}", file.display()), &settings("main"), Migrate::Serve).await);
+    let said =
+        sentence(open(&format!("sqlite://{}", file.display()), &settings("main"), Migrate::Serve).await);
     assert!(said.contains("is not a SQLite file"), "{said}");
 }
 
@@ -114,7 +116,8 @@ async fn what_cannot_be_reached_is_unavailable_and_no_password_is_said() {
 
 #[test]
 fn the_list_of_migrations_is_the_folder() {
-    let listed: Vec<String> = STEPS.iter().map(|step| format!("{:04}_{}.sql", step.version, step.name)).collect();
+    let listed: Vec<String> =
+        STEPS.iter().map(|step| format!("{:04}_{}.sql", step.version, step.name)).collect();
     for kind in ["postgres", "sqlite"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations").join(kind);
         let mut files: Vec<String> = std::fs::read_dir(folder)
