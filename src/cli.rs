@@ -5,7 +5,7 @@
 
 mod cancel;
 pub mod config;
-mod demo;
+pub mod demo;
 pub mod doctor;
 mod enqueue;
 mod exit;

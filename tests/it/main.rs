@@ -1,13 +1,11 @@
 //! The integration tests: one binary. Whatever holds for a database holds for both.
 
 mod claude;
-mod cli;
 mod config;
 mod contract;
 mod demo;
 mod mill;
 mod seam_corpus;
 mod stand_in;
-mod store;
 mod support;
 mod tidy;

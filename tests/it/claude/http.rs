@@ -46,7 +46,7 @@ fn request() -> Request {
         body: Bytes::from_static(br#"{"stream":true}"#),
         max_tokens: 100,
         messages: 1,
-        note: None,
+        prefilled: false,
         timeout: LONG,
     }
 }
