@@ -7,5 +7,6 @@ mod demo;
 mod mill;
 mod seam_corpus;
 mod stand_in;
+mod store;
 mod support;
 mod tidy;
