@@ -154,3 +154,43 @@ async fn behind_a_pooler_the_role_says_where_the_tables_are() {
     ground.run(&format!("DROP ROLE {role}")).await;
     ground.close().await;
 }
+
+/// Postgres alone: the daemon needs no more than the worker's rights.
+#[tokio::test]
+async fn the_worker_role_may_do_all_that_the_store_does() {
+    let ground = Ground::postgres().await;
+    ground.grant_roles().await;
+    let role = format!("{}_daemon", ground.schema());
+    ground.run(&format!("CREATE ROLE {role} LOGIN IN ROLE promptmill_worker")).await;
+    ground.run("INSERT INTO queues (name, max_running) VALUES ('narrow', 5)").await;
+    super::jobs(&ground, 3, "queue", "'narrow'").await;
+    super::jobs(&ground, 2, "queue", "'default'").await;
+    let url = ground.url().replacen("postgres@", &format!("{role}@"), 1);
+    let store = open(&url, &settings(ground.schema()), Migrate::Serve).await.expect("it is opened").store;
+    let worker = store.enlist(&super::me()).await.expect("a worker enlists");
+    let bench = Bench { store, worker };
+    let leases: Vec<_> = bench.claim(5).await.iter().map(|got| got.lease).collect();
+    assert_eq!(leases.len(), 5);
+    assert!(!bench.append(&leases[0], &super::call(1)).await);
+    assert_eq!(bench.settle(vec![super::end(leases[1])]).await.done.len(), 1);
+    assert_eq!(bench.release(super::back(leases[2], None)).await.done.len(), 1);
+    assert_eq!(bench.claim(1).await[0].calls.len(), 1);
+    let past = ground.at(-1);
+    ground.run(&format!("UPDATE job_state SET deadline_at = {past} WHERE job_id = {}", leases[0].job)).await;
+    let store = &bench.store;
+    assert_eq!(store.expire(10).await.expect("an end").len(), 1);
+    assert!(store.fill(&leases[0], &super::answer("x")).await.expect("a fill"));
+    assert_eq!(store.lost(&leases).await.expect("leases").len(), 3);
+    assert_eq!(store.promote(10).await.expect("a promotion"), 0);
+    assert_eq!(store.next_due().await.expect("a time"), None);
+    assert_eq!(store.backlog(&bench.wanted(1), std::time::Duration::ZERO).await.expect("counts").running, 3);
+    assert!(store.beat(worker, 1, true).await.expect("a beat"));
+    store.sleep(worker, false).await.expect("an answer");
+    assert!(store.gates().await.expect("gates").is_empty());
+    assert!(store.peers(worker).await.expect("peers").is_empty());
+    assert_eq!(store.rescue(worker, 10).await.expect("a rescue").len(), 3);
+    store.retire(worker).await.expect("it retires");
+    drop(bench);
+    ground.run(&format!("DROP ROLE {role}")).await;
+    ground.close().await;
+}
