@@ -126,8 +126,14 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Resume(args) => resume::run(&args, &context).await,
         Command::Migrate(args) => migrate::run(&args, &context).await,
         Command::Roles(args) => roles::run(&args, &context),
-        Command::Config(args) => Ok(Exit::of_code(config::run(args, &context.flags()).await?)),
-        Command::Doctor(args) => Ok(Exit::of_code(doctor::run(args, &context.flags(), &outside::World).await?)),
+        Command::Config(mut args) => {
+            args.json |= context.json;
+            Ok(Exit::of_code(config::run(args, &context.flags()).await?))
+        }
+        Command::Doctor(mut args) => {
+            args.json |= context.json;
+            Ok(Exit::of_code(doctor::run(args, &context.flags(), &outside::World).await?))
+        }
         Command::Demo(args) => run::demo(args).await.map(|()| Exit::Good),
         Command::StandIn(args) => stand_in::run(args).await.map(|()| Exit::Good),
     }

@@ -30,19 +30,21 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// Returns the exit of a number; what is none of ours is a failure.
-    pub const fn of_code(code: u8) -> Self {
-        match code {
-            0 => Self::Good,
-            2 => Self::Usage,
-            3 => Self::Config,
-            4 => Self::Unreachable,
-            5 => Self::Schema,
-            6 => Self::Credentials,
-            7 => Self::NotComplete,
-            8 => Self::LeftBehind,
-            _ => Self::Failure,
-        }
+    const ALL: [Self; 9] = [
+        Self::Good,
+        Self::Failure,
+        Self::Usage,
+        Self::Config,
+        Self::Unreachable,
+        Self::Schema,
+        Self::Credentials,
+        Self::NotComplete,
+        Self::LeftBehind,
+    ];
+
+    /// Returns the exit of a number; one that is none of ours is a failure.
+    pub fn of_code(code: u8) -> Self {
+        Self::ALL.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Self::Failure)
     }
 }
 

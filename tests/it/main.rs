@@ -1,6 +1,7 @@
 //! The integration tests: one binary. Whatever holds for a database holds for both.
 
 mod claude;
+mod cli;
 mod config;
 mod contract;
 mod demo;

@@ -1,0 +1,136 @@
+//! Answers out, in each format.
+
+use super::{Desk, settle};
+use crate::support::{Ground, on_both};
+
+on_both! {
+    a_table_shows_one_line_a_result,
+    json_lines_hold_every_column,
+    csv_is_safe_in_a_spreadsheet,
+    batch_lines_have_the_official_shape,
+    filters_narrow,
+    a_file_appears_whole,
+    following_a_batch_ends_with_its_last_job,
+    a_named_job_without_a_result_is_told,
+    an_outcome_that_is_none_is_a_usage_error,
+}
+
+async fn three(ground: &Ground) {
+    ground
+        .run("INSERT INTO jobs (prompt, batch, key) VALUES ('a', 'b', 'b/1'), ('b', 'b', 'b/2'), ('c', NULL, NULL), ('d', NULL, NULL)")
+        .await;
+    settle(ground, 1, "complete", "end_turn", "=SUM(1)\nline two, \"quoted\"").await;
+    settle(ground, 2, "truncated", "max_tokens", "cut").await;
+    ground.run("UPDATE job_state SET state = 'cancelled' WHERE job_id = 3").await;
+}
+
+async fn a_table_shows_one_line_a_result(ground: &Ground) {
+    three(ground).await;
+    let desk = Desk::new(ground);
+    let ran = desk.mill(&["results"]);
+    assert_eq!(ran.err, "3 results\n");
+    let out = ran.good();
+    assert_eq!(out.lines().count(), 4, "{out}");
+    assert!(out.contains("=SUM(1) line two") && out.contains("cancelled while pending"), "{out}");
+    let ran = desk.mill(&["results", "--limit", "1"]);
+    assert_eq!(ran.good().lines().count(), 2);
+}
+
+async fn json_lines_hold_every_column(ground: &Ground) {
+    three(ground).await;
+    let desk = Desk::new(ground);
+    let out = desk.mill(&["results", "--json"]).good();
+    let rows: Vec<serde_json::Value> =
+        out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(rows.len(), 3);
+    let mut columns = ground.columns("results").await;
+    let mut keys: Vec<String> = rows[0].as_object().expect("an object").keys().cloned().collect();
+    columns.sort();
+    keys.sort();
+    assert_eq!(keys, columns);
+    assert_eq!(rows[0]["text"], "=SUM(1)\nline two, \"quoted\"");
+    assert_eq!(rows[0]["content"][0]["type"], "text");
+    assert_eq!(rows[2]["outcome"], "cancelled");
+    let finished = rows[0]["finished_at"].as_str().expect("a time");
+    assert!(finished.ends_with('Z') && finished.len() == 24, "{finished}");
+}
+
+async fn csv_is_safe_in_a_spreadsheet(ground: &Ground) {
+    three(ground).await;
+    let desk = Desk::new(ground);
+    let out = desk.mill(&["results", "--format", "csv"]).good();
+    assert!(out.starts_with("job_id,run,seq,queue,batch,key,outcome,"), "{out}");
+    assert!(out.contains("\"'=SUM(1)\nline two, \"\"quoted\"\"\""), "{out}");
+}
+
+async fn batch_lines_have_the_official_shape(ground: &Ground) {
+    three(ground).await;
+    let desk = Desk::new(ground);
+    let out = desk.mill(&["results", "--format", "batch"]).good();
+    let rows: Vec<serde_json::Value> =
+        out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(
+        rows[0],
+        serde_json::json!({"custom_id": "1", "result": {"type": "succeeded", "message": {
+            "id": "msg_1", "type": "message", "role": "assistant", "model": "claude-x",
+            "content": [{"type": "text", "text": "x"}], "stop_reason": "end_turn", "stop_sequence": null,
+            "usage": {"input_tokens": 10, "output_tokens": 20, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0},
+        }}})
+    );
+    assert_eq!(rows[1]["result"]["message"]["stop_reason"], "max_tokens");
+    assert_eq!(rows[2], serde_json::json!({"custom_id": "3", "result": {"type": "canceled"}}));
+}
+
+async fn filters_narrow(ground: &Ground) {
+    three(ground).await;
+    let desk = Desk::new(ground);
+    let ids = |args: &[&str]| -> Vec<i64> {
+        let mut all = vec!["results", "--json"];
+        all.extend(args);
+        let out = desk.mill(&all).good();
+        out.lines()
+            .map(|line| {
+                serde_json::from_str::<serde_json::Value>(line).expect("JSON")["job_id"]
+                    .as_i64()
+                    .expect("an id")
+            })
+            .collect()
+    };
+    assert_eq!(ids(&["--batch", "b"]), [1, 2]);
+    assert_eq!(ids(&["--outcome", "complete,cancelled"]), [1, 3]);
+    assert_eq!(ids(&["--outcome", "truncated", "--outcome", "cancelled", "--batch", "b"]), [2]);
+    assert_eq!(ids(&["--queue", "other"]), Vec::<i64>::new());
+    assert_eq!(ids(&["2", "1"]), [1, 2]);
+}
+
+async fn a_file_appears_whole(ground: &Ground) {
+    three(ground).await;
+    let desk = Desk::new(ground);
+    let ran = desk.mill(&["results", "--format", "jsonl", "-o", "out.jsonl"]);
+    assert_eq!(ran.good(), "");
+    assert_eq!(desk.read("out.jsonl").lines().count(), 3);
+    let said = desk.mill(&["results", "-o", "absent/out.txt"]).said(1);
+    assert!(said.contains("absent/out.txt cannot be written"), "{said}");
+}
+
+async fn following_a_batch_ends_with_its_last_job(ground: &Ground) {
+    three(ground).await;
+    let desk = Desk::new(ground);
+    let out = desk.mill(&["results", "--follow", "--batch", "b", "--json"]).good();
+    assert_eq!(out.lines().count(), 2);
+    let said = desk.mill(&["results", "--follow", "--batch", "absent"]).said(1);
+    assert!(said.contains("no job has batch \"absent\""), "{said}");
+}
+
+async fn a_named_job_without_a_result_is_told(ground: &Ground) {
+    three(ground).await;
+    let desk = Desk::new(ground);
+    let ran = desk.mill(&["results", "1", "4", "--json"]);
+    assert_eq!(ran.out.lines().count(), 1);
+    assert!(ran.said(1).contains("job 4 has no result; promptmill show 4 tells where it is"));
+}
+
+async fn an_outcome_that_is_none_is_a_usage_error(ground: &Ground) {
+    let said = Desk::new(ground).mill(&["results", "--outcome", "fine"]).said(2);
+    assert!(said.contains("known are complete, truncated"), "{said}");
+}
