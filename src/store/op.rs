@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use sqlx::pool::PoolConnection;
-use sqlx::{Database, Pool};
+use sqlx::{Connection as _, Database, Pool};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -39,7 +39,10 @@ where
     T: Send + 'static,
 {
     let pool = pool.clone();
-    #[expect(clippy::disallowed_methods, reason = "this is the store's one helper; a panic is passed on below")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the store's one helper; a panic is passed on below"
+    )]
     let task = tokio::spawn(async move { attempts(&pool, limit, &params, work).await });
     match task.await {
         Ok(done) => done,
@@ -70,7 +73,9 @@ where
                 tries += 1;
             }
             Ok(Err(error)) => {
-                if !matches!(error, sqlx::Error::Database(_) | sqlx::Error::RowNotFound) {
+                // Postgres says why it refuses before it lets go of the rows: wait until it has.
+                let refused = matches!(error, sqlx::Error::Database(_) | sqlx::Error::RowNotFound);
+                if !refused || !matches!(tokio::time::timeout_at(until, conn.ping()).await, Ok(Ok(()))) {
                     hang_up(conn);
                 }
                 return Err(said(error));

@@ -12,7 +12,7 @@ use crate::domain::job::{Claimed, JobId, Lease};
 use crate::domain::ledger::{Answer, Call, PastCall, Release};
 
 /// Longest delay that is written: far beyond any hint of a server, and no overflow in a database.
-const DELAY_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const DELAY_MAX: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// A row of `calls`.
 #[derive(Debug, Serialize)]

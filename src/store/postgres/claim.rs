@@ -112,8 +112,7 @@ impl PostgresStore {
     /// Adds what was already paid for, to the jobs that were claimed before, and notes that all are
     /// given out. Where that fails nobody has them: the next claim gives them.
     async fn with_ledger(&self, mut claimed: Vec<Claimed>) -> Result<Vec<Claimed>, StoreError> {
-        let again: Vec<Lease> =
-            claimed.iter().map(|job| job.lease).filter(|lease| lease.claim > 1).collect();
+        let again: Vec<Lease> = claimed.iter().map(|job| job.lease).filter(|lease| lease.claim > 1).collect();
         if !again.is_empty() {
             let calls = self.run(again, |conn, leases| Box::pin(past_calls(conn, leases))).await?;
             row::hand_out(&mut claimed, calls);
@@ -256,7 +255,8 @@ async fn take(conn: &mut PgConnection, order: &Order) -> sqlx::Result<Vec<Taken>
         Err(error) => {
             conn.execute("ROLLBACK").await?;
             // Somebody else claims there, or a person is changing the queue: the next claim sees to it.
-            let locked = error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"));
+            let locked =
+                error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"));
             if locked { Ok(Vec::new()) } else { Err(error) }
         }
     }
@@ -265,11 +265,12 @@ async fn take(conn: &mut PgConnection, order: &Order) -> sqlx::Result<Vec<Taken>
 async fn take_limited(conn: &mut PgConnection, order: &Order, queue: &str) -> sqlx::Result<Vec<Taken>> {
     conn.execute("SET LOCAL lock_timeout = '100ms'").await?;
     // A count in the statement that waited for the lock would not see what the other one claimed.
-    let limit: Option<i32> = sqlx::query_scalar("SELECT max_running FROM queues WHERE name = $1 FOR NO KEY UPDATE")
-        .bind(queue)
-        .fetch_optional(&mut *conn)
-        .await?
-        .flatten();
+    let limit: Option<i32> =
+        sqlx::query_scalar("SELECT max_running FROM queues WHERE name = $1 FOR NO KEY UPDATE")
+            .bind(queue)
+            .fetch_optional(&mut *conn)
+            .await?
+            .flatten();
     let running: i64 =
         sqlx::query_scalar("SELECT count(*) FROM job_state WHERE state = 'running' AND queue = $1")
             .bind(queue)

@@ -116,8 +116,7 @@ impl SqliteStore {
     /// Adds what was already paid for, to the jobs that were claimed before, and notes that all are
     /// given out. Where that fails nobody has them: the next claim gives them.
     async fn with_ledger(&self, mut claimed: Vec<Claimed>) -> Result<Vec<Claimed>, StoreError> {
-        let again: Vec<Lease> =
-            claimed.iter().map(|job| job.lease).filter(|lease| lease.claim > 1).collect();
+        let again: Vec<Lease> = claimed.iter().map(|job| job.lease).filter(|lease| lease.claim > 1).collect();
         if !again.is_empty() {
             let calls = self.read(again, |conn, leases| Box::pin(past_calls(conn, leases))).await?;
             row::hand_out(&mut claimed, calls);
@@ -132,7 +131,8 @@ impl SqliteStore {
 async fn scan(conn: &mut SqliteConnection, wanted: &Wanted, cursor: &Cursor) -> sqlx::Result<Scan> {
     let cap = wanted.slots.max(64);
     let lanes_max = LANES_MAX + wanted.blocked.batches.len();
-    let at: Vec<_> = cursor.batches.iter().map(|((q, m), (priority, batch))| (q, m, priority, batch)).collect();
+    let at: Vec<_> =
+        cursor.batches.iter().map(|((q, m), (priority, batch))| (q, m, priority, batch)).collect();
     let rows = sqlx::query(
         "WITH RECURSIVE hop(job_id, n) AS (
              SELECT job_id, 1

@@ -1,7 +1,7 @@
 //! Who gets which job, and when.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use promptmill::domain::job::Claimed;
 
@@ -72,7 +72,7 @@ async fn a_claim_brings_the_job_and_its_queue_as_inserted(ground: &Ground) {
     assert_eq!(got.queue_policy.as_deref(), Some(r#"{"max_failures": 2}"#));
     assert_eq!(got.bytes, 7 + 39);
     let left = got.deadline_in.expect("a deadline");
-    assert!(left > Duration::from_secs(60) && left <= Duration::from_secs(100), "{left:?}");
+    assert!(left > Duration::from_mins(1) && left <= Duration::from_secs(100), "{left:?}");
     assert!(got.calls.is_empty());
 }
 
@@ -229,12 +229,15 @@ async fn the_next_claim_brings_what_was_already_paid_for(ground: &Ground) {
     let second = bench.claim(1).await.remove(0);
     assert!(bench.append(&first, &call(4)).await, "a call of the first claim is late by now");
     bench.append(&second.lease, &call(1)).await;
-    assert_eq!(second.calls.iter().map(|past| (past.claim, past.seq)).collect::<Vec<_>>(), [(1, 1), (1, 2), (1, 3)]);
+    assert_eq!(
+        second.calls.iter().map(|past| (past.claim, past.seq)).collect::<Vec<_>>(),
+        [(1, 1), (1, 2), (1, 3)]
+    );
     let past = &second.calls[0];
     assert_eq!(past.content, odd.content, "kept as received");
     assert_eq!((past.kind.as_str(), past.max_tokens, past.partial), ("ask", Some(1000), false));
     assert_eq!(past.usage, odd.usage);
-    assert!(past.sent_ago.expect("a time") < Duration::from_secs(60));
+    assert!(past.sent_ago.expect("a time") < Duration::from_mins(1));
     assert_eq!((second.tally.failures, second.tally.deferrals, second.tally.crashes), (1, 2, 0));
 
     bench.release(back(second.lease, None)).await;
@@ -261,7 +264,8 @@ async fn a_claim_that_nobody_waited_for_is_given_again(ground: &Ground) {
             given.extend(ids(&got));
         }
     }
-    while given.len() < 60 {
+    let began = Instant::now();
+    while given.len() < 60 && began.elapsed() < Duration::from_secs(20) {
         given.extend(ids(&bench.claim(9).await));
     }
     given.sort_unstable();

@@ -18,7 +18,7 @@ fn gate(state: &str, generation: i64) -> GateRow {
         scope: "model:p/m".to_owned(),
         state: state.to_owned(),
         reason: Some("529 ten times".to_owned()),
-        until_in: Some(Duration::from_secs(60)),
+        until_in: Some(Duration::from_mins(1)),
         generation,
     }
 }
@@ -32,7 +32,7 @@ async fn a_gate_is_changed_by_compare_and_set(ground: &Ground) {
     assert_eq!(set(gate("flowing", 1)).await, None, "somebody changed it before");
     let gates = bench.store.gates().await.expect("gates");
     let left = gates[0].until_in.expect("a time");
-    assert!(left > Duration::from_secs(30) && left <= Duration::from_secs(60), "{left:?}");
+    assert!(left > Duration::from_secs(30) && left <= Duration::from_mins(1), "{left:?}");
     assert_eq!(gates, [GateRow { until_in: Some(left), ..gate("probing", 2) }]);
 }
 

@@ -152,7 +152,14 @@ fn end(lease: Lease) -> Settlement {
 }
 
 fn back(lease: Lease, delay: Option<Duration>) -> Release {
-    Release { lease, delay, failures: 1, deferrals: 2, reason: Some("overloaded".to_owned()), call: Some(call(1)) }
+    Release {
+        lease,
+        delay,
+        failures: 1,
+        deferrals: 2,
+        reason: Some("overloaded".to_owned()),
+        call: Some(call(1)),
+    }
 }
 
 fn ids(claimed: &[Claimed]) -> Vec<i64> {

@@ -80,7 +80,8 @@ async fn an_older_schema_is_refused_with_the_way_out(ground: &Ground) {
 async fn a_sqlite_file_with_other_tables_is_left_as_it_is() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let file = dir.path().join("theirs.db");
-    let shell = Command::new("sqlite3").arg(&file).arg("CREATE TABLE theirs (a)").status().expect("sqlite3 runs");
+    let shell =
+        Command::new("sqlite3").arg(&file).arg("CREATE TABLE theirs (a)").status().expect("sqlite3 runs");
     assert!(shell.success());
     let before = std::fs::read(&file).expect("the file");
     for migrate in [Migrate::Never, Migrate::Serve, Migrate::Now] {
@@ -95,7 +96,8 @@ async fn a_file_that_is_no_database_is_refused() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let file = dir.path().join("notes.txt");
     std::fs::write(&file, "shopping list, and so on, and so on".repeat(40)).expect("a file");
-    let said = sentence(open(&format!("sqlite://{}", file.display()), &settings("main"), Migrate::Serve).await);
+    let said =
+        sentence(open(&format!("sqlite://{}", file.display()), &settings("main"), Migrate::Serve).await);
     assert!(said.contains("is not a SQLite file"), "{said}");
 }
 
@@ -114,7 +116,8 @@ async fn what_cannot_be_reached_is_unavailable_and_no_password_is_said() {
 
 #[test]
 fn the_list_of_migrations_is_the_folder() {
-    let listed: Vec<String> = STEPS.iter().map(|step| format!("{:04}_{}.sql", step.version, step.name)).collect();
+    let listed: Vec<String> =
+        STEPS.iter().map(|step| format!("{:04}_{}.sql", step.version, step.name)).collect();
     for kind in ["postgres", "sqlite"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations").join(kind);
         let mut files: Vec<String> = std::fs::read_dir(folder)
@@ -147,6 +150,46 @@ async fn behind_a_pooler_the_role_says_where_the_tables_are() {
     let bench = Bench { store, worker };
     let lease = bench.lease().await;
     assert_eq!(bench.settle(vec![super::end(lease)]).await.done, [lease]);
+    drop(bench);
+    ground.run(&format!("DROP ROLE {role}")).await;
+    ground.close().await;
+}
+
+/// Postgres alone: the daemon needs no more than the worker's rights.
+#[tokio::test]
+async fn the_worker_role_may_do_all_that_the_store_does() {
+    let ground = Ground::postgres().await;
+    ground.grant_roles().await;
+    let role = format!("{}_daemon", ground.schema());
+    ground.run(&format!("CREATE ROLE {role} LOGIN IN ROLE promptmill_worker")).await;
+    ground.run("INSERT INTO queues (name, max_running) VALUES ('narrow', 5)").await;
+    super::jobs(&ground, 3, "queue", "'narrow'").await;
+    super::jobs(&ground, 2, "queue", "'default'").await;
+    let url = ground.url().replacen("postgres@", &format!("{role}@"), 1);
+    let store = open(&url, &settings(ground.schema()), Migrate::Serve).await.expect("it is opened").store;
+    let worker = store.enlist(&super::me()).await.expect("a worker enlists");
+    let bench = Bench { store, worker };
+    let leases: Vec<_> = bench.claim(5).await.iter().map(|got| got.lease).collect();
+    assert_eq!(leases.len(), 5);
+    assert!(!bench.append(&leases[0], &super::call(1)).await);
+    assert_eq!(bench.settle(vec![super::end(leases[1])]).await.done.len(), 1);
+    assert_eq!(bench.release(super::back(leases[2], None)).await.done.len(), 1);
+    assert_eq!(bench.claim(1).await[0].calls.len(), 1);
+    let past = ground.at(-1);
+    ground.run(&format!("UPDATE job_state SET deadline_at = {past} WHERE job_id = {}", leases[0].job)).await;
+    let store = &bench.store;
+    assert_eq!(store.expire(10).await.expect("an end").len(), 1);
+    assert!(store.fill(&leases[0], &super::answer("x")).await.expect("a fill"));
+    assert_eq!(store.lost(&leases).await.expect("leases").len(), 3);
+    assert_eq!(store.promote(10).await.expect("a promotion"), 0);
+    assert_eq!(store.next_due().await.expect("a time"), None);
+    assert_eq!(store.backlog(&bench.wanted(1), std::time::Duration::ZERO).await.expect("counts").running, 3);
+    assert!(store.beat(worker, 1, true).await.expect("a beat"));
+    store.sleep(worker, false).await.expect("an answer");
+    assert!(store.gates().await.expect("gates").is_empty());
+    assert!(store.peers(worker).await.expect("peers").is_empty());
+    assert_eq!(store.rescue(worker, 10).await.expect("a rescue").len(), 3);
+    store.retire(worker).await.expect("it retires");
     drop(bench);
     ground.run(&format!("DROP ROLE {role}")).await;
     ground.close().await;

@@ -36,7 +36,10 @@ async fn a_rescue_takes_the_jobs_of_a_dead_worker_and_writes_the_lost_call(groun
     let lost = dead.claim(5).await;
     dead.append(&lost[0].lease, &call(1)).await;
     let peers = alive.store.peers(alive.worker).await.expect("peers");
-    assert_eq!(peers.iter().map(|peer| (peer.id, peer.beat, peer.pid)).collect::<Vec<_>>(), [(dead.worker, 0, 7)]);
+    assert_eq!(
+        peers.iter().map(|peer| (peer.id, peer.beat, peer.pid)).collect::<Vec<_>>(),
+        [(dead.worker, 0, 7)]
+    );
 
     assert_eq!(alive.store.rescue(dead.worker, 1).await.expect("a rescue").len(), 1);
     assert_eq!(ground.line("SELECT count(*) FROM workers").await, "2", "it still holds one");
@@ -90,7 +93,11 @@ async fn a_deadline_ends_jobs_wherever_they_are(ground: &Ground) {
     ended.sort();
     assert_eq!(ended.iter().map(|job| job.0).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(
-        ground.lines("SELECT job_id, outcome, error, calls, output_tokens, request_id FROM results ORDER BY job_id").await,
+        ground
+            .lines(
+                "SELECT job_id, outcome, error, calls, output_tokens, request_id FROM results ORDER BY job_id"
+            )
+            .await,
         [
             "1|expired|its deadline passed while it was running|1|20|req_1",
             "2|expired|its deadline passed while it was pending|0|0|NULL",
@@ -108,11 +115,14 @@ async fn due_jobs_become_pending(ground: &Ground) {
     jobs(ground, 3, "run_at", &ground.at(3600)).await;
     let bench = Bench::on(ground).await;
     let due = bench.store.next_due().await.expect("an answer").expect("a time");
-    assert!(due > Duration::from_secs(3000) && due <= Duration::from_secs(3600), "{due:?}");
+    assert!(due > Duration::from_mins(50) && due <= Duration::from_hours(1), "{due:?}");
     assert_eq!(bench.store.promote(10).await.expect("an answer"), 0);
     // Into the past without a person's hand: the guard would make them pending at once.
     ground
-        .run(&format!("UPDATE job_state SET available_at = {}, claims = claims + 1 WHERE job_id < 3", ground.at(-5)))
+        .run(&format!(
+            "UPDATE job_state SET available_at = {}, claims = claims + 1 WHERE job_id < 3",
+            ground.at(-5)
+        ))
         .await;
     assert_eq!(bench.store.next_due().await.expect("an answer"), Some(Duration::ZERO));
     assert_eq!(bench.store.promote(1).await.expect("an answer"), 1);
@@ -134,7 +144,7 @@ async fn the_backlog_counts_each_job_once(ground: &Ground) {
     let mut wanted = bench.wanted(1);
     wanted.blocked.models = vec!["down".to_owned()];
     wanted.blocked.batches = vec![("default".to_owned(), "bad".to_owned())];
-    let horizon = Duration::from_secs(900);
+    let horizon = Duration::from_mins(15);
     let expected = Backlog { pending: 2, blocked: 7, running: 1, soon: 5, later: 6, paused: 7, waiting: 0 };
     assert_eq!(bench.store.backlog(&wanted, horizon).await.expect("counts"), expected);
     wanted.queues = vec!["run".to_owned()];
@@ -146,7 +156,7 @@ async fn the_backlog_counts_each_job_once(ground: &Ground) {
 }
 
 async fn an_insert_by_another_program_is_noticed(ground: &Ground) {
-    let long = Duration::from_secs(60);
+    let long = Duration::from_mins(1);
     let bench = Bench::on(ground).await;
     // The first wait ends at once, or when the listener stands.
     bench.store.changed(long).await;
@@ -158,7 +168,8 @@ async fn an_insert_by_another_program_is_noticed(ground: &Ground) {
     bench.store.changed(Duration::from_millis(120)).await;
     assert!(quiet.elapsed() >= Duration::from_millis(120), "nothing has happened");
 
-    let insert = format!("INSERT INTO {} (prompt) VALUES ('say hello')", ground.either("jobs", &ground.table("jobs")));
+    let insert =
+        format!("INSERT INTO {} (prompt) VALUES ('say hello')", ground.either("jobs", &ground.table("jobs")));
     ground.shell(&insert).expect("the shell inserts");
     let began = Instant::now();
     bench.store.changed(long).await;
