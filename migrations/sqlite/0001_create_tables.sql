@@ -331,17 +331,23 @@ WHEN OLD.state = 'done' AND NEW.state = 'pending' AND NEW.claims = OLD.claims AN
     DELETE FROM results WHERE job_id = OLD.job_id;
     DELETE FROM checkpoints WHERE job_id = OLD.job_id;
     UPDATE job_state
-       SET state = CASE WHEN NEW.available_at <> OLD.available_at AND NEW.available_at > CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER) THEN 'scheduled' ELSE 'pending' END,
-           available_at = CASE WHEN NEW.available_at <> OLD.available_at THEN NEW.available_at ELSE CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER) END,
+       SET state = CASE WHEN NEW.available_at <> OLD.available_at
+                         AND NEW.available_at > CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)
+                        THEN 'scheduled' ELSE 'pending' END,
+           available_at = CASE WHEN NEW.available_at <> OLD.available_at THEN NEW.available_at
+                               ELSE CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER) END,
            run = run + 1, claims = claims + 1, failures = 0, crashes = 0, deferrals = 0, reason = NULL,
-           deadline_at = max(CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER), CASE WHEN NEW.available_at <> OLD.available_at THEN NEW.available_at ELSE 0 END)
+           deadline_at = max(CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER),
+                             CASE WHEN NEW.available_at <> OLD.available_at THEN NEW.available_at ELSE 0 END)
                + (SELECT CAST(ROUND(1000 * coalesce(
                   (SELECT json_extract(j.policy, '$.deadline_seconds')
                    WHERE json_type(j.policy, '$.deadline_seconds') IN ('integer', 'real')
                      AND json_extract(j.policy, '$.deadline_seconds') > 0 AND json_extract(j.policy, '$.deadline_seconds') <= 1e10),
                   (SELECT json_extract(q.policy, '$.deadline_seconds') FROM queues q
                    WHERE q.name = j.queue AND json_type(q.policy, '$.deadline_seconds') IN ('integer', 'real')
-                     AND json_extract(q.policy, '$.deadline_seconds') > 0 AND json_extract(q.policy, '$.deadline_seconds') <= 1e10))) AS INTEGER) FROM jobs j WHERE j.id = OLD.job_id)
+                     AND json_extract(q.policy, '$.deadline_seconds') > 0 AND json_extract(q.policy, '$.deadline_seconds') <= 1e10))) AS INTEGER)
+                    FROM jobs j
+                   WHERE j.id = OLD.job_id)
      WHERE job_id = OLD.job_id;
 END;
 

@@ -23,9 +23,9 @@ BEGIN;
 "
     );
     for name in names {
-        sql += &format!(
-            "DO $$ BEGIN CREATE ROLE promptmill_{name} NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;\n"
-        );
+        sql.push_str("DO $$ BEGIN CREATE ROLE promptmill_");
+        sql.push_str(name);
+        sql.push_str(" NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;\n");
     }
     sql + &owner(&schema) + &grants(&schema)
 }

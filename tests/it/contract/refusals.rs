@@ -22,7 +22,7 @@ async fn a_wrong_job_is_refused_by_a_named_constraint(ground: &Ground) {
         ("params", r#"'{"model": "m"}'"#, "job_has_one_prompt"),
         ("prompt, params", r#"'a', '{"messages": []}'"#, "job_has_one_prompt"),
         ("prompt, params", r#"'a', '{"messages": null}'"#, "job_has_one_prompt"),
-        ("params", r#"'[1]'"#, "params_is_a_json_object"),
+        ("params", r"'[1]'", "params_is_a_json_object"),
         ("prompt, params", "'a', '5'", "params_is_a_json_object"),
         ("prompt, policy", "'a', '[]'", "policy_is_a_json_object"),
         ("prompt, policy", "'a', 'null'", "policy_is_a_json_object"),

@@ -40,6 +40,14 @@ enum Pool {
 impl Ground {
     /// Makes a SQLite file with the tables in it.
     pub async fn sqlite() -> Self {
+        let ground = Self::empty_sqlite().await;
+        let Pool::Sqlite(pool) = &ground.pool else { unreachable!("a SQLite ground has a SQLite pool") };
+        migrator(Kind::Sqlite).await.run(pool).await.expect("the migrations run");
+        ground
+    }
+
+    /// Makes a SQLite file with nothing in it.
+    pub async fn empty_sqlite() -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let options = SqliteConnectOptions::new()
             .filename(dir.path().join("mill.db"))
@@ -47,7 +55,6 @@ impl Ground {
             .foreign_keys(false)
             .journal_mode(SqliteJournalMode::Wal);
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await.expect("a file");
-        migrator(Kind::Sqlite).await.run(&pool).await.expect("the migrations run");
         Self { kind: Kind::Sqlite, schema: "main".to_owned(), pool: Pool::Sqlite(pool), dir: Some(dir) }
     }
 
@@ -59,6 +66,13 @@ impl Ground {
         // Every test has a schema of its own: the lock of the migrator would only make them wait for each other.
         migrator(Kind::Postgres).await.set_locking(false).run(&pool).await.expect("the migrations run");
         Self { kind: Kind::Postgres, schema, pool: Pool::Postgres(pool), dir: None }
+    }
+
+    /// Runs what `promptmill roles` prints for this schema.
+    pub async fn grant_roles(&self) {
+        // Roles belong to the whole server: two tests must not make them at once.
+        let roles = promptmill::store::roles::roles(self.schema());
+        server::admin(format!("SELECT pg_advisory_lock(1); {roles}; SELECT pg_advisory_unlock(1)")).await;
     }
 
     /// Which database this is.
