@@ -171,11 +171,12 @@ async fn waiting_ends_when_the_job_does(ground: &Ground) {
     desk.mill(&["enqueue", "--prompt", "a", "--key", "k"]).good();
     super::settle(ground, 1, "complete", "end_turn", "hello").await;
     assert_eq!(desk.mill(&["enqueue", "--prompt", "a", "--key", "k", "--wait"]).good(), "hello\n");
-    desk.mill(&["enqueue", "--prompt", "b", "--key", "l"]).good();
-    super::settle(ground, 2, "truncated", "max_tokens", "hel").await;
+    let id = desk.mill(&["enqueue", "--prompt", "b", "--key", "l"]).good();
+    let id = id.trim_end();
+    super::settle(ground, id.parse().expect("an id"), "truncated", "max_tokens", "hel").await;
     let ran = desk.mill(&["enqueue", "--prompt", "b", "--key", "l", "--wait"]);
     assert_eq!(ran.out, "", "a cut answer is not passed off as one");
-    assert!(ran.said(7).contains("job 2 ended as truncated"));
+    assert!(ran.said(7).contains(&format!("job {id} ended as truncated")));
 }
 
 async fn waiting_for_a_file_ends_with_7_where_not_all_is_complete(ground: &Ground) {

@@ -82,8 +82,9 @@ impl<'a> Desk<'a> {
 
 /// The binary, in a folder, with nothing of this machine's environment that it would read.
 fn command(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_promptmill"));
-    command.current_dir(dir).env_clear();
+    // A command that would wait for ever fails its test instead.
+    let mut command = Command::new("/usr/bin/timeout");
+    command.args(["100", env!("CARGO_BIN_EXE_promptmill")]).current_dir(dir).env_clear();
     command
 }
 
