@@ -128,9 +128,9 @@ async fn a_key_with_other_content_is_told_with_its_line(ground: &Ground) {
 
 async fn a_file_of_many_statements_arrives_whole_and_in_order(ground: &Ground) {
     let desk = Desk::new(ground);
-    let lines: String =
+    let lines: Vec<String> =
         (0..2_500).map(|n| format!("{{\"prompt\":\"p{n}\",\"custom_id\":\"{n}\"}}\n")).collect();
-    let file = desk.file("many.jsonl", &lines);
+    let file = desk.file("many.jsonl", &lines.concat());
     let json = desk.mill(&["enqueue", file, "-b", "m", "--json"]).json();
     assert_eq!(json, serde_json::json!({"batch": "m", "new": 2500, "already_there": 0, "other_content": []}));
     assert_eq!(
