@@ -5,19 +5,25 @@
 
 mod cancel;
 pub mod config;
+pub mod demo;
 pub mod doctor;
 mod enqueue;
 mod exit;
 mod migrate;
+mod mill;
 mod open;
 mod out;
+mod outside;
 mod pause;
 mod results;
 mod resume;
 mod retry;
 mod roles;
+mod run;
 mod show;
+mod stand_in;
 mod status;
+mod watch;
 mod which;
 
 use std::path::PathBuf;
@@ -53,6 +59,8 @@ The database is DATABASE_URL, or database.url of the configuration; sqlite:promp
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Take prompts to the API and bring the answers back, until told to stop
+    Run(run::RunArgs),
     /// Put prompts into the table
     Enqueue(enqueue::Args),
     /// Show how many jobs are where
@@ -73,8 +81,14 @@ pub enum Command {
     Migrate(migrate::Args),
     /// Print the SQL of Postgres roles with the least rights
     Roles(roles::Args),
-    /// Show the effective configuration and where each value came from
+    /// Show the effective configuration, and where each value came from
     Config(config::ConfigArgs),
+    /// Look at everything a run needs, and say what to do about what is amiss
+    Doctor(doctor::DoctorArgs),
+    /// Watch a few hundred prompts being drained, without key or network
+    Demo(demo::Args),
+    /// Serve a stand-in for the Claude API, to test with
+    StandIn(stand_in::Args),
 }
 
 /// Runs the process: reads the command line, does what it says, and reports how it ended.
@@ -101,22 +115,28 @@ pub fn main() -> ExitCode {
 
 async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     let context = Context::new(cli.config, cli.json);
-    match &cli.command {
-        Command::Enqueue(args) => enqueue::run(args, &context).await,
-        Command::Status(args) => status::run(args, &context).await,
-        Command::Results(args) => results::run(args, &context).await,
-        Command::Show(args) => show::run(args, &context).await,
-        Command::Cancel(args) => cancel::run(args, &context).await,
-        Command::Retry(args) => retry::run(args, &context).await,
-        Command::Pause(args) => pause::run(args, &context).await,
-        Command::Resume(args) => resume::run(args, &context).await,
-        Command::Migrate(args) => migrate::run(args, &context).await,
-        Command::Roles(args) => roles::run(args, &context),
-        Command::Config(args) => {
-            let mut args = args.clone();
+    match cli.command {
+        Command::Run(args) => run::run(&args, &context).await,
+        Command::Enqueue(args) => enqueue::run(&args, &context).await,
+        Command::Status(args) => status::run(&args, &context).await,
+        Command::Results(args) => results::run(&args, &context).await,
+        Command::Show(args) => show::run(&args, &context).await,
+        Command::Cancel(args) => cancel::run(&args, &context).await,
+        Command::Retry(args) => retry::run(&args, &context).await,
+        Command::Pause(args) => pause::run(&args, &context).await,
+        Command::Resume(args) => resume::run(&args, &context).await,
+        Command::Migrate(args) => migrate::run(&args, &context).await,
+        Command::Roles(args) => roles::run(&args, &context),
+        Command::Config(mut args) => {
             args.json |= context.json;
             Ok(Exit::of_code(config::run(args, &context.flags()).await?))
         }
+        Command::Doctor(mut args) => {
+            args.json |= context.json;
+            Ok(Exit::of_code(doctor::run(args, &context.flags(), &outside::World).await?))
+        }
+        Command::Demo(args) => run::demo(args).await.map(|()| Exit::Good),
+        Command::StandIn(args) => stand_in::run(args).await.map(|()| Exit::Good),
     }
 }
 

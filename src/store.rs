@@ -135,7 +135,7 @@ pub struct Me {
     pub pid_started: i64,
     /// Version of the binary.
     pub version: String,
-    /// The model of jobs that name none: `job_overview` shows it.
+    /// `defaults.model`: what a job without a model gets, so that views can say why it waits.
     pub default_model: String,
 }
 

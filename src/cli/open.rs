@@ -36,15 +36,19 @@ impl Context {
         Self { config, json }
     }
 
-    /// Returns what the global options say about the configuration.
+    /// Returns what the configuration is to be loaded with.
     pub fn flags(&self) -> Flags {
         Flags { config_file: self.config.clone(), ..Flags::default() }
     }
 
     /// Loads the configuration.
     pub fn load(&self) -> anyhow::Result<Config> {
-        Config::load(&self.flags())
-            .map_err(|error| Stop { exit: Exit::Config, sentence: error.to_string() }.into())
+        self.load_with(&self.flags())
+    }
+
+    /// Loads the configuration with more flags than the global ones.
+    pub fn load_with(&self, flags: &Flags) -> anyhow::Result<Config> {
+        Config::load(flags).map_err(|error| Stop { exit: Exit::Config, sentence: error.to_string() }.into())
     }
 
     /// Opens the database of the configuration for a command.
@@ -69,10 +73,15 @@ impl Context {
                 _ => {}
             }
         }
-        Ok(match open(&config, migrate).await?.database {
-            Database::Sqlite(desk) => desk,
-            Database::Postgres(desk) => desk,
-        })
+        Ok(desk_of(&open(&config, migrate).await?))
+    }
+}
+
+/// Returns the people's side of an open database.
+pub fn desk_of(opened: &Opened) -> Arc<dyn Desk> {
+    match &opened.database {
+        Database::Sqlite(desk) => Arc::clone(desk) as Arc<dyn Desk>,
+        Database::Postgres(desk) => Arc::clone(desk) as Arc<dyn Desk>,
     }
 }
 

@@ -1,1 +1,383 @@
-//! To be written.
+//! The circuit breaker of one (base URL, model): stops calls while the provider is unwell, and
+//! lets one probe find out whether it is well again.
+//!
+//! States are named by their effect. For those who know the pattern: `Flowing` is closed,
+//! `Blocked` is open, `Probing` is half-open. Pure: instants and dice are passed in.
+
+use std::time::{Duration, Instant};
+
+/// When to block, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BreakerSettings {
+    /// So many failures in a row block.
+    pub failures_in_a_row: u32,
+    /// The window over which a share of failures is taken.
+    pub window: Duration,
+    /// Fewer calls than this in the window say nothing.
+    pub calls_min: u32,
+    /// This share of failures in the window blocks.
+    pub share: f64,
+    /// The first block lasts so long, the next twice as long.
+    pub open: Duration,
+    /// No block lasts longer.
+    pub open_max: Duration,
+    /// A probe that has not reported for so long counts as hung: another may go.
+    pub probe_lease: Duration,
+}
+
+/// What may be done now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// Go ahead.
+    Flow,
+    /// Go ahead alone, and report: everybody waits for it. The number goes with the report.
+    Probe(u64),
+    /// Not now.
+    Blocked,
+}
+
+/// How a call looked to the breaker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// The provider answered, whatever it said.
+    Well,
+    /// It did not.
+    Sick,
+}
+
+/// What the breaker is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Calls flow.
+    Flowing,
+    /// None flow before this instant; then one probe may.
+    Blocked {
+        /// When a probe may go.
+        until: Instant,
+    },
+    /// One probe is out.
+    Probing {
+        /// Which.
+        number: u64,
+        /// When it counts as hung.
+        until: Instant,
+    },
+}
+
+/// Number of slices the window is counted in.
+const SLICES: usize = 12;
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Slice {
+    age: u64,
+    well: u32,
+    sick: u32,
+}
+
+/// A circuit breaker.
+#[derive(Debug, Clone)]
+pub struct Breaker {
+    settings: BreakerSettings,
+    state: State,
+    born: Instant,
+    in_a_row: u32,
+    slices: [Slice; SLICES],
+    /// How often it blocked since it last flowed.
+    blocks: u32,
+    probes: u64,
+}
+
+impl Breaker {
+    /// Returns a breaker that flows.
+    pub fn new(settings: BreakerSettings, now: Instant) -> Self {
+        Self {
+            settings,
+            state: State::Flowing,
+            born: now,
+            in_a_row: 0,
+            slices: [Slice::default(); SLICES],
+            blocks: 0,
+            probes: 0,
+        }
+    }
+
+    /// What it is doing.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Whether a call may be made, without taking the probe.
+    pub fn peek(&self, now: Instant) -> Admission {
+        match self.state {
+            State::Flowing => Admission::Flow,
+            State::Blocked { until } | State::Probing { until, .. } if now >= until => {
+                Admission::Probe(self.probes + 1)
+            }
+            State::Blocked { .. } | State::Probing { .. } => Admission::Blocked,
+        }
+    }
+
+    /// Asks to make a call; a probe is taken by the asking.
+    pub fn admit(&mut self, now: Instant) -> Admission {
+        let admission = self.peek(now);
+        if let Admission::Probe(number) = admission {
+            self.probes = number;
+            self.state = State::Probing { number, until: now + self.settings.probe_lease };
+        }
+        admission
+    }
+
+    /// Takes the report of a call that was admitted. `probe` is its number, if it was one; `dice` in
+    /// [0, 1) spreads the end of a block by ± 20 %.
+    ///
+    /// While it is blocked or probing only the probe's report counts: the others set out before.
+    pub fn report(&mut self, health: Health, probe: Option<u64>, now: Instant, dice: f64) {
+        match (self.state, probe) {
+            (State::Probing { number, .. }, Some(mine)) if mine == number => match health {
+                Health::Well => self.flow(),
+                Health::Sick => self.block(now, dice),
+            },
+            (State::Flowing, _) => {
+                self.count(health, now);
+                if self.must_block(now) {
+                    self.block(now, dice);
+                }
+            }
+            (State::Blocked { .. } | State::Probing { .. }, _) => {}
+        }
+    }
+
+    /// A probe came back without having asked: the next one may go at once.
+    pub fn give_back(&mut self, probe: u64, now: Instant) {
+        if matches!(self.state, State::Probing { number, .. } if number == probe) {
+            self.state = State::Blocked { until: now };
+        }
+    }
+
+    /// Blocks because a person says so: `None` for ever.
+    pub fn block_until(&mut self, until: Instant) {
+        self.state = State::Blocked { until };
+    }
+
+    /// Opens because a person says so: the next call is a probe.
+    pub fn free(&mut self, now: Instant) {
+        if self.state != State::Flowing {
+            self.state = State::Blocked { until: now };
+        }
+        self.blocks = 0;
+    }
+
+    fn flow(&mut self) {
+        self.state = State::Flowing;
+        self.in_a_row = 0;
+        self.blocks = 0;
+        self.slices = [Slice::default(); SLICES];
+    }
+
+    fn block(&mut self, now: Instant, dice: f64) {
+        let doublings = self.blocks.min(16);
+        let open = self.settings.open.saturating_mul(1 << doublings).min(self.settings.open_max);
+        self.blocks = self.blocks.saturating_add(1);
+        let spread = 0.8 + 0.4 * dice.clamp(0.0, 1.0);
+        self.state = State::Blocked { until: now + open.mul_f64(spread) };
+        self.in_a_row = 0;
+        self.slices = [Slice::default(); SLICES];
+    }
+
+    fn age(&self, now: Instant) -> u64 {
+        let slice = (self.settings.window / SLICES as u32).max(Duration::from_millis(1));
+        (now.saturating_duration_since(self.born).as_nanos() / slice.as_nanos()) as u64
+    }
+
+    fn count(&mut self, health: Health, now: Instant) {
+        let age = self.age(now);
+        let slice = &mut self.slices[age as usize % SLICES];
+        if slice.age != age {
+            *slice = Slice { age, ..Slice::default() };
+        }
+        match health {
+            Health::Well => {
+                slice.well += 1;
+                self.in_a_row = 0;
+            }
+            Health::Sick => {
+                slice.sick += 1;
+                self.in_a_row += 1;
+            }
+        }
+    }
+
+    fn must_block(&self, now: Instant) -> bool {
+        if self.in_a_row >= self.settings.failures_in_a_row {
+            return true;
+        }
+        let oldest = self.age(now).saturating_sub(SLICES as u64 - 1);
+        let (well, sick) = self
+            .slices
+            .iter()
+            .filter(|slice| slice.age >= oldest)
+            .fold((0_u32, 0_u32), |(well, sick), slice| (well + slice.well, sick + slice.sick));
+        let calls = well + sick;
+        self.in_a_row > 0
+            && calls >= self.settings.calls_min
+            && f64::from(sick) >= f64::from(calls) * self.settings.share
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn settings() -> BreakerSettings {
+        BreakerSettings {
+            failures_in_a_row: 10,
+            window: Duration::from_secs(60),
+            calls_min: 10,
+            share: 0.5,
+            open: Duration::from_secs(15),
+            open_max: Duration::from_secs(60),
+            probe_lease: Duration::from_secs(60),
+        }
+    }
+
+    fn blocked(now: Instant) -> Breaker {
+        let mut breaker = Breaker::new(settings(), now);
+        for _ in 0..10 {
+            breaker.report(Health::Sick, None, now, 0.5);
+        }
+        breaker
+    }
+
+    #[test]
+    fn ten_failures_in_a_row_block_and_nine_do_not() {
+        let now = Instant::now();
+        let mut breaker = Breaker::new(BreakerSettings { calls_min: 1000, ..settings() }, now);
+        for _ in 0..9 {
+            breaker.report(Health::Sick, None, now, 0.5);
+        }
+        assert_eq!(breaker.admit(now), Admission::Flow);
+        breaker.report(Health::Sick, None, now, 0.5);
+        assert_eq!(breaker.admit(now), Admission::Blocked);
+        assert_eq!(breaker.state(), State::Blocked { until: now + Duration::from_secs(15) });
+    }
+
+    #[test]
+    fn half_of_ten_calls_in_the_window_block_and_old_ones_do_not_count() {
+        let now = Instant::now();
+        let mut breaker = Breaker::new(settings(), now);
+        for _ in 0..5 {
+            breaker.report(Health::Well, None, now, 0.5);
+            breaker.report(Health::Sick, None, now, 0.5);
+        }
+        assert_eq!(breaker.admit(now), Admission::Blocked);
+
+        let mut breaker = Breaker::new(settings(), now);
+        for _ in 0..5 {
+            breaker.report(Health::Sick, None, now, 0.5);
+        }
+        let later = now + Duration::from_secs(70);
+        for _ in 0..8 {
+            breaker.report(Health::Well, None, later, 0.5);
+        }
+        breaker.report(Health::Sick, None, later, 0.5);
+        breaker.report(Health::Sick, None, later, 0.5);
+        assert_eq!(breaker.admit(later), Admission::Flow);
+    }
+
+    #[test]
+    fn a_good_probe_opens_and_a_bad_one_doubles_the_wait_up_to_the_maximum() {
+        let mut now = Instant::now();
+        let mut breaker = blocked(now);
+        for wait in [15, 30, 60, 60] {
+            assert_eq!(breaker.state(), State::Blocked { until: now + Duration::from_secs(wait) });
+            now += Duration::from_secs(wait);
+            let Admission::Probe(number) = breaker.admit(now) else { panic!("a probe is due") };
+            assert_eq!(breaker.admit(now), Admission::Blocked, "one probe at a time");
+            breaker.report(Health::Sick, Some(number), now, 0.5);
+        }
+        now += Duration::from_secs(60);
+        let Admission::Probe(number) = breaker.admit(now) else { panic!("a probe is due") };
+        breaker.report(Health::Well, Some(number), now, 0.5);
+        assert_eq!(breaker.admit(now), Admission::Flow);
+    }
+
+    #[test]
+    fn a_hung_probe_cannot_wedge_the_breaker_nor_speak_later() {
+        let now = Instant::now();
+        let mut breaker = blocked(now);
+        let first = now + Duration::from_secs(15);
+        let Admission::Probe(hung) = breaker.admit(first) else { panic!("a probe is due") };
+        let second = first + Duration::from_secs(60);
+        let Admission::Probe(number) = breaker.admit(second) else { panic!("the hung probe's lease is over") };
+        breaker.report(Health::Well, Some(hung), second, 0.5);
+        assert_eq!(breaker.admit(second), Admission::Blocked, "only the newest probe decides");
+        breaker.report(Health::Well, Some(number), second, 0.5);
+        assert_eq!(breaker.admit(second), Admission::Flow);
+    }
+
+    #[test]
+    fn stragglers_do_not_move_a_blocked_breaker() {
+        let now = Instant::now();
+        let mut breaker = blocked(now);
+        let state = breaker.state();
+        breaker.report(Health::Well, None, now, 0.5);
+        breaker.report(Health::Sick, None, now, 0.5);
+        assert_eq!(breaker.state(), state);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Event {
+        Admit,
+        Report { sick: bool, which: usize },
+        GiveBack { which: usize },
+        Pass(u64),
+    }
+
+    fn events() -> impl Strategy<Value = Vec<Event>> {
+        let event = prop_oneof![
+            Just(Event::Admit),
+            (any::<bool>(), 0_usize..8).prop_map(|(sick, which)| Event::Report { sick, which }),
+            (0_usize..8).prop_map(|which| Event::GiveBack { which }),
+            (0_u64..40).prop_map(Event::Pass),
+        ];
+        proptest::collection::vec(event, 0..200)
+    }
+
+    proptest! {
+        #[test]
+        fn the_breaker_never_admits_two_probes_within_a_lease(events in events()) {
+            let mut now = Instant::now();
+            let mut breaker = blocked(now);
+            let mut out: Vec<Option<u64>> = vec![None; 8];
+            let mut probe: Option<(u64, Instant)> = None;
+            for event in events {
+                match event {
+                    Event::Pass(seconds) => now += Duration::from_secs(seconds),
+                    Event::Admit => if let Admission::Probe(number) = breaker.admit(now) {
+                        if let Some((other, since)) = probe {
+                            prop_assert!(now >= since + settings().probe_lease, "{other} and {number} are out");
+                        }
+                        probe = Some((number, now));
+                        out.rotate_right(1);
+                        out[0] = Some(number);
+                    },
+                    Event::Report { sick, which } => {
+                        let number = out[which].take();
+                        if number.is_some() && number == probe.map(|(number, _)| number) {
+                            probe = None;
+                        }
+                        breaker.report(if sick { Health::Sick } else { Health::Well }, number, now, 0.5);
+                    }
+                    Event::GiveBack { which } => if let Some(number) = out[which].take() {
+                        if Some(number) == probe.map(|(number, _)| number) {
+                            probe = None;
+                        }
+                        breaker.give_back(number, now);
+                    },
+                }
+            }
+        }
+    }
+}

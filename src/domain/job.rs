@@ -12,6 +12,7 @@ use crate::domain::ledger::PastCall;
 
 pub use policy::{OnCrash, OnMaxTokens, Policy};
 pub use read::{Defaults, Invalid, Job, ModelFacts};
+pub(crate) use read::{json_string, message, user_message};
 
 /// Identifies a job: `jobs.id`. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

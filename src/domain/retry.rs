@@ -1,1 +1,403 @@
-//! To be written.
+//! What a failed call means, and what to do about it. Pure: nothing here sleeps, reads a clock or
+//! throws dice; the caller passes the dice in and hands the answer to the store, which turns a
+//! delay into a time.
+//!
+//! Two steps, each one total match: [`class`] says what kind of failure it was, [`decide`] what
+//! happens to the job and what its gates should know. The sources of the table are the API
+//! reference's pages on errors and rate limits.
+
+use std::time::{Duration, Instant};
+
+use backoff::backoff::Backoff as _;
+
+use crate::domain::breaker::Health;
+use crate::domain::job::{OnCrash, Tally};
+use crate::domain::outcome::{ApiError, Failure, Fault, Lost, Outcome};
+
+/// What kind of failure a call met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Class {
+    /// The request itself is at fault: no retry can succeed.
+    Job,
+    /// The model is not there.
+    Model,
+    /// The model refuses a trailing assistant message: ask again the other way, free.
+    Prefill,
+    /// The account may not spend or is on hold: the key's gate, until somebody acts.
+    Account,
+    /// 401, 402 or 403 without a known code: the key's fault or the job's own. A free question tells.
+    Suspect,
+    /// 429: free; `slow_down` says that growth itself was too fast.
+    Limit {
+        /// The server's hint.
+        hint: Option<Duration>,
+        /// `ramp_limit_exceeded`.
+        ramp: bool,
+    },
+    /// The provider is unwell.
+    Sick {
+        /// The server's hint.
+        hint: Option<Duration>,
+        /// Whether it costs the job a failure. 503, 529 and what was surely not processed are free.
+        costs: bool,
+    },
+    /// We hung up ourselves.
+    Ours,
+}
+
+/// Says what kind of failure it was. `prefilled`: the request ended with an assistant message.
+pub fn class(failure: &Failure, prefilled: bool) -> Class {
+    match failure {
+        Failure::Api(error) => class_of_error(error, prefilled),
+        Failure::Unsent(_) => Class::Sick { hint: None, costs: false },
+        Failure::Lost(Lost::Reset | Lost::FirstEvent | Lost::Idle | Lost::Total, _)
+        | Failure::Unreadable(_)
+        | Failure::Unended => Class::Sick { hint: None, costs: true },
+        Failure::Stopped => Class::Ours,
+    }
+}
+
+/// Codes that name the cause, whatever the status (API reference, Errors: "branch on it").
+fn class_of_code(code: &str, hint: Option<Duration>) -> Option<Class> {
+    Some(match code {
+        "linked_organization_billing_unavailable" | "linked_organization_spend_limit_reached" | "file_expired" => {
+            Class::Job
+        }
+        code if code.starts_with("user_profile_") => Class::Job,
+        "organization_on_hold" | "api_key_scope_missing" | "claude_code_key_creator_not_member" => Class::Account,
+        // The keys of a customer-managed encryption are out of reach for minutes, not for good.
+        "cmek_key_unreachable" | "cmek_context_unavailable" => Class::Sick { hint, costs: false },
+        code if code.starts_with("cmek_") => Class::Account,
+        code if code.ends_with("_spend_limit_reached") => Class::Account,
+        "ramp_limit_exceeded" => Class::Limit { hint, ramp: true },
+        "request_body_timeout" | "request_body_encoding_invalid" => Class::Sick { hint, costs: true },
+        "request_body_too_large_after_decoding" => Class::Job,
+        _ => return None,
+    })
+}
+
+/// Sentences by which a 400 says that the account may not spend. Only at the very start: further in,
+/// the same words may be a quotation of the prompt.
+const ACCOUNT_SENTENCES: [&str; 3] = [
+    "Your credit balance is too low",
+    "You have reached your specified API usage limits",
+    "You have reached your specified workspace API usage limits",
+];
+
+const PREFILL_SENTENCE: &str = "does not support assistant message prefill";
+
+fn class_of_error(error: &ApiError, prefilled: bool) -> Class {
+    let hint = error.retry_after;
+    if let Some(class) = error.code.as_deref().and_then(|code| class_of_code(code, hint)) {
+        return class;
+    }
+    let status = effective_status(error);
+    let costly = Class::Sick { hint, costs: true };
+    match status {
+        400 if ACCOUNT_SENTENCES.iter().any(|start| error.message.starts_with(start)) => Class::Account,
+        400 if prefilled && error.message.contains(PREFILL_SENTENCE) => Class::Prefill,
+        401..=403 => Class::Suspect,
+        404 if error.message.starts_with("model:") || error.message.contains("model") => Class::Model,
+        429 => Class::Limit { hint, ramp: false },
+        503 | 529 => Class::Sick { hint, costs: false },
+        // The server says that trying again cannot help, or that it can: it knows better than we do.
+        408 | 409 | 500..=599 if error.should_retry == Some(false) => Class::Job,
+        408 | 409 | 500 | 502 | 504..=599 => costly,
+        501 => Class::Job,
+        400..=499 if error.should_retry == Some(true) => costly,
+        400..=499 => Class::Job,
+        // An `error` event of an unknown type, or a status that is no error: nobody said that the
+        // request is at fault.
+        _ => costly,
+    }
+}
+
+/// The status that an error event inside a stream stands for; the type is what it has.
+fn effective_status(error: &ApiError) -> u16 {
+    if error.status >= 400 {
+        return error.status;
+    }
+    match error.kind.as_str() {
+        "invalid_request_error" => 400,
+        "authentication_error" => 401,
+        "billing_error" => 402,
+        "permission_error" => 403,
+        "not_found_error" => 404,
+        "timeout_error" => 408,
+        "conflict_error" => 409,
+        "request_too_large" => 413,
+        "rate_limit_error" => 429,
+        "overloaded_error" => 529,
+        "api_error" => 500,
+        _ => error.status,
+    }
+}
+
+/// What the gates should learn from a failure, beside the provider's [`Health`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// Nothing.
+    Nothing,
+    /// Slow down for this model, for so long at least.
+    Limited(Option<Duration>),
+    /// The key may not be used until somebody acts.
+    KeyBlocked,
+    /// The model that jobs without one get is not there.
+    ModelMissing,
+    /// The job's own fault: the same again and again stops its batch.
+    Refused,
+}
+
+impl Class {
+    /// How the call looked to the breaker: whatever was answered is healthy, but for the
+    /// provider's own troubles. `None`: it says nothing.
+    pub const fn health(&self) -> Option<Health> {
+        match self {
+            Self::Sick { .. } => Some(Health::Sick),
+            Self::Ours => None,
+            Self::Job | Self::Model | Self::Prefill | Self::Account | Self::Suspect | Self::Limit { .. } => {
+                Some(Health::Well)
+            }
+        }
+    }
+}
+
+/// What the decision depends on, beside the failure.
+#[derive(Debug, Clone, Copy)]
+pub struct Circumstances {
+    /// The job's counters before this call.
+    pub tally: Tally,
+    /// `max_failures` of its policy.
+    pub failures_max: i32,
+    /// Whether the call was a probe, or the breaker is blocked by now: free then.
+    pub excused: bool,
+    /// Whether the job itself names its model.
+    pub model_named: bool,
+    /// Whether a suspect answer was found to be the key's fault by asking for free.
+    pub key_refused: bool,
+    /// A number in [0, 1), for the full jitter.
+    pub dice: f64,
+    /// The delay curve.
+    pub curve: Curve,
+}
+
+/// What becomes of the job.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Disposition {
+    /// It ends.
+    End(Outcome, Fault),
+    /// It is put back.
+    Back {
+        /// How long it waits; `None`: not at all (its gate holds it).
+        delay: Option<Duration>,
+        /// Its counters from now on.
+        tally: Tally,
+        /// Why, in words that quote nothing of the job.
+        reason: String,
+    },
+    /// It is asked again at once, by the user-turn way.
+    AskAgain,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// With the job.
+    pub job: Disposition,
+    /// With its gates.
+    pub news: News,
+}
+
+/// A job deferred so often while its gate flowed starts to pay for it.
+pub const DEFERRALS_FREE: i32 = 30;
+
+/// Decides what a failure means: one total match from the class to the job's and the gates' fate.
+pub fn decide(failure: &Failure, class: &Class, with: Circumstances) -> Decision {
+    match class {
+        Class::Job => end(Outcome::Failed, fault(failure), News::Refused),
+        Class::Model if with.model_named => end(Outcome::Failed, fault(failure), News::Refused),
+        Class::Model => untouched(with, failure, News::ModelMissing),
+        Class::Prefill => Decision { job: Disposition::AskAgain, news: News::Nothing },
+        Class::Account => untouched(with, failure, News::KeyBlocked),
+        Class::Suspect if with.key_refused => untouched(with, failure, News::KeyBlocked),
+        Class::Suspect => end(Outcome::Failed, fault(failure), News::Refused),
+        Class::Limit { hint, .. } => defer(with, *hint, failure, News::Limited(*hint)),
+        Class::Sick { hint, costs: false } => defer(with, *hint, failure, News::Nothing),
+        Class::Sick { hint, costs: true } if with.excused => defer(with, *hint, failure, News::Nothing),
+        Class::Sick { hint, costs: true } => charge(with, *hint, failure),
+        Class::Ours => untouched(with, failure, News::Nothing),
+    }
+}
+
+fn end(outcome: Outcome, fault: Fault, news: News) -> Decision {
+    Decision { job: Disposition::End(outcome, fault), news }
+}
+
+fn untouched(with: Circumstances, failure: &Failure, news: News) -> Decision {
+    let reason = reason(failure);
+    Decision { job: Disposition::Back { delay: None, tally: with.tally, reason }, news }
+}
+
+fn defer(with: Circumstances, hint: Option<Duration>, failure: &Failure, news: News) -> Decision {
+    let mut tally = with.tally;
+    if !with.excused {
+        tally.deferrals = tally.deferrals.saturating_add(1);
+        if tally.deferrals > DEFERRALS_FREE {
+            return Decision { news, ..charge(Circumstances { tally, ..with }, hint, failure) };
+        }
+    }
+    let delay = with.curve.delay(tally.failures + tally.deferrals.min(DEFERRALS_FREE) - 1, hint, with.dice);
+    Decision { job: Disposition::Back { delay: Some(delay), tally, reason: reason(failure) }, news }
+}
+
+fn charge(with: Circumstances, hint: Option<Duration>, failure: &Failure) -> Decision {
+    let mut tally = with.tally;
+    tally.failures = tally.failures.saturating_add(1);
+    if tally.failures >= with.failures_max {
+        return end(Outcome::Failed, fault(failure), News::Nothing);
+    }
+    let delay = with.curve.delay(tally.failures - 1, hint, with.dice);
+    Decision { job: Disposition::Back { delay: Some(delay), tally, reason: reason(failure) }, news: News::Nothing }
+}
+
+/// What a job does whose last call was lost with its worker.
+pub fn after_crash(policy: OnCrash) -> Option<(Outcome, Fault)> {
+    match policy {
+        OnCrash::Resume | OnCrash::Retry => None,
+        OnCrash::Fail => Some((
+            Outcome::Failed,
+            Fault::new(
+                "lost",
+                Some("lost_call"),
+                "the worker vanished during a call, and policy.on_crash=fail forbids another: the call may have been made and paid for",
+            ),
+        )),
+    }
+}
+
+/// Returns the fault that the tables keep. It may quote the prompt: never into a log.
+pub fn fault(failure: &Failure) -> Fault {
+    match failure {
+        Failure::Api(error) => {
+            let kind = if error.kind.is_empty() { format!("http_{}", error.status) } else { error.kind.clone() };
+            let message = if error.message.is_empty() {
+                format!("the API answered with status {} and no message", error.status)
+            } else {
+                error.message.clone()
+            };
+            let hint = sampling_hint(error);
+            Fault::new(kind, error.code.as_deref(), format!("{message}{hint}"))
+        }
+        Failure::Unsent(why) => Fault::new("connection", Some("unsent"), why.clone()),
+        Failure::Lost(lost, why) => Fault::new("connection", Some(lost_code(*lost)), why.clone()),
+        Failure::Unreadable(why) => Fault::new("invalid_response", None, why.clone()),
+        Failure::Unended => {
+            Fault::new("stream_cut", None, "the stream ended before the answer did: no stop reason came")
+        }
+        Failure::Stopped => Fault::new("stopped", None, "the worker hung up: shutdown, cancel or a lost lease"),
+    }
+}
+
+/// Under `anthropic-version: 2026-10-21` any sampling parameter is a 400 (API reference, migration page).
+fn sampling_hint(error: &ApiError) -> &'static str {
+    let named = ["temperature", "top_p", "top_k"].iter().any(|name| error.message.contains(name));
+    if effective_status(error) == 400 && named {
+        " (promptmill: api.version 2026-10-21 takes no sampling parameters; take them out, or set an older version \
+         for this model under [models.\"NAME\"] version)"
+    } else {
+        ""
+    }
+}
+
+const fn lost_code(lost: Lost) -> &'static str {
+    match lost {
+        Lost::Reset => "reset",
+        Lost::FirstEvent => "first_event_timeout",
+        Lost::Idle => "idle_timeout",
+        Lost::Total => "call_timeout",
+    }
+}
+
+/// Why a job waits, for `job_state.reason` and the log: the kind of failure, never its message.
+pub fn reason(failure: &Failure) -> String {
+    let fault = fault(failure);
+    match (failure, &fault.code) {
+        (Failure::Api(error), Some(code)) if error.status >= 400 => format!("{} ({}, {code})", fault.kind, error.status),
+        (Failure::Api(error), None) if error.status >= 400 => format!("{} ({})", fault.kind, error.status),
+        (_, Some(code)) => format!("{} ({code})", fault.kind),
+        (_, None) => fault.kind,
+    }
+}
+
+/// What makes two refusals the same: status, type, code, and the message with numbers and quoted
+/// strings blanked.
+pub fn signature(error: &ApiError) -> String {
+    let mut blank = String::with_capacity(error.message.len());
+    let mut quote: Option<char> = None;
+    for c in error.message.chars() {
+        match quote {
+            Some(open) if c == open => quote = None,
+            Some(_) => {}
+            None if matches!(c, '"' | '\'' | '`') => {
+                quote = Some(c);
+                blank.push('…');
+            }
+            None if c.is_ascii_digit() && blank.ends_with('#') => {}
+            None if c.is_ascii_digit() => blank.push('#'),
+            None => blank.push(c),
+        }
+    }
+    format!("{}|{}|{}|{blank}", effective_status(error), error.kind, error.code.as_deref().unwrap_or(""))
+}
+
+/// The delay curve: doubling from `base` to `max`, full jitter, a server's hint as the floor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Curve {
+    /// `retry.base_ms`.
+    pub base: Duration,
+    /// `retry.max_ms`.
+    pub max: Duration,
+    /// Any instant: the crate wants one to subtract from itself.
+    pub still: Instant,
+}
+
+/// A clock that stands still: the crate's curve is wanted, its notion of time is not.
+struct Motionless(Instant);
+
+impl backoff::Clock for Motionless {
+    fn now(&self) -> Instant {
+        self.0
+    }
+}
+
+impl Curve {
+    /// Returns the longest wait before try `attempt + 1` (attempts count from 0).
+    pub fn bound(&self, attempt: i32) -> Duration {
+        let mut curve = backoff::exponential::ExponentialBackoff::<Motionless> {
+            current_interval: self.base,
+            initial_interval: self.base,
+            randomization_factor: 0.0,
+            multiplier: 2.0,
+            max_interval: self.max,
+            start_time: self.still,
+            max_elapsed_time: None,
+            clock: Motionless(self.still),
+        };
+        // The curve has met its maximum long before 64 doublings.
+        let mut bound = self.base.min(self.max);
+        for _ in 0..=attempt.clamp(0, 64) {
+            bound = curve.next_backoff().unwrap_or(self.max).min(self.max);
+        }
+        bound
+    }
+
+    /// Returns how long to wait: anything up to the bound by the dice, and never less than the hint.
+    pub fn delay(&self, attempt: i32, hint: Option<Duration>, dice: f64) -> Duration {
+        let jitter = self.bound(attempt).mul_f64(dice.clamp(0.0, 1.0));
+        hint.map_or(jitter, |floor| floor.saturating_add(jitter))
+    }
+}
+
+#[cfg(test)]
+#[path = "retry_tests.rs"]
+mod tests;

@@ -7,6 +7,29 @@ use std::time::{Duration, Instant};
 
 use crate::domain::job::{Claimed, Lease};
 
+/// A claim that is under way.
+pub(crate) struct Asking<'a> {
+    held: &'a Held,
+    limit: Duration,
+    answered: bool,
+}
+
+impl Asking<'_> {
+    /// Notes that the whole answer is here.
+    pub(crate) fn answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            let until = Instant::now() + self.limit;
+            self.held.with(|inner| inner.unsure_until = Some(until));
+        }
+    }
+}
+
 /// The leases given out and not yet given back.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
@@ -36,9 +59,10 @@ impl Held {
         });
     }
 
-    /// Notes that a claim failed after it was sent: it may yet come through, for so long.
-    pub(crate) fn unsure(&self, limit: Duration) {
-        self.with(|inner| inner.unsure_until = Some(Instant::now() + limit));
+    /// Notes that a claim is under way. Until the answer is here, it may come through unnoticed: the
+    /// statement may fail after it was done, or the caller may go away.
+    pub(crate) fn asking(&self, limit: Duration) -> Asking<'_> {
+        Asking { held: self, limit, answered: false }
     }
 
     /// Returns the leases that are known, as (job, claim), while some may be unknown.

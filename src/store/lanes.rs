@@ -100,6 +100,16 @@ pub(crate) struct Scan {
     pub(crate) cap: usize,
 }
 
+impl Scan {
+    /// Notes a stream, once.
+    pub(crate) fn add(&mut self, queue: String, model: String) {
+        if self.streams == 0 || self.last != (queue.clone(), model.clone()) {
+            self.streams += 1;
+            self.last = (queue, model);
+        }
+    }
+}
+
 impl Lanes {
     /// Whether what was last seen may be used for this claim.
     pub(crate) fn usable(&self, wanted: &Wanted) -> bool {

@@ -39,6 +39,7 @@ where
     T: Send + 'static,
 {
     let pool = pool.clone();
+    #[expect(clippy::disallowed_methods, reason = "this is the store's one helper; a panic is passed on below")]
     let task = tokio::spawn(async move { attempts(&pool, limit, &params, work).await });
     match task.await {
         Ok(done) => done,
@@ -149,6 +150,7 @@ pub(crate) struct Background(JoinHandle<()>);
 
 impl Background {
     /// Starts it.
+    #[expect(clippy::disallowed_methods, reason = "kept by its handle; it only waits and wakes")]
     pub(crate) fn start(work: impl Future<Output = ()> + Send + 'static) -> Self {
         Self(tokio::spawn(work))
     }

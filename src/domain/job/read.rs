@@ -1,14 +1,437 @@
-//! Reading a claimed row.
+//! Reading a claimed row: what is sent on stays byte for byte, what no call could mend is refused.
 
-/// To be written.
-#[derive(Debug)]
-pub struct Defaults;
-/// To be written.
-#[derive(Debug)]
-pub struct Invalid;
-/// To be written.
-#[derive(Debug)]
-pub struct Job;
-/// To be written.
-#[derive(Debug)]
-pub struct ModelFacts;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use serde_json::value::RawValue;
+
+use super::policy::shown;
+use super::{Claimed, Lease, Policy, Tally};
+use crate::domain::outcome::Fault;
+
+/// What a model can do, as far as it changes what we send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFacts {
+    /// The most output tokens one call may have.
+    pub max_tokens: i64,
+    /// Whether it accepts a trailing assistant message.
+    pub prefill: bool,
+}
+
+/// What a row that does not say gets. Built by the configuration.
+#[derive(Debug, Clone)]
+pub struct Defaults {
+    /// `defaults.model`.
+    pub model: String,
+    /// `defaults.max_tokens`; `None`: the model's own maximum.
+    pub max_tokens: Option<i64>,
+    /// `[defaults]`'s policy.
+    pub policy: Policy,
+    /// Whether rows may name `mcp_servers`.
+    pub mcp_servers: bool,
+    /// `[models]`.
+    pub models: HashMap<String, ModelFacts>,
+}
+
+impl Defaults {
+    /// Maximum output of a model that the configuration does not know: what every current model
+    /// of the first party can do at least (API reference, model overview).
+    pub const MAX_TOKENS_UNKNOWN: i64 = 32_000;
+
+    /// Returns what is known of a model.
+    pub fn facts(&self, model: &str) -> ModelFacts {
+        self.models
+            .get(model)
+            .cloned()
+            .unwrap_or(ModelFacts { max_tokens: Self::MAX_TOKENS_UNKNOWN, prefill: false })
+    }
+}
+
+/// Why a job cannot be asked at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    /// Where: `params.messages[2].role`.
+    pub path: String,
+    /// Our code: `unknown_field`, `wrong_type`, …
+    pub code: &'static str,
+    /// One sentence that names the path and says what to do.
+    pub why: String,
+}
+
+impl Invalid {
+    pub(super) fn new(path: &str, code: &'static str, why: impl Into<String>) -> Self {
+        Self { path: path.to_owned(), code, why: why.into() }
+    }
+
+    /// Returns the fault for the result row.
+    pub fn fault(&self) -> Fault {
+        Fault::new("invalid_job", Some(self.code), self.why.clone())
+    }
+}
+
+/// A job that can be asked.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The fence.
+    pub lease: Lease,
+    /// Its queue.
+    pub queue: String,
+    /// Its label.
+    pub batch: Option<String>,
+    /// The model to ask.
+    pub model: String,
+    /// Whether the job itself names the model; else the queue or the configuration does.
+    pub model_named: bool,
+    /// `max_tokens` of the first call.
+    pub max_tokens: i64,
+    /// The most one call of this job may be given.
+    pub max_tokens_ceiling: i64,
+    /// Whether a cut answer may be continued by a trailing assistant message.
+    pub prefill: bool,
+    /// Its rules.
+    pub policy: Policy,
+    /// The user's messages, each as it was inserted.
+    pub messages: Vec<Arc<RawValue>>,
+    /// Every other body field, in order, as it was inserted.
+    pub fields: Vec<(String, Box<RawValue>)>,
+    /// Whether a schema binds the answer, so that it cannot be stitched.
+    pub structured: bool,
+    /// Whether tools are declared, so that turns are sent back verbatim.
+    pub tools: bool,
+    /// Whether the row asks for thinking.
+    pub thinking: bool,
+    /// What it has been through.
+    pub tally: Tally,
+}
+
+impl Job {
+    /// Understands a claimed row. Nothing is sent for a row that this refuses.
+    pub fn read(claimed: &Claimed, defaults: &Defaults) -> Result<Self, Invalid> {
+        let mut policy = defaults.policy.clone();
+        if let Some(json) = &claimed.queue_policy {
+            policy.overlay(json, "queues.policy")?;
+        }
+        if let Some(json) = &claimed.policy {
+            policy.overlay(json, "policy")?;
+        }
+        let mut params: IndexMap<String, Box<RawValue>> = match &claimed.params {
+            Some(json) => serde_json::from_str(json).map_err(|err| {
+                Invalid::new("params", "not_an_object", format!("params cannot be read as a JSON object: {err}"))
+            })?,
+            None => IndexMap::new(),
+        };
+        params.shift_remove("stream");
+        check_fields(&params, defaults)?;
+
+        let own_model = match params.shift_remove("model") {
+            Some(raw) => Some(text("params.model", &raw)?),
+            None => claimed.model.clone(),
+        };
+        let model_named = own_model.is_some();
+        let model = own_model.or_else(|| claimed.queue_model.clone()).unwrap_or_else(|| defaults.model.clone());
+        if model.trim().is_empty() {
+            return Err(Invalid::new("model", "wrong_value", "model is empty: name one, or leave it NULL for the default"));
+        }
+        let facts = defaults.facts(&model);
+        let own_room = match params.shift_remove("max_tokens") {
+            Some(raw) => Some(room(&raw)?),
+            None => claimed.max_tokens,
+        };
+        let max_tokens = own_room.or(defaults.max_tokens).unwrap_or(facts.max_tokens);
+
+        let messages = match (params.shift_remove("messages"), &claimed.prompt) {
+            (Some(raw), _) => read_messages(&raw)?,
+            (None, Some(prompt)) => vec![Arc::from(user_message(prompt))],
+            (None, None) => {
+                return Err(Invalid::new("prompt", "missing", "prompt and params.messages are both missing"));
+            }
+        };
+        let mut fields: Vec<(String, Box<RawValue>)> = Vec::with_capacity(params.len() + 1);
+        if let Some(system) = &claimed.system {
+            fields.push(("system".to_owned(), json_string(system)));
+        }
+        fields.extend(params);
+
+        let has = |name: &str| fields.iter().any(|(field, value)| field == name && value.get() != "null");
+        let structured = has("output_format") || asks_for_schema(&fields);
+        let tools = has("tools") || has("mcp_servers");
+        let thinking = has("thinking");
+        Ok(Self {
+            lease: claimed.lease,
+            queue: claimed.queue.clone(),
+            batch: claimed.batch.clone(),
+            model_named,
+            max_tokens,
+            max_tokens_ceiling: facts.max_tokens.max(max_tokens),
+            prefill: facts.prefill && !structured && !thinking,
+            policy,
+            messages,
+            structured,
+            tools,
+            thinking,
+            fields,
+            tally: claimed.tally,
+            model,
+        })
+    }
+}
+
+/// What the SDKs take beside the body: no row chooses a header, a URL or a key.
+const NOT_BODY: [&str; 13] = [
+    "betas",
+    "extra_headers",
+    "extra_query",
+    "extra_body",
+    "headers",
+    "workspace_id",
+    "user_profile_id",
+    "anthropic_version",
+    "anthropic_beta",
+    "timeout",
+    "max_retries",
+    "api_key",
+    "base_url",
+];
+
+fn check_fields(params: &IndexMap<String, Box<RawValue>>, defaults: &Defaults) -> Result<(), Invalid> {
+    for (name, value) in params {
+        let path = format!("params.{name}");
+        if NOT_BODY.contains(&name.as_str()) || name.starts_with("anthropic-") || name.starts_with("x-") {
+            return Err(Invalid::new(&path, "a_header", format!("{path} is a header: set it in the configuration")));
+        }
+        if name == "mcp_servers" && !defaults.mcp_servers {
+            let why = "params.mcp_servers is refused: rows choose no URL; api.mcp_servers = true in the configuration allows it";
+            return Err(Invalid::new(&path, "mcp_servers", why));
+        }
+        // The types of the Messages API's own fields (API reference, Create a Message). Fields that
+        // we do not know pass: the list changes monthly.
+        let wanted: &[Json] = match name.as_str() {
+            "system" => &[Json::Text, Json::Array],
+            "messages" | "tools" | "stop_sequences" | "mcp_servers" => &[Json::Array],
+            "thinking" | "output_config" | "output_format" | "tool_choice" | "metadata" | "cache_control"
+            | "context_management" | "diagnostics" => &[Json::Object],
+            "temperature" | "top_p" | "top_k" => &[Json::Number],
+            "service_tier" | "speed" | "inference_geo" => &[Json::Text],
+            "container" => &[Json::Text, Json::Object],
+            _ => continue,
+        };
+        let found = Json::of(value.get());
+        if found != Json::Null && !wanted.contains(&found) {
+            let words: Vec<&str> = wanted.iter().map(|kind| kind.word()).collect();
+            let why = format!("{path} is {}: it must be {}", found.word(), words.join(" or "));
+            return Err(Invalid::new(&path, "wrong_type", why));
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Json {
+    Null,
+    Bool,
+    Number,
+    Text,
+    Array,
+    Object,
+}
+
+impl Json {
+    fn of(raw: &str) -> Self {
+        match raw.as_bytes().first() {
+            Some(b'{') => Self::Object,
+            Some(b'[') => Self::Array,
+            Some(b'"') => Self::Text,
+            Some(b't' | b'f') => Self::Bool,
+            Some(b'n') | None => Self::Null,
+            Some(_) => Self::Number,
+        }
+    }
+
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Bool => "true or false",
+            Self::Number => "a number",
+            Self::Text => "a string",
+            Self::Array => "an array",
+            Self::Object => "an object",
+        }
+    }
+}
+
+fn text(path: &str, raw: &RawValue) -> Result<String, Invalid> {
+    serde_json::from_str(raw.get()).map_err(|_| {
+        Invalid::new(path, "wrong_type", format!("{path} is {}: it must be a string", shown(raw.get())))
+    })
+}
+
+fn room(raw: &RawValue) -> Result<i64, Invalid> {
+    let most = i64::from(i32::MAX);
+    serde_json::from_str(raw.get()).ok().filter(|n| (1..=most).contains(n)).ok_or_else(|| {
+        let why = format!("params.max_tokens is {}: it must be a whole number of at least 1", shown(raw.get()));
+        Invalid::new("params.max_tokens", "wrong_value", why)
+    })
+}
+
+fn read_messages(raw: &RawValue) -> Result<Vec<Arc<RawValue>>, Invalid> {
+    let messages: Vec<Box<RawValue>> = serde_json::from_str(raw.get()).map_err(|err| {
+        Invalid::new("params.messages", "wrong_type", format!("params.messages cannot be read as an array: {err}"))
+    })?;
+    if messages.is_empty() {
+        return Err(Invalid::new("params.messages", "wrong_value", "params.messages is empty: one message is needed"));
+    }
+    for (at, message) in messages.iter().enumerate() {
+        check_message(message, &format!("params.messages[{at}]"))?;
+    }
+    Ok(messages.into_iter().map(Arc::from).collect())
+}
+
+fn check_message(message: &RawValue, path: &str) -> Result<(), Invalid> {
+    let fields: IndexMap<String, &RawValue> = serde_json::from_str(message.get()).map_err(|_| {
+        let why = format!("{path} is {}: it must be an object with role and content", Json::of(message.get()).word());
+        Invalid::new(path, "wrong_type", why)
+    })?;
+    for (name, wanted) in [("role", &[Json::Text][..]), ("content", &[Json::Text, Json::Array][..])] {
+        let path = format!("{path}.{name}");
+        let Some(value) = fields.get(name) else {
+            return Err(Invalid::new(&path, "missing", format!("{path} is missing")));
+        };
+        if !wanted.contains(&Json::of(value.get())) {
+            let words: Vec<&str> = wanted.iter().map(|kind| kind.word()).collect();
+            let why = format!("{path} is {}: it must be {}", Json::of(value.get()).word(), words.join(" or "));
+            return Err(Invalid::new(&path, "wrong_type", why));
+        }
+    }
+    Ok(())
+}
+
+fn asks_for_schema(fields: &[(String, Box<RawValue>)]) -> bool {
+    fields.iter().filter(|(name, _)| name == "output_config").any(|(_, value)| {
+        serde_json::from_str::<IndexMap<String, &RawValue>>(value.get())
+            .is_ok_and(|config| config.get("format").is_some_and(|format| format.get() != "null"))
+    })
+}
+
+/// Returns a JSON string literal.
+pub(crate) fn json_string(text: &str) -> Box<RawValue> {
+    serde_json::value::to_raw_value(text).expect("a string is always JSON")
+}
+
+/// Returns a user message with one text.
+pub(crate) fn user_message(text: &str) -> Box<RawValue> {
+    message("user", json_string(text).get())
+}
+
+/// Returns a message with content given as JSON text.
+pub(crate) fn message(role: &str, content: &str) -> Box<RawValue> {
+    let json = format!(r#"{{"role":"{role}","content":{content}}}"#);
+    RawValue::from_string(json).expect("role is a plain word and content is JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::job::JobId;
+
+    fn defaults() -> Defaults {
+        Defaults {
+            model: "claude-default".into(),
+            max_tokens: None,
+            policy: Policy::default(),
+            mcp_servers: false,
+            models: HashMap::from([(
+                "claude-default".to_owned(),
+                ModelFacts { max_tokens: 128_000, prefill: false },
+            )]),
+        }
+    }
+
+    fn claimed() -> Claimed {
+        Claimed {
+            lease: Lease { job: JobId(1), claim: 1, run: 1 },
+            queue: "default".into(),
+            batch: None,
+            prompt: Some("Say hello".into()),
+            system: None,
+            model: None,
+            max_tokens: None,
+            params: None,
+            policy: None,
+            queue_model: None,
+            queue_policy: None,
+            bytes: 9,
+            tally: Tally::default(),
+            deadline_in: None,
+            calls: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_bare_prompt_is_a_complete_job() {
+        let job = Job::read(&claimed(), &defaults()).expect("valid");
+        assert_eq!(job.model, "claude-default");
+        assert!(!job.model_named);
+        assert_eq!(job.max_tokens, 128_000);
+        assert_eq!(job.messages[0].get(), r#"{"role":"user","content":"Say hello"}"#);
+    }
+
+    #[test]
+    fn the_jobs_model_comes_before_the_queues_before_the_default() {
+        let mut row = claimed();
+        row.queue_model = Some("q".into());
+        assert_eq!(Job::read(&row, &defaults()).expect("valid").model, "q");
+        row.model = Some("m".into());
+        let job = Job::read(&row, &defaults()).expect("valid");
+        assert_eq!((job.model.as_str(), job.model_named, job.max_tokens), ("m", true, Defaults::MAX_TOKENS_UNKNOWN));
+    }
+
+    #[test]
+    fn params_pass_byte_for_byte_and_stream_is_dropped() {
+        let mut row = claimed();
+        row.prompt = None;
+        row.params = Some(
+            r#"{"stream":false,"messages":[{"role":"user","content":"x","cache_control":{"b":1,"a":1.50}}],"zeta":1e2,"tools":[ {"z":1} ]}"#.into(),
+        );
+        let job = Job::read(&row, &defaults()).expect("valid");
+        assert_eq!(job.messages[0].get(), r#"{"role":"user","content":"x","cache_control":{"b":1,"a":1.50}}"#);
+        let fields: Vec<(&str, &str)> = job.fields.iter().map(|(n, v)| (n.as_str(), v.get())).collect();
+        assert_eq!(fields, [("zeta", "1e2"), ("tools", r#"[ {"z":1} ]"#)]);
+        assert!(job.tools);
+    }
+
+    #[test]
+    fn what_no_call_could_mend_is_refused_with_its_path() {
+        for (params, path) in [
+            (r#"{"messages":"hi"}"#, "params.messages"),
+            (r#"{"messages":[]}"#, "params.messages"),
+            (r#"{"messages":[{"role":"user","content":"a"},{"role":5,"content":"b"}]}"#, "params.messages[1].role"),
+            (r#"{"messages":[{"role":"user"}]}"#, "params.messages[0].content"),
+            (r#"{"messages":["hi"]}"#, "params.messages[0]"),
+            (r#"{"messages":[{"role":"user","content":"a"}],"betas":["x"]}"#, "params.betas"),
+            (r#"{"messages":[{"role":"user","content":"a"}],"max_tokens":"12"}"#, "params.max_tokens"),
+            (r#"{"messages":[{"role":"user","content":"a"}],"max_tokens":1.5}"#, "params.max_tokens"),
+            (r#"{"messages":[{"role":"user","content":"a"}],"temperature":"hot"}"#, "params.temperature"),
+            (r#"{"messages":[{"role":"user","content":"a"}],"model":7}"#, "params.model"),
+            (r#"{"messages":[{"role":"user","content":"a"}],"mcp_servers":[]}"#, "params.mcp_servers"),
+            (r#"{"messages":[{"role":"user","content":"a"}],"tools":{}}"#, "params.tools"),
+            ("[1]", "params"),
+        ] {
+            let mut row = claimed();
+            row.prompt = None;
+            row.params = Some(params.into());
+            let invalid = Job::read(&row, &defaults()).expect_err(params);
+            assert_eq!(invalid.path, path, "{params}");
+            assert!(invalid.why.contains(path), "{params}: {}", invalid.why);
+        }
+    }
+
+    #[test]
+    fn nesting_too_deep_to_read_is_refused_and_does_not_end_the_process() {
+        let mut row = claimed();
+        row.prompt = None;
+        row.params = Some(format!(r#"{{"messages":{}{}}}"#, "[".repeat(5000), "]".repeat(5000)));
+        let invalid = Job::read(&row, &defaults()).expect_err("too deep");
+        assert_eq!(invalid.path, "params.messages[0]");
+    }
+}

@@ -48,18 +48,21 @@ struct Order {
 impl PostgresStore {
     pub(super) async fn claim_jobs(&self, wanted: &Wanted) -> Result<Vec<Claimed>, StoreError> {
         let mut lanes = self.lanes.lock().await;
+        // Twice: a statement that is given up may still run for as long as it may take.
+        let asking = self.held.asking(self.limit * 2);
         let mut claimed = Vec::new();
         let done = self.claim_into(&mut lanes, wanted, &mut claimed).await;
-        if done.is_err() {
-            self.held.unsure(self.limit * 2);
+        if let Err(error) = done {
             lanes.forget();
-        }
-        self.held.give(&claimed);
-        match done {
             // What came before the failure is ours all the same.
-            Err(error) if claimed.is_empty() => Err(error),
-            _ => self.with_ledger(claimed).await,
+            if claimed.is_empty() {
+                return Err(error);
+            }
+            return self.with_ledger(claimed).await;
         }
+        let claimed = self.with_ledger(claimed).await?;
+        asking.answered();
+        Ok(claimed)
     }
 
     async fn claim_into(
@@ -83,15 +86,15 @@ impl PostgresStore {
                 let params = (wanted.clone(), lanes.cursor.clone());
                 lanes.learn(self.run(params, |conn, p| Box::pin(scan(conn, &p.0, &p.1))).await?, wanted);
             }
-            let takes = lanes.deal(wanted.slots - claimed.len(), wanted, &mut probed);
-            if takes.is_empty() {
+            let shares = lanes.deal(wanted.slots - claimed.len(), wanted, &mut probed);
+            if shares.is_empty() {
                 if scans > 0 && lanes.whole() {
                     break;
                 }
                 lanes.forget();
                 continue;
             }
-            for order in orders(lanes, &takes, wanted) {
+            for order in orders(lanes, &shares, wanted) {
                 let asked: Vec<Take> = order.lanes.iter().map(|(take, _)| *take).collect();
                 let order = Order { bytes, first: claimed.is_empty(), ..order };
                 let taken = self.run(order, |conn, order| Box::pin(take(conn, order))).await?;
@@ -106,19 +109,16 @@ impl PostgresStore {
         Ok(())
     }
 
-    /// Adds what was already paid for, to the jobs that were claimed before.
+    /// Adds what was already paid for, to the jobs that were claimed before, and notes that all are
+    /// given out. Where that fails nobody has them: the next claim gives them.
     async fn with_ledger(&self, mut claimed: Vec<Claimed>) -> Result<Vec<Claimed>, StoreError> {
-        let again: Vec<Lease> = claimed.iter().map(|job| job.lease).filter(|lease| lease.claim > 1).collect();
-        if again.is_empty() {
-            return Ok(claimed);
+        let again: Vec<Lease> =
+            claimed.iter().map(|job| job.lease).filter(|lease| lease.claim > 1).collect();
+        if !again.is_empty() {
+            let calls = self.run(again, |conn, leases| Box::pin(past_calls(conn, leases))).await?;
+            row::hand_out(&mut claimed, calls);
         }
-        let calls = self.run(again, |conn, leases| Box::pin(past_calls(conn, leases))).await;
-        let calls = calls.inspect_err(|_| {
-            // Nobody works on them now: the next claim gives them again.
-            self.held.drop(claimed.iter().map(|job| &job.lease));
-            self.held.unsure(self.limit * 2);
-        })?;
-        row::hand_out(&mut claimed, calls);
+        self.held.give(&claimed);
         Ok(claimed)
     }
 }
@@ -202,7 +202,7 @@ async fn scan(conn: &mut PgConnection, wanted: &Wanted, cursor: &Cursor) -> sqlx
                               SELECT FROM job_state
                                WHERE state = 'pending' AND queue = st.queue AND model = st.model
                                  AND priority = lane.priority AND batch = lane.batch
-                               LIMIT $12) some) c) l
+                               LIMIT $12) pending) c) l
              ON NOT coalesce(q.paused, false)
             AND (cardinality($4::text[]) = 0 OR st.queue = ANY ($4))
             AND NOT coalesce(nullif(st.model, ''), q.model, $5) = ANY ($6)
@@ -224,12 +224,9 @@ async fn scan(conn: &mut PgConnection, wanted: &Wanted, cursor: &Cursor) -> sqlx
     .await?;
     let mut scan = Scan { lanes_max, cap, ..Scan::default() };
     for found in &rows {
-        let stream: (String, String) = (found.try_get("queue")?, found.try_get("model")?);
-        if scan.streams == 0 || stream != scan.last {
-            scan.streams += 1;
-            scan.last = stream;
-        }
+        scan.add(found.try_get("queue")?, found.try_get("model")?);
         if let Some(priority) = found.try_get("priority")? {
+            let count: i64 = found.try_get("count")?;
             scan.lanes.push(Lane {
                 queue: scan.last.0.clone(),
                 model: scan.last.1.clone(),
@@ -237,7 +234,7 @@ async fn scan(conn: &mut PgConnection, wanted: &Wanted, cursor: &Cursor) -> sqlx
                 batch: found.try_get("batch")?,
                 queue_model: found.try_get("queue_model")?,
                 limit: found.try_get("max_running")?,
-                count: found.try_get::<i64, _>("count")? as usize,
+                count: count as usize,
                 after: 0,
             });
         }
@@ -259,8 +256,7 @@ async fn take(conn: &mut PgConnection, order: &Order) -> sqlx::Result<Vec<Taken>
         Err(error) => {
             conn.execute("ROLLBACK").await?;
             // Somebody else claims there, or a person is changing the queue: the next claim sees to it.
-            let locked =
-                error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"));
+            let locked = error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"));
             if locked { Ok(Vec::new()) } else { Err(error) }
         }
     }
@@ -269,12 +265,11 @@ async fn take(conn: &mut PgConnection, order: &Order) -> sqlx::Result<Vec<Taken>
 async fn take_limited(conn: &mut PgConnection, order: &Order, queue: &str) -> sqlx::Result<Vec<Taken>> {
     conn.execute("SET LOCAL lock_timeout = '100ms'").await?;
     // A count in the statement that waited for the lock would not see what the other one claimed.
-    let limit: Option<i32> =
-        sqlx::query_scalar("SELECT max_running FROM queues WHERE name = $1 FOR NO KEY UPDATE")
-            .bind(queue)
-            .fetch_optional(&mut *conn)
-            .await?
-            .flatten();
+    let limit: Option<i32> = sqlx::query_scalar("SELECT max_running FROM queues WHERE name = $1 FOR NO KEY UPDATE")
+        .bind(queue)
+        .fetch_optional(&mut *conn)
+        .await?
+        .flatten();
     let running: i64 =
         sqlx::query_scalar("SELECT count(*) FROM job_state WHERE state = 'running' AND queue = $1")
             .bind(queue)

@@ -14,7 +14,7 @@ use crate::store::op::said;
 use crate::store::{Migrate, StoreError, StoreSettings};
 
 /// Longest wait for another process that migrates.
-const WAIT_MAX: Duration = Duration::from_secs(120);
+const WAIT_MAX: Duration = Duration::from_mins(2);
 
 /// Refuses a schema name that would need quotes: it also names a channel and stands in a search path.
 pub(super) fn check_name(schema: &str) -> Result<(), StoreError> {
@@ -82,10 +82,16 @@ async fn prepare_on(
     let meta = look(conn, schema)
         .await?
         .ok_or_else(|| StoreError::Schema(format!("{place} still holds no promptmill tables")))?;
-    match meta.objection(&place) {
-        Some(objection) => Err(StoreError::Schema(objection)),
-        None => Ok(meta),
+    if let Some(objection) = meta.objection(&place) {
+        return Err(StoreError::Schema(objection));
     }
+    if settings.transaction_pooler && prove(conn, &meta).await.is_err() {
+        return Err(StoreError::Schema(format!(
+            "{place} is not what connections through the pooler see: ALTER ROLE … SET search_path for promptmill's \
+             role (promptmill roles prints it)"
+        )));
+    }
+    Ok(meta)
 }
 
 /// Reads `meta`, wherever the search path of this connection leads.

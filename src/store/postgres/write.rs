@@ -4,6 +4,7 @@
 //! matched, now locked; `stale` are the others, as they are now. Whoever writes anything of a job
 //! holds its `job_state` row, at least against deletion: so a deleted job leaves no rows behind.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use sqlx::Row as _;
 use sqlx::postgres::{PgConnection, PgRow};
 
 use super::PostgresStore;
-use crate::domain::job::{JobId, Lease, WorkerId};
+use crate::domain::job::{Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Release, Settlement};
 use crate::store::row::{self, Row};
 use crate::store::{StoreError, Written};
@@ -304,10 +305,11 @@ async fn release(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written
 
 /// Sorts the leases by what became of them.
 fn fates(leases: &[Lease], rows: &[PgRow]) -> sqlx::Result<Written> {
+    let known: HashMap<(i64, i64), &Lease> =
+        leases.iter().map(|lease| ((lease.job.0, lease.claim), lease)).collect();
     let mut written = Written::default();
     for fate in rows {
-        let (job, claim): (i64, i64) = (fate.try_get("job_id")?, fate.try_get("claim")?);
-        let Some(lease) = leases.iter().find(|lease| lease.job == JobId(job) && lease.claim == claim) else {
+        let Some(lease) = known.get(&(fate.try_get("job_id")?, fate.try_get("claim")?)).copied() else {
             continue;
         };
         match fate.try_get::<&str, _>("fate")? {

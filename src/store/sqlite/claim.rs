@@ -49,18 +49,21 @@ struct Taken {
 impl SqliteStore {
     pub(super) async fn claim_jobs(&self, wanted: &Wanted) -> Result<Vec<Claimed>, StoreError> {
         let mut lanes = self.lanes.lock().await;
+        // Twice: a statement that is given up may still run for as long as it may take.
+        let asking = self.held.asking(self.limit * 2);
         let mut claimed = Vec::new();
         let done = self.claim_into(&mut lanes, wanted, &mut claimed).await;
-        if done.is_err() {
-            self.held.unsure(self.limit * 2);
+        if let Err(error) = done {
             lanes.forget();
-        }
-        self.held.give(&claimed);
-        match done {
             // What came before the failure is ours all the same.
-            Err(error) if claimed.is_empty() => Err(error),
-            _ => self.with_ledger(claimed).await,
+            if claimed.is_empty() {
+                return Err(error);
+            }
+            return self.with_ledger(claimed).await;
         }
+        let claimed = self.with_ledger(claimed).await?;
+        asking.answered();
+        Ok(claimed)
     }
 
     async fn claim_into(
@@ -85,8 +88,8 @@ impl SqliteStore {
                 let params = (wanted.clone(), lanes.cursor.clone());
                 lanes.learn(self.read(params, |conn, p| Box::pin(scan(conn, &p.0, &p.1))).await?, wanted);
             }
-            let takes = lanes.deal(wanted.slots - claimed.len(), wanted, &mut probed);
-            if takes.is_empty() {
+            let shares = lanes.deal(wanted.slots - claimed.len(), wanted, &mut probed);
+            if shares.is_empty() {
                 if scans > 0 && lanes.whole() {
                     break;
                 }
@@ -95,12 +98,12 @@ impl SqliteStore {
             }
             let order = Order {
                 worker: wanted.worker.0,
-                lanes: takes.iter().map(|&take| (take, lanes.lane(take).clone())).collect(),
+                lanes: shares.iter().map(|&take| (take, lanes.lane(take).clone())).collect(),
                 bytes,
                 first: claimed.is_empty(),
             };
             let taken = self.write(order, |conn, order| Box::pin(take(conn, order))).await?;
-            for take in takes {
+            for take in shares {
                 let ids = taken.iter().filter(|one| one.lane == take.lane).map(|one| one.job.lease.job.0);
                 lanes.took(take, ids.clone().count(), ids.max().unwrap_or(0));
             }
@@ -110,19 +113,16 @@ impl SqliteStore {
         Ok(())
     }
 
-    /// Adds what was already paid for, to the jobs that were claimed before.
+    /// Adds what was already paid for, to the jobs that were claimed before, and notes that all are
+    /// given out. Where that fails nobody has them: the next claim gives them.
     async fn with_ledger(&self, mut claimed: Vec<Claimed>) -> Result<Vec<Claimed>, StoreError> {
-        let again: Vec<Lease> = claimed.iter().map(|job| job.lease).filter(|lease| lease.claim > 1).collect();
-        if again.is_empty() {
-            return Ok(claimed);
+        let again: Vec<Lease> =
+            claimed.iter().map(|job| job.lease).filter(|lease| lease.claim > 1).collect();
+        if !again.is_empty() {
+            let calls = self.read(again, |conn, leases| Box::pin(past_calls(conn, leases))).await?;
+            row::hand_out(&mut claimed, calls);
         }
-        let calls = self.read(again, |conn, leases| Box::pin(past_calls(conn, leases))).await;
-        let calls = calls.inspect_err(|_| {
-            // Nobody works on them now: the next claim gives them again.
-            self.held.drop(claimed.iter().map(|job| &job.lease));
-            self.held.unsure(self.limit * 2);
-        })?;
-        row::hand_out(&mut claimed, calls);
+        self.held.give(&claimed);
         Ok(claimed)
     }
 }
@@ -132,13 +132,7 @@ impl SqliteStore {
 async fn scan(conn: &mut SqliteConnection, wanted: &Wanted, cursor: &Cursor) -> sqlx::Result<Scan> {
     let cap = wanted.slots.max(64);
     let lanes_max = LANES_MAX + wanted.blocked.batches.len();
-    let at: Vec<(&str, &str, i32, &str)> = cursor
-        .batches
-        .iter()
-        .map(|((queue, model), (priority, batch))| {
-            (queue.as_str(), model.as_str(), *priority, batch.as_str())
-        })
-        .collect();
+    let at: Vec<_> = cursor.batches.iter().map(|((q, m), (priority, batch))| (q, m, priority, batch)).collect();
     let rows = sqlx::query(
         "WITH RECURSIVE hop(job_id, n) AS (
              SELECT job_id, 1
@@ -213,12 +207,9 @@ async fn scan(conn: &mut SqliteConnection, wanted: &Wanted, cursor: &Cursor) -> 
     .await?;
     let mut scan = Scan { lanes_max, cap, ..Scan::default() };
     for found in &rows {
-        let stream: (String, String) = (found.try_get("queue")?, found.try_get("model")?);
-        if scan.streams == 0 || stream != scan.last {
-            scan.streams += 1;
-            scan.last = stream;
-        }
+        scan.add(found.try_get("queue")?, found.try_get("model")?);
         if let Some(priority) = found.try_get("priority")? {
+            let count: i64 = found.try_get("count")?;
             scan.lanes.push(Lane {
                 queue: scan.last.0.clone(),
                 model: scan.last.1.clone(),
@@ -226,7 +217,7 @@ async fn scan(conn: &mut SqliteConnection, wanted: &Wanted, cursor: &Cursor) -> 
                 batch: found.try_get("batch")?,
                 queue_model: found.try_get("queue_model")?,
                 limit: found.try_get("max_running")?,
-                count: found.try_get::<i64, _>("count")? as usize,
+                count: count as usize,
                 after: 0,
             });
         }

@@ -1,0 +1,95 @@
+//! From the configuration to what the floors below take.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use crate::claude::http::{Auth, ClaudeSettings, HttpClaude};
+use crate::config::{AuthStyle, Config, KeyPlace};
+use crate::domain::breaker::BreakerSettings;
+use crate::domain::job::{Defaults, ModelFacts};
+use crate::domain::retry::Curve;
+use crate::worker::Settings;
+
+/// Longest time a probe may keep the others waiting.
+const PROBE_LEASE: Duration = Duration::from_secs(60);
+
+/// Returns how the mill runs.
+pub fn settings(config: &Config) -> Settings {
+    let breaker = &config.breaker;
+    Settings {
+        concurrency: config.worker.concurrency,
+        lease: config.worker.lease,
+        grace: config.worker.drain,
+        drain: None,
+        bytes_max: config.worker.bytes_in_flight_max,
+        queues: Vec::new(),
+        curve: Curve { base: config.retry.base, max: config.retry.max, still: Instant::now() },
+        breaker: BreakerSettings {
+            failures_in_a_row: breaker.failures_in_a_row,
+            window: breaker.window,
+            calls_min: breaker.calls_min,
+            share: breaker.share,
+            open: breaker.open,
+            open_max: breaker.open_max,
+            probe_lease: PROBE_LEASE,
+        },
+        profile: config.api.profile.clone(),
+    }
+}
+
+/// Returns what a row that does not say gets.
+pub fn defaults(config: &Config) -> Defaults {
+    let models: HashMap<String, ModelFacts> = config
+        .models
+        .0
+        .iter()
+        .map(|(name, model)| {
+            let max_tokens = model.max_tokens.unwrap_or(Defaults::MAX_TOKENS_UNKNOWN);
+            (name.clone(), ModelFacts { max_tokens, prefill: model.prefill })
+        })
+        .collect();
+    Defaults {
+        model: config.defaults.model.clone(),
+        max_tokens: config.defaults.max_tokens,
+        policy: config.defaults.policy.clone(),
+        mcp_servers: config.api.mcp_servers,
+        models,
+    }
+}
+
+/// Returns the API of the configuration. Reads the key, calls nobody.
+pub fn claude(config: &Config) -> anyhow::Result<HttpClaude> {
+    HttpClaude::new(claude_settings(config)?).context("failed to set up the API client")
+}
+
+/// Returns how the configuration reaches the API.
+pub fn claude_settings(config: &Config) -> anyhow::Result<ClaudeSettings> {
+    let api = &config.api;
+    let credential = api.key.read().context("failed to read the key")?;
+    let auth = match credential.as_ref().map(|credential| credential.style) {
+        Some(AuthStyle::Bearer) => Auth::Bearer,
+        Some(AuthStyle::XApiKey) | None => Auth::XApiKey,
+    };
+    let (key, key_file) = match &api.key.place {
+        KeyPlace::Nowhere => (None, None),
+        KeyPlace::Variable { .. } => (credential.map(|credential| credential.secret), None),
+        KeyPlace::File { path, .. } => (None, Some(path.clone())),
+    };
+    let versions = config.models.0.iter().filter_map(|(name, model)| Some((name.clone(), model.version.clone()?)));
+    Ok(ClaudeSettings {
+        base_url: api.base_url.clone(),
+        auth,
+        key,
+        key_file,
+        version: api.version.clone(),
+        versions: versions.collect(),
+        headers: api.headers.clone(),
+        connect: api.connect,
+        first_event: api.first_event,
+        idle: api.idle,
+        response_max: api.response_max_bytes,
+        event_max: api.event_max_bytes,
+    })
+}

@@ -1,0 +1,42 @@
+//! What `doctor` asks of the API and of the database.
+
+use async_trait::async_trait;
+
+use super::doctor::{KeyCheck, Outside};
+use super::mill;
+use crate::claude::Claude as _;
+use crate::config::Config;
+use crate::domain::outcome::Failure;
+use crate::domain::retry::reason;
+use crate::store::{self, Migrate};
+
+/// The real world.
+pub struct World;
+
+#[async_trait]
+impl Outside for World {
+    async fn key(&self, config: &Config) -> KeyCheck {
+        let claude = match mill::claude(config) {
+            Ok(claude) => claude,
+            Err(err) => return KeyCheck::Unclear(format!("{err:#}")),
+        };
+        match claude.check().await {
+            Ok(()) => KeyCheck::Accepted,
+            Err(Failure::Api(error)) if error.status == 401 => KeyCheck::Refused(reason(&Failure::Api(error))),
+            Err(failure) => KeyCheck::Unclear(reason(&failure)),
+        }
+    }
+
+    async fn database(&self, config: &Config) -> Result<String, String> {
+        let url = &config.database.url;
+        if let Some(file) = url.file()
+            && !file.exists()
+        {
+            return Ok(format!("{} is not there yet; `promptmill run` or `promptmill enqueue` makes it", file.display()));
+        }
+        match store::open(&url.expose(), &config.database.store, Migrate::Never).await {
+            Ok(_) => Ok(format!("the tables are there, in {url}")),
+            Err(err) => Err(err.to_string()),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! `promptmill run`: the daemon, or with `--drain` one pass.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::exit::{Exit, Stop};
+use super::mill;
+use super::open::{Context, desk_of, open};
+use super::watch::Watch;
+use crate::claude::Claude;
+use crate::claude::http::{ClaudeSettings, HttpClaude};
+use crate::config::{Config, Flags, NO_KEY, Surroundings};
+use crate::domain::outcome::Outcome;
+use crate::store::{Backlog, Migrate};
+use crate::worker::{End, Report, Signals};
+
+/// Takes prompts from `jobs` to the API and brings the answers to `results`.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// Leave when nothing is pending or running, nor due within `worker.drain_horizon_seconds`
+    #[arg(long)]
+    pub drain: bool,
+    /// Only this queue; may be given several times
+    #[arg(long = "queue", value_name = "QUEUE")]
+    pub queues: Vec<String>,
+    /// Calls in flight, over `worker.concurrency`
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub concurrency: Option<u32>,
+}
+
+/// Runs until told to stop, or until drained.
+pub async fn run(args: &RunArgs, context: &Context) -> anyhow::Result<Exit> {
+    let concurrency = args.concurrency.map(|calls| calls as usize);
+    let config = &context.load_with(&Flags { concurrency, ..context.flags() })?;
+    crate::telemetry::init(&config.log)?;
+    if config.api.needs_key() && config.api.key.read().context("failed to read the key")?.is_none() {
+        return Err(Stop { exit: Exit::Credentials, sentence: NO_KEY.to_owned() }.into());
+    }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let signals = Signals::default();
+    listen(&signals)?;
+    let claude: Arc<dyn Claude> = Arc::new(mill::claude(config)?);
+    let opened = open(config, Migrate::Serve).await?;
+    let mut settings = mill::settings(config);
+    settings.drain = args.drain.then_some(config.worker.drain_horizon);
+    settings.queues.clone_from(&args.queues);
+    let watch = (args.drain && std::io::stderr().is_terminal()).then(|| Watch::start(desk_of(&opened)));
+    let started = Instant::now();
+    let report = crate::worker::run(opened.store, claude, settings, mill::defaults(config), signals).await;
+    if let Some(watch) = watch {
+        watch.finish().await;
+    }
+    let report = report.context("failed to start the worker")?;
+    Ok(tell(&report, started.elapsed()))
+}
+
+/// Runs the demo on the built-in configuration: nothing of the environment, no file.
+pub async fn demo(args: super::demo::Args) -> anyhow::Result<()> {
+    let config = |database: &str, api: &str| {
+        let settings = [("database.url", database), ("api.base_url", api), ("worker.concurrency", "32")];
+        let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+        Config::load_from(&Flags { settings, ..Flags::default() }, &Surroundings::default())
+    };
+    let prepare = async |database: &str| -> anyhow::Result<()> {
+        open(&config(database, "http://127.0.0.1:1")?, Migrate::Serve).await?;
+        Ok(())
+    };
+    let drain = async |database: &str, api: &str| -> anyhow::Result<()> {
+        let config = config(database, api)?;
+        let opened = open(&config, Migrate::Never).await?;
+        // The stand-in takes any key, but it wants one.
+        let claude = ClaudeSettings { key: Some("demo".into()), ..mill::claude_settings(&config)? };
+        let claude: Arc<dyn Claude> = Arc::new(HttpClaude::new(claude)?);
+        let mut settings = mill::settings(&config);
+        settings.drain = Some(config.worker.drain_horizon);
+        let defaults = mill::defaults(&config);
+        let report = crate::worker::run(opened.store, claude, settings, defaults, Signals::default()).await?;
+        match report.end {
+            End::Drained(_) => Ok(()),
+            other => anyhow::bail!("the drain did not end as it should: {other:?}"),
+        }
+    };
+    super::demo::run(args, prepare, drain).await
+}
+
+/// The first SIGTERM or SIGINT stops, the second exits at once; SIGHUP reads the key file again.
+fn listen(signals: &Signals) -> anyhow::Result<()> {
+    let what = "failed to listen for signals";
+    let mut term = signal(SignalKind::terminate()).context(what)?;
+    let mut int = signal(SignalKind::interrupt()).context(what)?;
+    let mut hup = signal(SignalKind::hangup()).context(what)?;
+    let signals = signals.clone();
+    // It lives as long as the process does; what it holds is a token and a bell.
+    #[expect(clippy::disallowed_methods, reason = "ends with the process, and cannot panic")]
+    tokio::spawn(async move {
+        loop {
+            let stop = tokio::select! {
+                _ = term.recv() => 143,
+                _ = int.recv() => 130,
+                _ = hup.recv() => {
+                    signals.reload.notify_one();
+                    continue;
+                }
+            };
+            if signals.stop.is_cancelled() {
+                std::process::exit(stop);
+            }
+            tracing::info!("stopping: nothing more is claimed; a second signal exits at once");
+            signals.stop.cancel();
+        }
+    });
+    Ok(())
+}
+
+/// Says what came of it in one or two lines, and with which code to exit.
+fn tell(report: &Report, took: Duration) -> Exit {
+    let total: u64 = report.outcomes.iter().map(|(_, many)| many).sum();
+    let list: Vec<String> = report.outcomes.iter().map(|(outcome, many)| format!("{many} {outcome}")).collect();
+    let list = if list.is_empty() { String::new() } else { format!(": {}", list.join(", ")) };
+    eprintln!("{total} {} ended in {:.1} s{list}", if total == 1 { "job" } else { "jobs" }, took.as_secs_f64());
+    let complete = report.outcomes.iter().all(|(outcome, _)| *outcome == Outcome::Complete);
+    match &report.end {
+        End::Stopped => Exit::Good,
+        End::Drained(left) => {
+            say_left(left);
+            if complete { Exit::Good } else { Exit::NotComplete }
+        }
+        End::Blocked(left) => {
+            say_left(left);
+            eprintln!("what is left stands behind a blocked gate: see the table gates for the reason");
+            Exit::LeftBehind
+        }
+        End::KeyRefused(why) => {
+            eprintln!("{why}");
+            Exit::Credentials
+        }
+        End::Unwritten => {
+            eprintln!("some jobs could not be written to the database in time: they will be run again");
+            Exit::Failure
+        }
+    }
+}
+
+fn say_left(left: &Backlog) {
+    let kinds = [
+        (left.pending + left.blocked, "behind a gate"),
+        (left.soon + left.later, "scheduled for later"),
+        (left.paused, "in paused queues"),
+        (left.waiting, "waiting for tool results"),
+    ];
+    let list: Vec<String> =
+        kinds.iter().filter(|(many, _)| *many > 0).map(|(many, what)| format!("{many} {what}")).collect();
+    if !list.is_empty() {
+        eprintln!("left: {}", list.join(", "));
+    }
+}

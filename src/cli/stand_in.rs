@@ -1,0 +1,91 @@
+//! `promptmill stand-in`: the stand-in API as a server of its own, until it is interrupted.
+//!
+//! Reads no environment and no configuration file.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::stand_in::{Counts, Options, StandIn};
+
+/// Serves a stand-in for the Claude Messages API on this machine.
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "Markers in a prompt script the answer: [[tokens 5000]], [[error 529 x2]], [[cut after=30 x1]], \
+                        [[stop refusal]], … The README lists them all.\nAny key is accepted but \"bad-key\". \
+                        GET /stand-in/calls shows what was asked, POST /stand-in/reset forgets it."
+)]
+pub struct Args {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8787")]
+    listen: SocketAddr,
+    /// Requests a minute, for each line of models [default: no limit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    rpm: Option<u64>,
+    /// Input tokens a minute, for each line of models [default: no limit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    itpm: Option<u64>,
+    /// Output tokens a minute, for each line of models [default: no limit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    otpm: Option<u64>,
+    /// Milliseconds before the first event of every answer
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    delay_ms: u64,
+    /// Milliseconds between the pieces of every answer
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    pace_ms: u64,
+    /// How many of the last calls /stand-in/calls lists
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    calls_kept: usize,
+}
+
+/// Runs until SIGINT or SIGTERM. The URL goes to stdout, for scripts; the words to stderr.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let listen = args.listen;
+    let running = StandIn::start(Options {
+        listen,
+        rpm: args.rpm,
+        itpm: args.itpm,
+        otpm: args.otpm,
+        delay: Duration::from_millis(args.delay_ms),
+        pace: Duration::from_millis(args.pace_ms),
+        calls_kept: args.calls_kept,
+    })
+    .await
+    .with_context(|| format!("cannot listen on {listen}; choose another address with --listen"))?;
+    let url = running.url();
+    let mut out = std::io::stdout();
+    writeln!(out, "{url}").and_then(|()| out.flush()).context("cannot write the URL to stdout")?;
+    eprintln!("The stand-in is there. In another shell:\n");
+    eprintln!("    ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=any promptmill run\n");
+    eprintln!("What it was asked: {url}/stand-in/calls. Stop it with Ctrl-C.");
+    interrupted().await?;
+    eprintln!("{}", summary(&running.counts()));
+    Ok(())
+}
+
+async fn interrupted() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => result.context("cannot wait for Ctrl-C"),
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+fn summary(counts: &Counts) -> String {
+    let mut answers: Vec<String> =
+        counts.by_answer.iter().map(|(answer, count)| format!("{count} {answer}")).collect();
+    if answers.is_empty() {
+        answers.push("none".to_owned());
+    }
+    format!(
+        "{} calls ({}), {} input and {} output tokens",
+        counts.total,
+        answers.join(", "),
+        counts.input_tokens,
+        counts.output_tokens
+    )
+}

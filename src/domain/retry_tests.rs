@@ -1,0 +1,239 @@
+//! The error table of the API, row by row, and the laws of the delay curve.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn api(status: u16, kind: &str, code: Option<&str>, message: &str) -> Failure {
+    Failure::Api(ApiError {
+        status,
+        kind: kind.into(),
+        code: code.map(str::to_owned),
+        message: message.into(),
+        retry_after: None,
+        should_retry: None,
+    })
+}
+
+fn curve() -> Curve {
+    Curve { base: Duration::from_secs(1), max: Duration::from_secs(120), still: Instant::now() }
+}
+
+fn with() -> Circumstances {
+    Circumstances {
+        tally: Tally::default(),
+        failures_max: 5,
+        excused: false,
+        model_named: false,
+        key_refused: false,
+        dice: 1.0,
+        curve: curve(),
+    }
+}
+
+const COSTS: Class = Class::Sick { hint: None, costs: true };
+const FREE: Class = Class::Sick { hint: None, costs: false };
+const LIMIT: Class = Class::Limit { hint: None, ramp: false };
+
+#[test]
+fn each_error_of_the_api_has_its_class() {
+    let invalid = "invalid_request_error";
+    for (status, kind, code, message, wanted) in [
+        (400, invalid, None, "messages.0.content: field required", Class::Job),
+        (400, invalid, None, "prompt is too long: 200251 tokens > 200000 maximum", Class::Job),
+        (400, invalid, None, "Your credit balance is too low to access the Anthropic API.", Class::Account),
+        (400, invalid, None, "You have reached your specified API usage limits.", Class::Account),
+        (400, invalid, None, "You have reached your specified workspace API usage limits.", Class::Account),
+        (400, invalid, None, "bad text: Your credit balance is too low", Class::Job),
+        (400, invalid, Some("organization_on_hold"), "", Class::Account),
+        (400, invalid, Some("cmek_key_disabled"), "", Class::Account),
+        (400, invalid, Some("request_body_timeout"), "", COSTS),
+        (401, "authentication_error", None, "invalid x-api-key", Class::Suspect),
+        (402, "billing_error", None, "", Class::Suspect),
+        (402, "billing_error", Some("linked_organization_spend_limit_reached"), "", Class::Job),
+        (402, "billing_error", Some("linked_organization_billing_unavailable"), "", Class::Job),
+        (403, "permission_error", None, "", Class::Suspect),
+        (403, "permission_error", Some("api_key_scope_missing"), "", Class::Account),
+        (403, "permission_error", Some("user_profile_suspended"), "", Class::Job),
+        (404, "not_found_error", None, "model: claude-3-opus", Class::Model),
+        (404, "not_found_error", Some("file_expired"), "", Class::Job),
+        (404, "", None, "<html>404 Not Found", Class::Job),
+        (408, "timeout_error", None, "", COSTS),
+        (409, "conflict_error", None, "", COSTS),
+        (412, "", None, "", Class::Job),
+        (413, "request_too_large", None, "", Class::Job),
+        (422, invalid, None, "", Class::Job),
+        (429, "rate_limit_error", None, "", LIMIT),
+        (429, "rate_limit_error", Some("ramp_limit_exceeded"), "", Class::Limit { hint: None, ramp: true }),
+        (429, "rate_limit_error", Some("enforced_spend_limit_reached"), "", Class::Account),
+        (429, "rate_limit_error", Some("contract_spend_limit_reached"), "", Class::Account),
+        (429, "rate_limit_error", Some("a_code_of_tomorrow"), "", LIMIT),
+        (500, "api_error", None, "", COSTS),
+        (501, "", None, "", Class::Job),
+        (502, "", None, "<html>", COSTS),
+        (503, "", None, "", FREE),
+        (503, "api_error", Some("cmek_key_unreachable"), "", FREE),
+        (504, "timeout_error", None, "", COSTS),
+        (529, "overloaded_error", None, "", FREE),
+        (200, "overloaded_error", None, "", FREE),
+        (200, "api_error", None, "", COSTS),
+        (200, "rate_limit_error", None, "", LIMIT),
+        (200, "authentication_error", None, "", Class::Suspect),
+        (200, "invalid_request_error", None, "", Class::Job),
+        (200, "an_error_of_tomorrow", None, "", COSTS),
+    ] {
+        assert_eq!(class(&api(status, kind, code, message), false), wanted, "{status} {kind} {code:?} {message}");
+    }
+    assert_eq!(class(&Failure::Unsent("dns".into()), false), FREE);
+    for lost in [Lost::Reset, Lost::FirstEvent, Lost::Idle, Lost::Total] {
+        assert_eq!(class(&Failure::Lost(lost, String::new()), false), COSTS);
+    }
+    assert_eq!(class(&Failure::Unended, false), COSTS);
+    assert_eq!(class(&Failure::Unreadable("html".into()), false), COSTS);
+    assert_eq!(class(&Failure::Stopped, false), Class::Ours);
+}
+
+#[test]
+fn a_refused_prefill_is_asked_again_only_where_one_was_sent() {
+    let refused = api(400, "invalid_request_error", None, "This model does not support assistant message prefill.");
+    assert_eq!(class(&refused, true), Class::Prefill);
+    assert_eq!(class(&refused, false), Class::Job);
+}
+
+#[test]
+fn the_servers_word_on_retrying_comes_before_ours() {
+    let mut error = ApiError { status: 500, should_retry: Some(false), ..ApiError::default() };
+    assert_eq!(class(&Failure::Api(error.clone()), false), Class::Job);
+    error = ApiError { status: 418, should_retry: Some(true), ..ApiError::default() };
+    assert_eq!(class(&Failure::Api(error), false), COSTS);
+}
+
+fn decided(failure: &Failure, with: Circumstances) -> Decision {
+    decide(failure, &class(failure, false), with)
+}
+
+#[test]
+fn the_fifth_failure_ends_the_job_and_the_fourth_does_not() {
+    let failure = api(500, "api_error", None, "boom");
+    let mut at = with();
+    at.tally.failures = 3;
+    let Disposition::Back { tally, delay, .. } = decided(&failure, at).job else { panic!("still alive") };
+    assert_eq!((tally.failures, delay), (4, Some(Duration::from_secs(8))));
+    at.tally.failures = 4;
+    assert!(matches!(decided(&failure, at).job, Disposition::End(Outcome::Failed, _)));
+}
+
+#[test]
+fn limits_overload_and_lost_connections_cost_no_failure() {
+    for failure in [
+        api(429, "rate_limit_error", None, ""),
+        api(529, "overloaded_error", None, ""),
+        api(503, "", None, ""),
+        Failure::Unsent("refused".into()),
+    ] {
+        let mut at = with();
+        at.tally.failures = 4;
+        let Disposition::Back { tally, .. } = decided(&failure, at).job else { panic!("{failure:?} ended the job") };
+        assert_eq!((tally.failures, tally.deferrals), (4, 1), "{failure:?}");
+    }
+}
+
+#[test]
+fn a_job_deferred_thirty_times_starts_to_pay() {
+    let failure = api(529, "overloaded_error", None, "");
+    let mut at = with();
+    at.tally.deferrals = DEFERRALS_FREE;
+    let Disposition::Back { tally, .. } = decided(&failure, at).job else { panic!("one failure is not the end") };
+    assert_eq!(tally.failures, 1);
+}
+
+#[test]
+fn a_probe_and_a_blocked_breaker_excuse_what_would_cost() {
+    let failure = api(500, "api_error", None, "");
+    let at = Circumstances { excused: true, tally: Tally { failures: 4, ..Tally::default() }, ..with() };
+    let Disposition::Back { tally, .. } = decided(&failure, at).job else { panic!("excused") };
+    assert_eq!((tally.failures, tally.deferrals), (4, 0));
+}
+
+#[test]
+fn shutdown_costs_no_failure() {
+    let at = Circumstances { tally: Tally { failures: 4, ..Tally::default() }, ..with() };
+    let Disposition::Back { tally, delay, .. } = decided(&Failure::Stopped, at).job else { panic!("shutdown") };
+    assert_eq!((tally.failures, delay), (4, None));
+}
+
+#[test]
+fn one_jobs_forbidden_wish_does_not_block_the_key() {
+    let failure = api(403, "permission_error", None, "not for you");
+    assert_eq!(decided(&failure, with()).news, News::Refused);
+    assert_eq!(decided(&failure, Circumstances { key_refused: true, ..with() }).news, News::KeyBlocked);
+}
+
+#[test]
+fn an_account_without_credit_blocks_the_key_and_leaves_the_job_untouched() {
+    let failure = api(400, "invalid_request_error", None, "Your credit balance is too low to access");
+    let decision = decided(&failure, with());
+    assert_eq!(decision.news, News::KeyBlocked);
+    assert!(matches!(decision.job, Disposition::Back { delay: None, tally: Tally { failures: 0, deferrals: 0, .. }, .. }));
+}
+
+#[test]
+fn a_missing_model_fails_the_job_that_named_it_and_blocks_the_default_otherwise() {
+    let failure = api(404, "not_found_error", None, "model: nope");
+    assert_eq!(decided(&failure, with()).news, News::ModelMissing);
+    let named = decided(&failure, Circumstances { model_named: true, ..with() });
+    assert!(matches!(named.job, Disposition::End(Outcome::Failed, _)));
+}
+
+#[test]
+fn the_reason_of_a_wait_never_quotes_the_apis_message() {
+    let failure = api(429, "rate_limit_error", Some("ramp_limit_exceeded"), "secret prompt");
+    assert_eq!(reason(&failure), "rate_limit_error (429, ramp_limit_exceeded)");
+    assert_eq!(reason(&Failure::Lost(Lost::Idle, "x".into())), "connection (idle_timeout)");
+}
+
+#[test]
+fn sampling_parameters_are_explained() {
+    let text = fault(&api(400, "invalid_request_error", None, "temperature: not permitted")).message;
+    assert!(text.contains("[models.\"NAME\"] version"), "{text}");
+}
+
+#[test]
+fn the_same_typing_error_has_one_signature_whatever_the_row() {
+    let sign = |message: &str| match api(400, "invalid_request_error", None, message) {
+        Failure::Api(error) => signature(&error),
+        _ => unreachable!(),
+    };
+    assert_eq!(sign("messages.0: unknown field 'tempo' at 17"), sign("messages.3: unknown field 'x y' at 4"));
+    assert_ne!(sign("messages.0: unknown field"), sign("messages.0: missing field"));
+}
+
+proptest! {
+    #[test]
+    fn the_delay_curve_is_bounded_and_monotone(base in 1_u64..10_000, factor in 1_u64..1000, attempt in 0_i32..200) {
+        let curve = Curve {
+            base: Duration::from_millis(base),
+            max: Duration::from_millis(base * factor),
+            still: Instant::now(),
+        };
+        let bound = curve.bound(attempt);
+        prop_assert!(bound <= curve.max);
+        prop_assert!(bound >= curve.base.min(curve.max));
+        prop_assert!(curve.bound(attempt + 1) >= bound);
+    }
+
+    #[test]
+    fn a_delay_is_never_below_the_hint_nor_above_hint_and_bound(attempt in 0_i32..40, hint in 0_u64..3600, dice in 0.0..1.0_f64) {
+        let hint = Duration::from_secs(hint);
+        let delay = curve().delay(attempt, Some(hint), dice);
+        prop_assert!(delay >= hint);
+        prop_assert!(delay <= hint + curve().bound(attempt));
+        prop_assert!(curve().delay(attempt, None, dice) <= curve().bound(attempt));
+    }
+
+    #[test]
+    fn unknown_stop_reasons_survive_a_round_trip(word in ".*") {
+        let stop = crate::domain::stop::StopReason::from(word.as_str());
+        prop_assert_eq!(stop.as_str(), word);
+    }
+}

@@ -1,0 +1,190 @@
+//! The assistant's turn in the making: what was said so far, over pauses and continuations.
+
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use crate::domain::job::{message, user_message};
+use crate::domain::reply::Block;
+use crate::domain::seam::{self, How, Seam};
+
+/// One assistant turn.
+#[derive(Debug, Clone, Default)]
+pub struct Turn {
+    /// In order, text at a seam made one: what `results.content` shows.
+    blocks: Vec<Block>,
+    /// The messages of the turn as they were sent and received, for conversations that must be
+    /// echoed whole: assistant contents, and the user turns that asked to go on.
+    spoken: Vec<Spoken>,
+}
+
+#[derive(Debug, Clone)]
+enum Spoken {
+    Assistant(Vec<Block>),
+    User(String),
+}
+
+/// How a continuation met the text before it.
+#[derive(Debug, Clone, Copy)]
+pub struct Joined {
+    /// Which rule applied.
+    pub seam: Seam,
+    /// New characters.
+    pub added: usize,
+    /// It said again what was said: nothing of it was taken.
+    pub repeated: bool,
+}
+
+impl Turn {
+    /// Takes a reply's content as it came.
+    pub fn say(&mut self, content: Vec<Block>) {
+        self.speak(&content);
+        self.blocks.extend(content);
+    }
+
+    /// Takes a reply that goes on with the text at the end.
+    pub fn go_on(&mut self, content: Vec<Block>, how: How) -> Joined {
+        let before = self.text();
+        if how == How::Anchor {
+            self.spoken.push(Spoken::User(self.instruction()));
+        }
+        self.speak(&content);
+        // Thinking before the text was about the continuation; it stands in the ledger.
+        let first = content.iter().position(|block| !is_thinking(block)).unwrap_or(content.len());
+        let mut rest = content.into_iter().skip(first);
+        let Some(next) = rest.next() else {
+            return Joined { seam: Seam::Anchored, added: 0, repeated: false };
+        };
+        let Some(next_text) = next.text.as_deref() else {
+            self.blocks.push(next);
+            self.blocks.extend(rest);
+            return Joined { seam: Seam::Plain, added: usize::MAX, repeated: false };
+        };
+        let joined = seam::join(&before, next_text, how);
+        if seam::repeats(&before, joined.new_text()) {
+            return Joined { seam: joined.seam, added: 0, repeated: true };
+        }
+        let added = joined.new_text().chars().count();
+        self.merge(&joined.text, &next);
+        self.blocks.extend(rest);
+        let more: usize = if self.ends_in_text() { added } else { usize::MAX };
+        Joined { seam: joined.seam, added: more, repeated: false }
+    }
+
+    /// Makes the last text block hold the end of `all`, and what else `next` brought.
+    fn merge(&mut self, all: &str, next: &Block) {
+        let Some(at) = self.blocks.iter().rposition(|block| block.text.is_some()) else {
+            self.blocks.push(next.clone());
+            return;
+        };
+        self.blocks.truncate(at + 1);
+        let earlier: usize = self.blocks[..at].iter().filter_map(|block| block.text.as_deref()).map(str::len).sum();
+        let text = all.get(earlier..).unwrap_or_default();
+        let mut fields: Map<String, Value> = serde_json::from_str(&self.blocks[at].json).unwrap_or_default();
+        let brought: Map<String, Value> = serde_json::from_str(&next.json).unwrap_or_default();
+        for (name, value) in brought {
+            match (fields.get_mut(&name), value) {
+                (Some(Value::Array(have)), Value::Array(more)) => have.extend(more),
+                (Some(have @ Value::Null), value) => *have = value,
+                (Some(_), _) => {}
+                (None, value) => {
+                    fields.insert(name, value);
+                }
+            }
+        }
+        fields.insert("type".to_owned(), Value::from("text"));
+        fields.insert("text".to_owned(), Value::from(text));
+        self.blocks[at] = Block {
+            kind: "text".to_owned(),
+            json: Value::Object(fields).to_string(),
+            text: Some(text.to_owned()),
+            whole: next.whole,
+        };
+    }
+
+    fn speak(&mut self, content: &[Block]) {
+        match self.spoken.last_mut() {
+            Some(Spoken::Assistant(blocks)) => blocks.extend_from_slice(content),
+            _ => self.spoken.push(Spoken::Assistant(content.to_vec())),
+        }
+    }
+
+    /// The messages of the turn, to be sent back verbatim. A thinking block that was cut has no
+    /// signature, and an empty text is refused: both are left out. Trailing white space is refused
+    /// in a last assistant message, so it goes.
+    pub fn verbatim(&self) -> Vec<Box<RawValue>> {
+        self.spoken
+            .iter()
+            .filter_map(|spoken| match spoken {
+                Spoken::User(text) => Some(user_message(text)),
+                Spoken::Assistant(blocks) => {
+                    let mut sent: Vec<Block> = blocks.iter().filter(|block| may_be_sent(block)).cloned().collect();
+                    if let Some(last) = sent.last_mut()
+                        && let Some(text) = &last.text
+                        && text.trim_end().len() < text.len()
+                    {
+                        *last = Block::text(text.trim_end());
+                    }
+                    (!sent.is_empty()).then(|| message("assistant", &Block::write_all(&sent)))
+                }
+            })
+            .collect()
+    }
+
+    /// The user turn that asks to go on.
+    pub fn instruction(&self) -> String {
+        let text = self.text();
+        seam::instruction(seam::anchor(&text))
+    }
+
+    /// The text of the turn.
+    pub fn text(&self) -> String {
+        self.blocks.iter().filter_map(|block| block.text.as_deref()).collect()
+    }
+
+    /// The blocks, in order.
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// Whether nothing came yet.
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// Whether there is any text.
+    pub fn has_text(&self) -> bool {
+        self.blocks.iter().any(|block| block.text.as_deref().is_some_and(|text| !text.is_empty()))
+    }
+
+    /// Whether it is an answer: text, or content that asks for no tool.
+    pub fn is_answer(&self) -> bool {
+        self.has_text() || (!self.wants_tools() && self.blocks.iter().any(is_content))
+    }
+
+    /// Whether it calls tools of ours.
+    pub fn wants_tools(&self) -> bool {
+        self.blocks.iter().any(|block| block.kind == "tool_use")
+    }
+
+    /// Whether what was cut is text that can be gone on with: the last block, a cut thinking block
+    /// after it aside.
+    pub fn ends_in_text(&self) -> bool {
+        let last = self.blocks.iter().rev().find(|block| !(is_thinking(block)));
+        last.and_then(|block| block.text.as_deref()).is_some_and(|text| !text.trim().is_empty())
+    }
+}
+
+fn is_thinking(block: &Block) -> bool {
+    matches!(block.kind.as_str(), "thinking" | "redacted_thinking")
+}
+
+fn is_content(block: &Block) -> bool {
+    !is_thinking(block) && block.text.as_deref() != Some("")
+}
+
+fn may_be_sent(block: &Block) -> bool {
+    match &block.text {
+        Some(text) => !text.trim().is_empty(),
+        None => block.whole,
+    }
+}

@@ -1,0 +1,396 @@
+//! What the stand-in answers to a conversation: content, stop reason, usage. Pure.
+//!
+//! The whole answer to a prompt is known from the prompt, so an answer that was cut goes on from
+//! where the assistant's text, compared with it, ends.
+
+use serde_json::{Value, json};
+
+use super::ask::{Ask, Role, Turn};
+use super::marker::{self, Continues, Length, Script, Stop};
+use super::words::{self, Tokens};
+
+/// Words of the answer to a prompt without markers.
+const USUAL_WORDS: usize = 40;
+/// About how much `[[continue other]]` repeats, in bytes.
+const REPEAT_BYTES: usize = 200;
+/// How much of the end of a text identifies its place, in bytes.
+const TAIL_BYTES: usize = 48;
+/// What stands before a tool call.
+const LEAD: &str = "Let me look that up.";
+
+/// A content block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Block {
+    /// Text.
+    Text(Tokens),
+    /// Thinking; without a signature where it was cut.
+    Thinking(Tokens, bool),
+    /// A tool call: kind (`tool_use`, `server_tool_use`), id, name and its input as JSON text, which
+    /// may be cut.
+    Tool(&'static str, String, String, Tokens),
+}
+
+impl Block {
+    /// Returns how many tokens it is.
+    pub fn tokens(&self) -> usize {
+        match self {
+            Self::Text(tokens) | Self::Thinking(tokens, _) | Self::Tool(_, _, _, tokens) => tokens.len(),
+        }
+    }
+
+    fn truncate(&mut self, count: usize) {
+        if count < self.tokens() {
+            match self {
+                Self::Thinking(tokens, whole) => {
+                    *whole = false;
+                    tokens.truncate(count);
+                }
+                Self::Text(tokens) | Self::Tool(_, _, _, tokens) => tokens.truncate(count),
+            }
+        }
+    }
+}
+
+/// Tokens of an answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Input behind the last cache breakpoint.
+    pub input: u64,
+    /// Input read from the cache.
+    pub cache_read: u64,
+    /// Input written to it.
+    pub cache_write: u64,
+    /// Output, thinking included.
+    pub output: u64,
+    /// Thinking.
+    pub thinking: u64,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Its content.
+    pub blocks: Vec<Block>,
+    /// Its stop reason.
+    pub stop_reason: String,
+    /// The stop sequence that was met.
+    pub stop_sequence: Option<String>,
+    /// `stop_details`.
+    pub stop_details: Value,
+    /// Its tokens.
+    pub usage: Usage,
+}
+
+/// A conversation, understood.
+#[derive(Debug)]
+pub struct Talk<'a> {
+    /// The text of the user's last question of its own, whose markers hold.
+    pub prompt: &'a str,
+    /// Its markers.
+    pub script: Script,
+    /// The whole answer to it.
+    whole: Tokens,
+    /// How much of it was said, in bytes.
+    place: usize,
+    /// Whether what was said is not the start of the answer.
+    pub lost: bool,
+    /// What the user asks to repeat.
+    anchor: Option<&'a str>,
+    /// Turns that asked for tools, and blocks that paused.
+    tool_turns: usize,
+    pauses: usize,
+}
+
+/// Returns the whole answer to a prompt, however many calls it takes.
+pub fn whole(prompt: &str) -> Result<String, String> {
+    Ok(whole_of(&marker::read(prompt)?, prompt).text)
+}
+
+fn whole_of(script: &Script, prompt: &str) -> Tokens {
+    let seed = script.seed.as_deref().unwrap_or(prompt);
+    match &script.length {
+        Length::Usual => words::of_words(seed, USUAL_WORDS),
+        Length::Words(count) => words::of_words(seed, *count),
+        Length::Tokens(count) => words::of_tokens(seed, *count),
+        Length::Say(text) => words::of_text(text),
+    }
+}
+
+impl<'a> Talk<'a> {
+    /// Finds the prompt of a conversation and how much of its answer stands in it. The error names
+    /// the marker that is wrong.
+    ///
+    /// A marked prompt stays in force over turns without markers of their own, until its answer is
+    /// whole: so "please continue" needs no markers.
+    pub fn read(turns: &'a [Turn]) -> Result<Self, String> {
+        let questions: Vec<usize> = (0..turns.len()).filter(|&at| is_question(turns, at)).collect();
+        let last = questions.last().copied().unwrap_or(0);
+        let marked = questions.iter().rev().copied().find(|&at| marker::has_marker(&turns[at].text));
+        let talk = Self::at(turns, marked.unwrap_or(last))?;
+        let answered = talk.place > 0 && talk.place >= talk.whole.text.trim_end().len();
+        match marked {
+            Some(marked) if marked < last && answered => Self::at(turns, last),
+            _ => Ok(talk),
+        }
+    }
+
+    fn at(turns: &'a [Turn], question: usize) -> Result<Self, String> {
+        let prompt = turns[question].text.as_str();
+        let script = marker::read(prompt)?;
+        let whole = whole_of(&script, prompt);
+        let mut talk =
+            Self { prompt, script, whole, place: 0, lost: false, anchor: None, tool_turns: 0, pauses: 0 };
+        for turn in &turns[question + 1..] {
+            if turn.role != Role::Assistant {
+                talk.anchor = anchor_in(&turn.text);
+                continue;
+            }
+            talk.pauses += turn.server_tools;
+            if !turn.tool_uses.is_empty() {
+                talk.tool_turns += 1;
+            } else if turn.server_tools == 0 {
+                talk.heard(&turn.text);
+            }
+        }
+        if turns.last().is_some_and(|turn| turn.role == Role::Assistant) {
+            talk.anchor = None;
+        }
+        Ok(talk)
+    }
+
+    /// Whether this call goes on with an answer.
+    pub fn continues(&self) -> bool {
+        self.place > 0
+    }
+
+    /// Moves on over what the assistant has said.
+    fn heard(&mut self, text: &str) {
+        let text = match self.anchor {
+            Some(anchor) if self.place > 0 => text.strip_prefix(anchor).unwrap_or(text),
+            _ => text,
+        };
+        let rest = &self.whole.text[self.place..];
+        let skipped = rest.len() - rest.trim_start().len();
+        let bare = text.trim_start();
+        if rest.starts_with(text) {
+            self.place += text.len();
+        } else if rest[skipped..].starts_with(bare) && self.place > 0 {
+            self.place += skipped + bare.len();
+        } else {
+            self.lost = true;
+            let tail = &text[text.ceil_char_boundary(text.len().saturating_sub(TAIL_BYTES))..];
+            if let Some(at) = self.whole.text.rfind(tail).filter(|_| tail.len() >= TAIL_BYTES / 2) {
+                self.place = at + tail.len();
+            }
+        }
+    }
+
+    /// Returns the text of this call: what it repeats, and the rest of the answer.
+    fn rest(&self) -> Tokens {
+        if self.place == 0 {
+            return self.whole.clone();
+        }
+        let said = &self.whole.text[..self.place];
+        let behind = self.whole.rest_from(self.place);
+        let lead = match (self.script.continues, self.anchor) {
+            (Continues::Anchor, Some(anchor)) => anchor,
+            (Continues::Other, _) => repeated(said),
+            _ => "",
+        };
+        let mut text = words::of_text(lead);
+        if self.script.continues == Continues::Bare {
+            let skipped = behind.text.len() - behind.text.trim_start().len();
+            text.append(&behind.rest_from(skipped));
+        } else {
+            text.append(&behind);
+        }
+        text
+    }
+
+    /// Answers.
+    pub fn answer(&self, ask: &Ask) -> Answer {
+        let mut answer = Answer {
+            blocks: Vec::new(),
+            stop_reason: "end_turn".to_owned(),
+            stop_sequence: None,
+            stop_details: Value::Null,
+            usage: self.usage(ask),
+        };
+        if self.script.thinking > 0 {
+            let thinking = words::of_tokens("thinking", self.script.thinking);
+            answer.blocks.push(Block::Thinking(thinking, true));
+        }
+        match &self.script.stop {
+            Some(stop) if stop.reason == "pause_turn" && self.pauses < stop.count => {
+                answer.blocks.extend(self.tool_blocks("server_tool_use", "web_search", 1));
+                stop.reason.clone_into(&mut answer.stop_reason);
+            }
+            Some(stop) if stop.reason == "tool_use" && self.tool_turns < stop.turns => {
+                let name = ask.tool.as_deref().unwrap_or("get_weather");
+                answer.blocks.extend(self.tool_blocks("tool_use", name, stop.count));
+                stop.reason.clone_into(&mut answer.stop_reason);
+            }
+            stop => {
+                let text = self.rest();
+                if !text.is_empty() {
+                    answer.blocks.push(Block::Text(text));
+                }
+                answer.end(stop.as_ref(), ask);
+            }
+        }
+        answer.limit(ask.max_tokens);
+        answer.meet(&ask.stop_sequences);
+        answer.count();
+        answer
+    }
+
+    /// Answers nothing.
+    pub fn empty_answer(&self, ask: &Ask) -> Answer {
+        let mut answer = Answer {
+            blocks: Vec::new(),
+            stop_reason: "end_turn".to_owned(),
+            stop_sequence: None,
+            stop_details: Value::Null,
+            usage: self.usage(ask),
+        };
+        answer.end(self.script.stop.as_ref(), ask);
+        answer.usage.output = 2.min(ask.max_tokens as u64);
+        answer
+    }
+
+    fn usage(&self, ask: &Ask) -> Usage {
+        let cache_read = self.script.cache_read.min(ask.input_tokens);
+        let cache_write = self.script.cache_write.min(ask.input_tokens - cache_read);
+        Usage {
+            input: ask.input_tokens - cache_read - cache_write,
+            cache_read,
+            cache_write,
+            output: 0,
+            thinking: 0,
+        }
+    }
+
+    fn tool_blocks(&self, kind: &'static str, name: &str, count: usize) -> Vec<Block> {
+        let turn = self.tool_turns + self.pauses;
+        let prefix = if kind == "tool_use" { "toolu" } else { "srvtoolu" };
+        let mut blocks = vec![Block::Text(words::of_text(LEAD))];
+        for number in 0..count {
+            let subject = words::of_words(&format!("{turn}/{number}/{}", self.prompt), 3).text;
+            let input = match name {
+                "get_weather" => json!({ "location": subject }),
+                _ => json!({ "query": subject }),
+            };
+            let id = format!("{prefix}_{turn:02}{number:02}{}", &fingerprint(self.prompt));
+            blocks.push(Block::Tool(kind, id, name.to_owned(), words::of_text(&input.to_string())));
+        }
+        blocks
+    }
+}
+
+impl Answer {
+    fn end(&mut self, stop: Option<&Stop>, ask: &Ask) {
+        let Some(stop) = stop else { return };
+        match stop.reason.as_str() {
+            // Their turns are over: the answer ends as any other.
+            "tool_use" | "pause_turn" => return,
+            "stop_sequence" => {
+                let sequence = ask.stop_sequences.first().map_or("###", String::as_str);
+                self.stop_sequence = Some(sequence.to_owned());
+            }
+            "refusal" => {
+                self.stop_details = json!({
+                    "type": "refusal",
+                    "category": stop.category,
+                    "explanation": "The stand-in was told to refuse this prompt.",
+                });
+            }
+            _ => {}
+        }
+        stop.reason.clone_into(&mut self.stop_reason);
+    }
+
+    /// Keeps `max_tokens`.
+    fn limit(&mut self, max_tokens: usize) {
+        let mut left = max_tokens;
+        if self.blocks.iter().map(Block::tokens).sum::<usize>() <= max_tokens && max_tokens > 0 {
+            return;
+        }
+        self.blocks.retain_mut(|block| {
+            block.truncate(left);
+            left -= block.tokens();
+            block.tokens() > 0
+        });
+        "max_tokens".clone_into(&mut self.stop_reason);
+        self.stop_sequence = None;
+        self.stop_details = Value::Null;
+    }
+
+    /// Stops at the first of the request's stop sequences.
+    fn meet(&mut self, sequences: &[String]) {
+        for at in 0..self.blocks.len() {
+            let Block::Text(tokens) = &mut self.blocks[at] else { continue };
+            let found =
+                sequences.iter().filter_map(|word| Some((tokens.text.find(word.as_str())?, word))).min();
+            let Some((byte, sequence)) = found else { continue };
+            tokens.truncate_bytes(byte);
+            let keep = if tokens.is_empty() { at } else { at + 1 };
+            self.blocks.truncate(keep);
+            "stop_sequence".clone_into(&mut self.stop_reason);
+            self.stop_sequence = Some(sequence.clone());
+            self.stop_details = Value::Null;
+            return;
+        }
+    }
+
+    fn count(&mut self) {
+        self.usage.output = self.blocks.iter().map(Block::tokens).sum::<usize>() as u64;
+        let thinking = self.blocks.iter().filter(|block| matches!(block, Block::Thinking(..)));
+        self.usage.thinking = thinking.map(Block::tokens).sum::<usize>() as u64;
+    }
+
+    /// Returns the first tokens of the content, the last block left as it is cut.
+    pub fn first(&self, tokens: usize) -> Vec<Block> {
+        let mut left = tokens;
+        let mut blocks = self.blocks.clone();
+        blocks.retain_mut(|block| {
+            block.truncate(left);
+            left -= block.tokens();
+            block.tokens() > 0
+        });
+        blocks
+    }
+}
+
+/// Whether a turn is the user's own question, not a tool's result or a wish to go on.
+fn is_question(turns: &[Turn], at: usize) -> bool {
+    let turn = &turns[at];
+    let answered = turns[..at].iter().any(|turn| turn.role == Role::Assistant);
+    let follows_up = answered && anchor_in(&turn.text).is_some() && !marker::has_marker(&turn.text);
+    turn.role == Role::User && !turn.text.is_empty() && !follows_up
+}
+
+/// The text between `<<<` and the last `>>>`.
+fn anchor_in(text: &str) -> Option<&str> {
+    let (_, behind) = text.split_once("<<<")?;
+    let (anchor, _) = behind.rsplit_once(">>>")?;
+    (!anchor.is_empty()).then_some(anchor)
+}
+
+/// The last two hundred bytes or so, from the start of a sentence, else of a word.
+fn repeated(said: &str) -> &str {
+    let from = said.ceil_char_boundary(said.len().saturating_sub(REPEAT_BYTES));
+    let tail = &said[from..];
+    if from == 0 {
+        return tail;
+    }
+    let start = tail.find(". ").map(|at| at + 2).filter(|at| tail.len() - at >= TAIL_BYTES);
+    &tail[start.or_else(|| tail.find(' ').map(|at| at + 1)).unwrap_or(0)..]
+}
+
+/// Sixteen hex digits of a text.
+fn fingerprint(text: &str) -> String {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}

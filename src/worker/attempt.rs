@@ -1,0 +1,417 @@
+//! One claim to one end, in one function: resume, then ask, append and push in turns, then decide
+//! and settle. IO and pure steps alternate; nothing else is on the path.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+
+use super::Mill;
+use super::gate::{Permit, Refusal};
+use super::record::{Kept, waiting};
+use crate::claude::Listener;
+use crate::domain::breaker::Health;
+use crate::domain::job::{Claimed, Job, Lease, Tally};
+use crate::domain::ledger::{Answer, Call, Release, Settlement};
+use crate::domain::outcome::{Failure, Fault, Outcome, Usage};
+use crate::domain::reply::{Block, Exchange, sanitise};
+use crate::domain::retry::{self, Circumstances, Class, Disposition, News};
+use crate::domain::talk::{Request, Step, Talk, Verdict};
+
+/// Why a running attempt is told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// The process ends: what had arrived is kept and the job goes back.
+    Shutdown,
+    /// The job is not ours any more: cancelled, expired, rescued or deleted.
+    Lost,
+}
+
+/// The means to stop one attempt.
+#[derive(Debug, Clone, Default)]
+pub struct Leash {
+    token: CancellationToken,
+    why: Arc<OnceLock<Why>>,
+}
+
+impl Leash {
+    /// Stops the attempt. The first reason counts.
+    pub fn pull(&self, why: Why) {
+        self.why.get_or_init(|| why);
+        self.token.cancel();
+    }
+
+    fn why(&self) -> Option<Why> {
+        self.why.get().copied()
+    }
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The job is done.
+    Settled(Outcome),
+    /// The job went back to the table.
+    Released,
+    /// The job was taken away meanwhile.
+    Lost,
+}
+
+/// One call that is not in the ledger yet.
+type Pending = Option<Call>;
+
+/// Takes one claimed job to its end.
+pub async fn attempt(mill: &Mill, claimed: Claimed, leash: &Leash) -> Ended {
+    let lease = claimed.lease;
+    let mut tally = claimed.tally;
+    let job = match Job::read(&claimed, &mill.defaults) {
+        Ok(job) => job,
+        Err(invalid) => return settle(mill, lease, refused_by_us(invalid.fault(), tally), None).await,
+    };
+    let mut talk = Talk::resume(job, &claimed.calls, Instant::now());
+    if mill.refuses_prefill(&talk.job().model) {
+        talk.prefill_refused();
+    }
+    // The wide row has been understood; its prompt need not be held twice while the call runs.
+    drop(claimed);
+    let mut pending: Pending = None;
+    let mut seq = 0;
+    loop {
+        let request = match talk.next() {
+            Step::Done(verdict) => return settle(mill, lease, talk.answer(verdict, tally), pending).await,
+            Step::Ask(request) => request,
+        };
+        if let Some(call) = pending.take()
+            && append(mill, &lease, &call).await.is_lost()
+        {
+            return taken_away(mill, lease, &talk, tally, None).await;
+        }
+        if let Some(why) = leash.why() {
+            return stopped(mill, lease, &talk, tally, None, why).await;
+        }
+        let permit = match mill.gates.admit(talk.job(), Instant::now()) {
+            Ok(permit) => permit,
+            Err(Refusal::Blocked(reason)) => return release(mill, lease, tally, None, reason, None).await,
+            Err(Refusal::Missing(fault)) => {
+                let verdict = Verdict { outcome: Outcome::Failed, fault: Some(fault) };
+                return settle(mill, lease, talk.answer(verdict, tally), None).await;
+            }
+        };
+        let probe = permit.is_probe();
+        let on_content = || permit.content(Instant::now());
+        let exchange = mill.claude.ask(&request, Listener { stop: &leash.token, on_content: &on_content }).await;
+        seq += 1;
+        let mut call = ledger_row(&request, &exchange, seq, probe);
+        log_call(lease, &request, &exchange);
+        talk.count(call.usage, call.request_id.as_deref(), call.sent);
+        match exchange.end {
+            Ok(()) => {
+                permit.accept(talk.job(), Instant::now());
+                call.request = talk.push(exchange.reply);
+                pending = Some(call);
+            }
+            Err(failure) => {
+                call.fault = Some(retry::fault(&failure));
+                if let (Failure::Stopped, Some(why)) = (&failure, leash.why()) {
+                    drop(permit);
+                    return stopped(mill, lease, &talk, tally, Some(call), why).await;
+                }
+                match judge(mill, talk.job(), &failure, &request, permit, tally).await {
+                    Disposition::AskAgain => {
+                        mill.remember_prefill_refused(&talk.job().model);
+                        talk.prefill_refused();
+                        pending = Some(call);
+                    }
+                    Disposition::End(outcome, fault) => {
+                        if outcome == Outcome::Failed {
+                            tally.failures = tally.failures.max(failures_after(&failure, tally));
+                        }
+                        let verdict = Verdict { outcome, fault: Some(fault) };
+                        return settle(mill, lease, talk.answer(verdict, tally), Some(call)).await;
+                    }
+                    Disposition::Back { delay, tally, reason } => {
+                        return release(mill, lease, tally, delay, reason, Some(call)).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What a failed call means for the job, having told its gates.
+async fn judge(
+    mill: &Mill,
+    job: &Job,
+    failure: &Failure,
+    request: &Request,
+    permit: Permit<'_>,
+    tally: Tally,
+) -> Disposition {
+    let class = retry::class(failure, request.prefilled);
+    let key_refused = class == Class::Suspect && key_is_refused(mill, job).await;
+    let now = Instant::now();
+    let probe = permit.is_probe();
+    let reason = retry::reason(failure);
+    let blocked = match class.health() {
+        Some(health) => permit.fail(health, &reason, now, fastrand::f64()),
+        None => false,
+    };
+    let excused = probe || (class.health() == Some(Health::Sick) && blocked);
+    let decision = retry::decide(
+        failure,
+        &class,
+        Circumstances {
+            tally,
+            failures_max: job.policy.max_failures,
+            excused,
+            model_named: job.model_named,
+            key_refused,
+            dice: fastrand::f64(),
+            curve: mill.settings.curve,
+        },
+    );
+    match decision.news {
+        News::Nothing => {}
+        News::Limited(hint) => mill.gates.limited(&job.model, hint, now),
+        News::KeyBlocked => mill.gates.block_key(&reason, now),
+        News::ModelMissing => {
+            let why = format!("the API does not know model {}: correct defaults.model, or the queue's", job.model);
+            mill.gates.hold_model(&job.model, &why, now);
+        }
+        News::Refused => {
+            if let Failure::Api(error) = failure {
+                mill.gates.refused(job, retry::signature(error));
+            }
+            if class == Class::Model {
+                mill.gates.remember_missing(&job.model, retry::fault(failure), now);
+            }
+        }
+    }
+    decision.job
+}
+
+/// Whether a 401, 402 or 403 is the key's fault: a key file that changed is tried first, then the
+/// API is asked for free; a job that a good key does not help is at fault itself, until several are.
+async fn key_is_refused(mill: &Mill, job: &Job) -> bool {
+    if mill.claude.reload_key() {
+        mill.gates.new_key(mill.claude.fingerprint());
+        return true;
+    }
+    match mill.claude.check().await {
+        Err(Failure::Api(error)) if matches!(error.status, 401..=403) => true,
+        _ => mill.gates.suspect(job),
+    }
+}
+
+fn failures_after(failure: &Failure, tally: Tally) -> i32 {
+    match retry::class(failure, false) {
+        Class::Sick { .. } => tally.failures + 1,
+        _ => tally.failures,
+    }
+}
+
+/// The lease is not ours any more, or the process ends.
+async fn stopped(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: Pending, why: Why) -> Ended {
+    match why {
+        Why::Shutdown => release(mill, lease, tally, None, "its worker was shut down".to_owned(), call).await,
+        Why::Lost => taken_away(mill, lease, talk, tally, call).await,
+    }
+}
+
+/// The job was cancelled, expired, rescued or deleted under us: what was spent is written down, and
+/// what had arrived is added to the result of a cancelled or expired job.
+async fn taken_away(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: Pending) -> Ended {
+    let mut arrived = None;
+    if let Some(call) = call {
+        arrived = call.content.as_deref().map(Block::read_all);
+        append(mill, &lease, &call).await;
+    }
+    let answer = talk.clone().interrupted(arrived.unwrap_or_default(), tally);
+    fill(mill, lease, &answer).await;
+    tracing::info!(job.id = %lease.job, job.claim = lease.claim, "job {} was taken away", lease.job);
+    Ended::Lost
+}
+
+async fn fill(mill: &Mill, lease: Lease, answer: &Answer) {
+    let filled = waiting("add to a cancelled job's result", || mill.store.fill(&lease, answer)).await;
+    if let Err(why) = filled {
+        tracing::warn!(job.id = %lease.job, error = %why, "failed to add to the result of job {}", lease.job);
+    }
+}
+
+/// Whether an appended row came in time.
+enum Appended {
+    InTime,
+    Late,
+}
+
+impl Appended {
+    const fn is_lost(&self) -> bool {
+        matches!(self, Self::Late)
+    }
+}
+
+async fn append(mill: &Mill, lease: &Lease, call: &Call) -> Appended {
+    let late =
+        waiting("append to the ledger", || mill.store.append(lease, call, mill.worker())).await;
+    match late {
+        Ok(false) => Appended::InTime,
+        Ok(true) => Appended::Late,
+        Err(why) => {
+            tracing::error!(job.id = %lease.job, "the database refused a ledger row of job {}", lease.job);
+            let bare = Call {
+                content: None,
+                usage_raw: None,
+                stop_details: None,
+                container: None,
+                fault: Some(Fault::new("unstorable", None, why)),
+                ..call.clone()
+            };
+            let bare = waiting("append to the ledger", || mill.store.append(lease, &bare, mill.worker()));
+            // A row without content cannot be resumed from: the talk goes on from memory.
+            if bare.await == Ok(true) { Appended::Late } else { Appended::InTime }
+        }
+    }
+}
+
+async fn settle(mill: &Mill, lease: Lease, answer: Answer, call: Pending) -> Ended {
+    let outcome = answer.outcome;
+    log_end(lease, &answer, call.as_ref());
+    match mill.recorder.settle(Settlement { lease, answer: answer.clone(), call }).await {
+        Kept::Done => Ended::Settled(outcome),
+        Kept::Lost => {
+            fill(mill, lease, &answer).await;
+            Ended::Lost
+        }
+    }
+}
+
+async fn release(
+    mill: &Mill,
+    lease: Lease,
+    tally: Tally,
+    delay: Option<std::time::Duration>,
+    reason: String,
+    call: Pending,
+) -> Ended {
+    tracing::debug!(
+        job.id = %lease.job,
+        retry.delay_ms = delay.map(|delay| delay.as_millis() as u64),
+        job.failures = tally.failures,
+        "job {} goes back: {reason}", lease.job
+    );
+    let Tally { failures, deferrals, .. } = tally;
+    let back = Release { lease, delay, failures, deferrals, reason: Some(reason), call };
+    match mill.recorder.release(back).await {
+        Kept::Done => Ended::Released,
+        Kept::Lost => Ended::Lost,
+    }
+}
+
+/// Ends a job whose code panicked.
+pub async fn settle_panicked(mill: &Mill, lease: Lease) -> Ended {
+    let fault = Fault::new("internal_error", None, "promptmill failed on this job: please report it with the log");
+    let answer = Answer { outcome: Outcome::Failed, ..refused_by_us(fault, Tally::default()) };
+    settle(mill, lease, answer, None).await
+}
+
+fn refused_by_us(fault: Fault, tally: Tally) -> Answer {
+    Answer {
+        outcome: Outcome::Invalid,
+        stop_reason: None,
+        stop_sequence: None,
+        stop_details: None,
+        text: None,
+        content: None,
+        output: None,
+        sanitised: 0,
+        model: None,
+        usage: Usage::default(),
+        calls: 0,
+        continuations: 0,
+        seams: 0,
+        failures: tally.failures,
+        fault: Some(Fault { message: sanitise(&fault.message).0, ..fault }),
+        request_id: None,
+        started: None,
+    }
+}
+
+/// The ledger row of an exchange.
+fn ledger_row(request: &Request, exchange: &Exchange, seq: i32, probe: bool) -> Call {
+    let reply = &exchange.reply;
+    let clean = |word: &String| sanitise(word).0;
+    let retry_after = match &exchange.end {
+        Err(Failure::Api(error)) => error.retry_after,
+        _ => None,
+    };
+    Call {
+        seq,
+        kind: request.kind,
+        probe,
+        model: request.model.clone(),
+        max_tokens: request.max_tokens,
+        messages: request.messages,
+        request: None,
+        sent: exchange.sent,
+        first_token: exchange.first_token,
+        ended: exchange.ended,
+        http_status: exchange.http_status,
+        request_id: exchange.request_id.as_ref().map(clean),
+        message_id: reply.message_id.as_ref().map(clean),
+        stop_reason: reply.stop.as_ref().map(|stop| sanitise(stop.as_str()).0),
+        stop_details: reply.stop_details.clone(),
+        usage: reply.usage,
+        usage_raw: reply.usage_raw.clone(),
+        content: (!reply.content.is_empty() || reply.stop.is_some()).then(|| Block::write_all(&reply.content)),
+        container: reply.container.clone(),
+        partial: exchange.end.is_err() && !reply.content.is_empty(),
+        fault: reply.tail_missing.then(|| {
+            Fault::new("tail_missing", None, "the stream ended after its stop reason but without message_stop")
+        }),
+        retry_after,
+    }
+}
+
+/// One line a call, at debug: nothing that quotes a prompt or an answer.
+fn log_call(lease: Lease, request: &Request, exchange: &Exchange) {
+    let reply = &exchange.reply;
+    tracing::debug!(
+        job.id = %lease.job,
+        job.claim = lease.claim,
+        call.kind = %request.kind,
+        call.model = %request.model,
+        call.max_tokens = request.max_tokens,
+        call.messages = request.messages,
+        call.status = exchange.http_status,
+        call.ms = exchange.took().as_millis() as u64,
+        call.request_id = exchange.request_id.as_deref(),
+        stop.reason = reply.stop.as_ref().map(|stop| stop.as_str()),
+        content.chars = reply.text().chars().count(),
+        tokens.input = reply.usage.input,
+        tokens.output = reply.usage.output,
+        error = exchange.end.as_ref().err().map(retry::reason),
+        "job {} called {}", lease.job, request.model
+    );
+}
+
+/// One line a finished job.
+fn log_end(lease: Lease, answer: &Answer, call: Option<&Call>) {
+    let stop = answer.stop_reason.as_deref().unwrap_or("-");
+    tracing::info!(
+        job.id = %lease.job,
+        job.claim = lease.claim,
+        job.run = lease.run,
+        outcome = %answer.outcome,
+        stop.reason = stop,
+        tokens.input = answer.usage.input,
+        tokens.output = answer.usage.output,
+        job.calls = answer.calls,
+        job.ms = answer.started.map(|started| started.elapsed().as_millis() as u64),
+        call.request_id = answer.request_id.as_deref(),
+        error.kind = answer.fault.as_ref().map(|fault| fault.kind.as_str()),
+        error.code = answer.fault.as_ref().and_then(|fault| fault.code.as_deref()),
+        call.status = call.and_then(|call| call.http_status),
+        "job {} ended: {} ({stop})", lease.job, answer.outcome
+    );
+}

@@ -1,0 +1,57 @@
+//! When `--drain` is over: nothing pending or running, nor scheduled within the horizon.
+
+use std::time::{Duration, Instant};
+
+use super::{End, Mill};
+use crate::store::{Blocked, Wanted};
+
+/// The backlog is counted so often at most.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Watches over a drain.
+pub struct Drain {
+    horizon: Duration,
+    looked: Option<Instant>,
+}
+
+impl Drain {
+    /// `horizon`: what is scheduled within it is waited for.
+    pub const fn new(horizon: Duration) -> Self {
+        Self { horizon, looked: None }
+    }
+
+    /// Returns how the drain ends, if it does now. Asked while nothing runs here.
+    pub async fn is_over(&mut self, mill: &Mill) -> Option<End> {
+        let now = Instant::now();
+        if self.looked.is_some_and(|looked| now.saturating_duration_since(looked) < LOOK_EVERY) {
+            return None;
+        }
+        self.looked = Some(now);
+        let held = mill.gates.held();
+        let wanted = Wanted {
+            worker: mill.worker(),
+            slots: 0,
+            bytes_max: 0,
+            queues: mill.settings.queues.clone(),
+            default_model: mill.defaults.model.clone(),
+            blocked: held.clone().unwrap_or_else(Blocked::default),
+        };
+        let left = match mill.store.backlog(&wanted, self.horizon).await {
+            Ok(left) => left,
+            Err(err) => {
+                tracing::warn!(error = %err, "failed to count what is left: trying again");
+                return None;
+            }
+        };
+        if left.running > 0 {
+            return None;
+        }
+        if held.is_none() && left.pending + left.soon > 0 {
+            return Some(End::Blocked(left));
+        }
+        if left.pending + left.soon > 0 {
+            return None;
+        }
+        Some(if left.blocked > 0 { End::Blocked(left) } else { End::Drained(left) })
+    }
+}

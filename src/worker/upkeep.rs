@@ -1,0 +1,205 @@
+//! The tick: the beat, taken-away jobs, promotion, deadlines, the rescue of dead workers' jobs,
+//! and the gates' table.
+//!
+//! No wall clock decides a lease: a worker is dead when its beat has not changed for a whole lease
+//! by our own monotonic clock, or when its process is gone from this very host.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::attempt::Why;
+use super::process::Process;
+use super::{Mill, Wake};
+use crate::domain::job::WorkerId;
+use crate::store::{Peer, StoreError};
+
+/// How often the tick runs.
+const TICK: Duration = Duration::from_secs(1);
+/// How many rows one statement of the tick moves.
+const STEP: i64 = 500;
+/// Other workers are looked at at least this often.
+const PEERS_EVERY_MAX: Duration = Duration::from_secs(5);
+
+/// Says that this worker lives, every quarter of a lease, until told to stop.
+pub async fn beat(mill: Arc<Mill>, stop: CancellationToken) {
+    let every = mill.settings.lease / 4;
+    while !paused(&stop, every).await {
+        let running = mill.running.lock().len();
+        let asleep = mill.asleep.load(Ordering::Relaxed);
+        match mill.store.beat(mill.worker(), running, asleep).await {
+            Ok(true) => {}
+            Ok(false) => start_anew(&mill).await,
+            Err(err) => tracing::warn!(error = %err, "failed to beat: other daemons may take this one for dead"),
+        }
+    }
+}
+
+/// Reads the key file again whenever told to (SIGHUP), until told to stop.
+pub async fn reload(mill: Arc<Mill>, again: Arc<Notify>, stop: CancellationToken) {
+    while stop.run_until_cancelled(again.notified()).await.is_some() {
+        if mill.claude.reload_key() {
+            mill.gates.new_key(mill.claude.fingerprint());
+            tracing::info!("the key file was read again: the key is another one now");
+        } else {
+            tracing::info!("the key file was read again: the key is the same");
+        }
+    }
+}
+
+/// Our row is gone: somebody took us for dead. Running calls are not ours any more.
+async fn start_anew(mill: &Mill) {
+    tracing::warn!(worker.id = %mill.worker(), "this worker's row is gone: its jobs were taken away");
+    for leash in mill.running.lock().values() {
+        leash.pull(Why::Lost);
+    }
+    match mill.store.enlist(&mill.me).await {
+        Ok(id) => mill.set_worker(id),
+        Err(err) => tracing::warn!(error = %err, "failed to enlist again: trying at the next beat"),
+    }
+}
+
+/// Runs the tick until told to stop.
+pub async fn tick(mill: Arc<Mill>, wake: Wake, stop: CancellationToken) {
+    let mut peers = Peers::default();
+    let mut ailing = false;
+    loop {
+        match round(&mill, &wake, &mut peers).await {
+            Ok(()) => ailing = false,
+            Err(err) => {
+                if !std::mem::replace(&mut ailing, true) {
+                    tracing::warn!(error = %err, "failed to keep the queue: trying again every second");
+                }
+            }
+        }
+        if paused(&stop, TICK).await {
+            return;
+        }
+    }
+}
+
+async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreError> {
+    drop_lost(mill).await?;
+    if mill.store.promote(STEP).await? > 0 {
+        wake.notify_one();
+    }
+    for job in mill.store.expire(STEP).await? {
+        tracing::info!(job.id = %job, "job {job} ended: its deadline passed");
+        mill.tally.count(crate::domain::outcome::Outcome::Expired);
+    }
+    mill.gates.sync(&*mill.store, Instant::now()).await?;
+    if peers.due(mill.settings.lease) {
+        rescue(mill, wake, peers).await?;
+    }
+    Ok(())
+}
+
+/// Stops the attempts whose jobs were cancelled, expired, rescued or deleted.
+async fn drop_lost(mill: &Mill) -> Result<(), StoreError> {
+    let held: Vec<_> = mill.running.lock().keys().copied().collect();
+    if held.is_empty() {
+        return Ok(());
+    }
+    for lease in mill.store.lost(&held).await? {
+        if let Some(leash) = mill.running.lock().get(&lease) {
+            leash.pull(Why::Lost);
+        }
+    }
+    Ok(())
+}
+
+async fn rescue(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreError> {
+    let now = Instant::now();
+    let seen = mill.store.peers(mill.worker()).await?;
+    for dead in peers.dead(&seen, now, mill.settings.lease, &mill.process) {
+        loop {
+            let jobs = mill.store.rescue(dead, STEP).await?;
+            if jobs.is_empty() {
+                break;
+            }
+            tracing::warn!(worker.id = %dead, jobs = jobs.len(), "worker {dead} is dead: {} jobs are pending again", jobs.len());
+            wake.notify_one();
+        }
+    }
+    Ok(())
+}
+
+/// What this process has seen of the other workers.
+#[derive(Default)]
+struct Peers {
+    beats: HashMap<WorkerId, (i64, Instant)>,
+    looked: Option<Instant>,
+}
+
+impl Peers {
+    fn due(&mut self, lease: Duration) -> bool {
+        let now = Instant::now();
+        let every = (lease / 4).min(PEERS_EVERY_MAX);
+        let due = self.looked.is_none_or(|looked| now.saturating_duration_since(looked) >= every);
+        if due {
+            self.looked = Some(now);
+        }
+        due
+    }
+
+    /// Returns the workers that are dead.
+    fn dead(&mut self, seen: &[Peer], now: Instant, lease: Duration, process: &Process) -> Vec<WorkerId> {
+        self.beats.retain(|id, _| seen.iter().any(|peer| peer.id == *id));
+        let mut dead = Vec::new();
+        for peer in seen {
+            let (beat, since) = self.beats.entry(peer.id).or_insert((peer.beat, now));
+            if *beat != peer.beat {
+                (*beat, *since) = (peer.beat, now);
+            }
+            let silent = now.saturating_duration_since(*since) >= lease;
+            if silent || process.is_gone(peer) {
+                dead.push(peer.id);
+            }
+        }
+        dead
+    }
+}
+
+/// Waits; returns whether it was told to stop meanwhile.
+async fn paused(stop: &CancellationToken, time: Duration) -> bool {
+    tokio::time::timeout(time, stop.cancelled()).await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(id: i64, beat: i64, host: &str) -> Peer {
+        Peer { id: WorkerId(id), beat, host: host.into(), boot: "b".into(), pid: 1, pid_started: 1 }
+    }
+
+    #[test]
+    fn a_worker_is_dead_when_the_same_beat_was_seen_for_a_whole_lease_and_not_before() {
+        let (start, lease, process) = (Instant::now(), Duration::from_secs(60), Process::this());
+        let mut peers = Peers::default();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(peers.dead(&[peer(1, 5, "elsewhere")], at(0), lease, &process).is_empty());
+        assert!(peers.dead(&[peer(1, 5, "elsewhere")], at(59), lease, &process).is_empty());
+        assert_eq!(peers.dead(&[peer(1, 5, "elsewhere")], at(60), lease, &process), [WorkerId(1)]);
+        assert!(peers.dead(&[peer(1, 6, "elsewhere")], at(61), lease, &process).is_empty(), "it beats again");
+    }
+
+    #[test]
+    fn a_process_that_is_gone_from_this_host_is_dead_at_once_and_a_living_one_is_not() {
+        let process = Process::this();
+        let me = process.me("0", "model");
+        let mut alive = peer(1, 0, &me.host);
+        (alive.boot, alive.pid, alive.pid_started) = (me.boot.clone(), me.pid, me.pid_started);
+        assert!(!process.is_gone(&alive));
+        let reused = Peer { pid_started: me.pid_started + 1, ..alive.clone() };
+        assert!(process.is_gone(&reused), "the number is in use again by another process");
+        let elsewhere = Peer { host: "elsewhere".into(), ..reused.clone() };
+        assert!(!process.is_gone(&elsewhere), "nothing is known of another host's processes");
+        let before_reboot = Peer { boot: "before".into(), ..reused };
+        assert!(!process.is_gone(&before_reboot));
+    }
+}

@@ -1,0 +1,109 @@
+use std::time::Duration;
+
+use promptmill::claude::wire::{api_error, request_id, retry_after, should_retry};
+use promptmill::domain::outcome::Fault;
+use reqwest::header::{HeaderMap, HeaderName};
+
+type Pairs<'a> = &'a [(&'a str, &'a str)];
+
+fn headers(pairs: Pairs<'_>) -> HeaderMap {
+    pairs.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect()
+}
+
+#[test]
+fn waits_are_read_from_every_form_and_clamped() {
+    let hour = Duration::from_hours(1);
+    let date = ("date", "Tue, 10 Nov 2026 08:00:00 GMT");
+    let table: [(Pairs, Option<Duration>); 23] = [
+        (&[], None),
+        (&[("retry-after", "0")], Some(Duration::ZERO)),
+        (&[("retry-after", "1")], Some(Duration::from_secs(1))),
+        (&[("retry-after", " 30 ")], Some(Duration::from_secs(30))),
+        (&[("retry-after", "0.5")], Some(Duration::from_millis(500))),
+        (&[("retry-after", "3600")], Some(hour)),
+        (&[("retry-after", "1e9")], Some(hour)),
+        (&[("retry-after", "999999999999999999999999")], Some(hour)),
+        (&[("retry-after", "-5")], Some(Duration::ZERO)),
+        (&[("retry-after", "abc")], None),
+        (&[("retry-after", "")], None),
+        (&[("retry-after", "NaN")], None),
+        (&[("retry-after", "inf")], None),
+        (&[("retry-after-ms", "1500")], Some(Duration::from_millis(1500))),
+        (&[("retry-after-ms", "250.5")], Some(Duration::from_micros(250_500))),
+        (&[("retry-after-ms", "-1")], Some(Duration::ZERO)),
+        (&[("retry-after-ms", "20"), ("retry-after", "30")], Some(Duration::from_millis(20))),
+        (&[("retry-after-ms", "soon"), ("retry-after", "30")], Some(Duration::from_secs(30))),
+        (&[date, ("retry-after", "Tue, 10 Nov 2026 08:00:42 GMT")], Some(Duration::from_secs(42))),
+        (&[date, ("retry-after", "Tue, 10 Nov 2026 07:00:00 GMT")], Some(Duration::ZERO)),
+        (&[date, ("retry-after", "Tue, 10 Nov 2099 08:00:42 GMT")], Some(hour)),
+        (&[("retry-after", "Tue, 10 Nov 2026 08:00:42 GMT")], None),
+        (&[("date", "yesterday"), ("retry-after", "Tue, 10 Nov 2026 08:00:42 GMT")], None),
+    ];
+    for (pairs, expected) in table {
+        assert_eq!(retry_after(&headers(pairs)), expected, "{pairs:?}");
+    }
+}
+
+#[test]
+fn header_bytes_that_are_no_text_do_not_count() {
+    let mut map = HeaderMap::new();
+    map.insert("retry-after", reqwest::header::HeaderValue::from_bytes(b"\xff\xfe").unwrap());
+    map.insert("request-id", reqwest::header::HeaderValue::from_bytes(b"req_\xff").unwrap());
+    assert_eq!(retry_after(&map), None);
+    assert_eq!(request_id(&map).as_deref(), Some("req_\u{fffd}"));
+}
+
+#[test]
+fn x_should_retry_is_true_false_or_nothing() {
+    for (value, expected) in
+        [("true", Some(true)), ("false", Some(false)), ("TRUE", Some(true)), ("1", None), ("", None)]
+    {
+        assert_eq!(should_retry(&headers(&[("x-should-retry", value)])), expected, "{value:?}");
+    }
+}
+
+#[test]
+fn request_ids_are_bounded() {
+    let long = "r".repeat(5000);
+    assert_eq!(request_id(&headers(&[("request-id", &long)])).unwrap().len(), 256);
+    assert_eq!(request_id(&headers(&[("request-id", "")])), None);
+}
+
+#[test]
+fn the_errors_shape_is_read() {
+    let body = br#"{"type":"error","error":{"type":"rate_limit_error","message":"slow \ud83d down",
+        "details":{"error_code":"ramp_limit_exceeded"}},"request_id":"req_9"}"#;
+    let (error, id) = api_error(429, body);
+    assert_eq!((error.status, error.kind.as_str()), (429, "rate_limit_error"));
+    assert_eq!(error.code.as_deref(), Some("ramp_limit_exceeded"));
+    assert_eq!(error.message, "slow \u{fffd} down");
+    assert_eq!(id.as_deref(), Some("req_9"));
+}
+
+#[test]
+fn other_bodies_leave_the_kind_empty_and_give_their_start() {
+    let table: [(&[u8], &str, &str); 9] = [
+        (b"<html>\n<h1>502 Bad\x1b[31m Gateway</h1>", "", "<html> <h1>502 Bad [31m Gateway</h1>"),
+        (b"", "", "the body is empty"),
+        (b"\xff\xfe nonsense", "", "\u{fffd}\u{fffd} nonsense"),
+        (br#"{"error":"no such route"}"#, "", "no such route"),
+        (br#"{"detail":"Not Found"}"#, "", "Not Found"),
+        (br#"{"message":"Forbidden"}"#, "", "Forbidden"),
+        (br#"{"error":{"message":"m","type":null,"details":null}}"#, "", "m"),
+        (br#"{"error":{"type":"api_error"}}"#, "api_error", r#"{"error":{"type":"api_error"}}"#),
+        (br#"{"error":{"type":"x","message":"cut"#, "", r#"{"error":{"type":"x","message":"cut"#),
+    ];
+    for (body, kind, message) in table {
+        let (error, _) = api_error(502, body);
+        assert_eq!((error.kind.as_str(), error.message.as_str()), (kind, message));
+    }
+}
+
+#[test]
+fn messages_are_cut_and_hold_no_null_character() {
+    let body = format!(r#"{{"error":{{"type":"t","message":"\u0000{}"}}}}"#, "ü".repeat(5000));
+    let (error, _) = api_error(400, body.as_bytes());
+    assert!(error.message.len() <= Fault::MESSAGE_MAX && error.message.starts_with("\u{fffd}ü"));
+    let (error, _) = api_error(400, "y".repeat(60_000).as_bytes());
+    assert_eq!(error.message.len(), Fault::MESSAGE_MAX);
+}

@@ -1,0 +1,158 @@
+//! Errors of the API: what each does to the job, to its gate, and to the others.
+
+use super::harness::Mill;
+use crate::support::{Ground, on_both};
+
+on_both! {
+    what_passes_is_waited_for_and_what_cannot_succeed_is_not_repeated,
+    limits_and_overload_cost_no_failure,
+    failures_run_out_at_max_failures,
+    an_exhausted_credit_stops_everything_and_one_update_lets_it_go_on,
+    a_refused_key_ends_the_run_and_touches_no_job,
+    an_overload_blocks_the_model_and_shows_in_gates,
+    a_typing_error_in_a_labelled_batch_does_not_become_a_call_a_row,
+    a_model_that_is_not_there_fails_the_jobs_that_name_it_with_one_call,
+    a_blocked_gate_of_a_person_is_left_alone,
+}
+
+async fn what_passes_is_waited_for_and_what_cannot_succeed_is_not_repeated(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    let passing = ["500", "502 html", "503", "504", "529", "408", "409", "429", "429 retry-after-ms=20"];
+    for error in passing {
+        mill.insert(&[&format!("{error} [[error {error} x1]]")]).await;
+    }
+    let lasting = ["400", "404", "413 html", "422", "501", "418"];
+    for error in lasting {
+        mill.insert(&[&format!("{error} [[error {error}]]")]).await;
+    }
+    mill.insert(&["event [[error-event overloaded_error after=20 x1]]", "event [[error-event api_error after=3 x1]]"]).await;
+    let ran = mill.drain().await;
+    assert_eq!(ran.code, 7, "{}", ran.stderr);
+    let rows = ground.rows("SELECT j.prompt, r.outcome, r.calls FROM results r JOIN jobs j ON j.id = r.job_id ORDER BY j.id").await;
+    assert_eq!(rows.len(), passing.len() + lasting.len() + 2);
+    for row in &rows {
+        let lasts = lasting.iter().any(|error| row[0].starts_with(error));
+        let wanted = if lasts { ("failed", "1") } else { ("complete", "2") };
+        assert_eq!((row[1].as_str(), row[2].as_str()), wanted, "{}", row[0]);
+    }
+    mill.holds().await;
+    mill.ledger_is_the_stand_ins().await;
+}
+
+async fn limits_and_overload_cost_no_failure(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_DEFAULTS__MAX_FAILURES", "1");
+    mill.insert(&["[[error 429 retry-after-ms=10 x5]]", "[[error 529 x3]]", "[[error 503 x3]]"]).await;
+    let ran = mill.drain().await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(ground.lines("SELECT outcome, failures FROM results").await, ["complete|0", "complete|0", "complete|0"]);
+}
+
+async fn failures_run_out_at_max_failures(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_BREAKER__FAILURES_IN_A_ROW", "1000");
+    mill.set("PROMPTMILL_BREAKER__CALLS_MIN", "1000");
+    mill.insert(&["[[error 500]]"]).await;
+    ground.run(r#"INSERT INTO jobs (prompt, policy) VALUES ('[[error 500]]', '{"max_failures":2}')"#).await;
+    assert_eq!(mill.drain().await.code, 7);
+    assert_eq!(
+        ground.lines("SELECT outcome, failures, calls, error_type FROM results ORDER BY job_id").await,
+        ["failed|5|5|api_error", "failed|2|2|api_error"]
+    );
+}
+
+async fn an_exhausted_credit_stops_everything_and_one_update_lets_it_go_on(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_WORKER__CONCURRENCY", "4");
+    for job in 0..50 {
+        mill.insert(&[&format!("{job} [[error credit x1]]")]).await;
+    }
+    let ran = mill.drain().await;
+    assert_eq!(ran.code, 8, "jobs are left behind a blocked gate: {}", ran.stderr);
+    let calls = mill.api.counts().total;
+    assert!(calls <= 6, "the backlog was not burnt, but {calls} calls were made");
+    assert_eq!(ground.line("SELECT count(*) FROM results").await, "0", "no job fails for it");
+    assert_eq!(ground.line("SELECT count(*) FROM job_state WHERE failures > 0 OR state <> 'pending'").await, "0");
+    let gate = ground.line("SELECT state, reason FROM gates WHERE scope LIKE 'key:%'").await;
+    assert_eq!(gate, "blocked|invalid_request_error (400)");
+    assert_eq!(ground.line("SELECT count(*) FROM job_overview WHERE reason IS NULL").await, "0", "each job says why it waits");
+    ground.run("UPDATE gates SET state = 'flowing' WHERE scope LIKE 'key:%'").await;
+    mill.api.reset();
+    ground.run("DELETE FROM jobs").await;
+    mill.insert(&["after the bill was paid"]).await;
+    let ran = mill.drain().await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(ground.line("SELECT state, reason FROM gates WHERE scope LIKE 'key:%'").await, "flowing|NULL");
+}
+
+async fn a_refused_key_ends_the_run_and_touches_no_job(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("ANTHROPIC_API_KEY", "bad-key");
+    mill.insert(&["one", "two"]).await;
+    let ran = mill.run(&["run"]).await;
+    assert_eq!(ran.code, 6, "{}", ran.stderr);
+    assert!(ran.stderr.contains("the API refused the key (401)"), "{}", ran.stderr);
+    assert_eq!(ground.lines("SELECT DISTINCT state, failures FROM job_state").await, ["pending|0"]);
+    mill.unset("ANTHROPIC_API_KEY");
+    mill.unset("ANTHROPIC_BASE_URL");
+    let ran = mill.run(&["run"]).await;
+    assert_eq!(ran.code, 6);
+    assert!(ran.stderr.contains("ANTHROPIC_API_KEY") && ran.stderr.contains("key_file"), "{}", ran.stderr);
+}
+
+async fn an_overload_blocks_the_model_and_shows_in_gates(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_BREAKER__OPEN_MS", "600000");
+    mill.set("PROMPTMILL_BREAKER__OPEN_MAX_MS", "600000");
+    for job in 0..40 {
+        mill.insert(&[&format!("{job} [[error 529]]")]).await;
+    }
+    ground.run("INSERT INTO jobs (prompt, model, run_at) SELECT 'well', 'claude-haiku-4-5', run_at FROM jobs WHERE id = 1").await;
+    let daemon = mill.start();
+    mill.until("SELECT state, reason FROM gates WHERE scope LIKE 'model:%'", "blocked|overloaded_error (529)").await;
+    mill.until("SELECT outcome FROM results", "complete").await;
+    let ran = daemon.stop().await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(ground.line("SELECT count(*) FROM job_state WHERE failures > 0").await, "0");
+    mill.ledger_is_the_stand_ins().await;
+}
+
+async fn a_typing_error_in_a_labelled_batch_does_not_become_a_call_a_row(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_WORKER__CONCURRENCY", "4");
+    for job in 0..60 {
+        ground.run(&format!("INSERT INTO jobs (prompt, batch) VALUES ('{job} [[error 400]]', 'typo')")).await;
+    }
+    ground.run("INSERT INTO jobs (prompt, batch) VALUES ('fine', 'other')").await;
+    let ran = mill.drain().await;
+    assert_eq!(ran.code, 8, "{}", ran.stderr);
+    assert!(mill.api.counts().total <= 25, "{} calls", mill.api.counts().total);
+    assert_eq!(ground.line("SELECT outcome FROM results WHERE batch = 'other'").await, "complete");
+    assert_eq!(ground.line("SELECT state FROM gates WHERE scope = 'batch:default/typo'").await, "blocked");
+}
+
+async fn a_model_that_is_not_there_fails_the_jobs_that_name_it_with_one_call(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_WORKER__CONCURRENCY", "1");
+    for _ in 0..5 {
+        ground.run("INSERT INTO jobs (prompt, model) VALUES ('x', 'claude-3-opus-20240229')").await;
+    }
+    assert_eq!(mill.drain().await.code, 7);
+    assert_eq!(ground.lines("SELECT DISTINCT outcome, error_type FROM results").await, ["failed|not_found_error"]);
+    assert_eq!(mill.api.counts().total, 1);
+    mill.set("PROMPTMILL_DEFAULTS__MODEL", "claude-3-opus-20240229");
+    mill.insert(&["by default"]).await;
+    assert_eq!(mill.drain().await.code, 8, "the default model's gate blocks: no job is at fault");
+    assert_eq!(ground.line("SELECT count(*) FROM job_state WHERE state = 'pending' AND failures = 0").await, "1");
+}
+
+async fn a_blocked_gate_of_a_person_is_left_alone(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_DEFAULTS__MODEL", "claude-sonnet-5");
+    ground.run("INSERT INTO gates (scope, state, reason) VALUES ('model:default/claude-sonnet-5', 'blocked', 'by hand')").await;
+    mill.insert(&["waits"]).await;
+    ground.run("INSERT INTO jobs (prompt, model) VALUES ('goes', 'claude-haiku-4-5')").await;
+    let ran = mill.drain().await;
+    assert_eq!(ran.code, 8, "{}", ran.stderr);
+    assert_eq!(ground.lines("SELECT job_id FROM results").await, ["2"]);
+}

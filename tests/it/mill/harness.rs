@@ -1,0 +1,199 @@
+//! Starts the real binary with a clean environment, and reads what it left in the tables.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use promptmill::stand_in::{Options, Running, StandIn};
+use tempfile::TempDir;
+
+use crate::support::{Ground, Kind};
+
+/// Longest time that any one step of a test may take.
+const STEP_MAX: Duration = Duration::from_secs(60);
+
+/// A mill on a ground, with an API of its own.
+pub struct Mill<'g> {
+    pub ground: &'g Ground,
+    pub api: Running,
+    env: Vec<(String, String)>,
+    home: TempDir,
+}
+
+/// How a run of the binary ended.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl<'g> Mill<'g> {
+    pub async fn new(ground: &'g Ground) -> Self {
+        Self::with(ground, Options::default()).await
+    }
+
+    pub async fn with(ground: &'g Ground, options: Options) -> Self {
+        let api = StandIn::start(options).await.expect("the stand-in starts");
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let mut mill = Self { ground, api, env: Vec::new(), home };
+        // Fast where the product is patient; a test that is about a time sets it itself.
+        mill.set("PROMPTMILL_RETRY__BASE_MS", "5");
+        mill.set("PROMPTMILL_RETRY__MAX_MS", "40");
+        mill.set("PROMPTMILL_BREAKER__OPEN_MS", "50");
+        mill.set("PROMPTMILL_BREAKER__OPEN_MAX_MS", "200");
+        mill.set("ANTHROPIC_API_KEY", "sk-ant-test");
+        mill.set("ANTHROPIC_BASE_URL", &mill.api.url());
+        mill.set("DATABASE_URL", &ground.url());
+        if ground.kind() == Kind::Postgres {
+            mill.set("PROMPTMILL_DATABASE__SCHEMA", ground.schema());
+        }
+        mill
+    }
+
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.env.retain(|(have, _)| have != name);
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    pub fn unset(&mut self, name: &str) {
+        self.env.retain(|(have, _)| have != name);
+    }
+
+    pub fn home(&self) -> PathBuf {
+        self.home.path().to_owned()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_promptmill"));
+        command.args(args).env_clear().envs(self.env.iter().cloned()).current_dir(self.home.path());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs the binary to its end.
+    pub async fn run(&self, args: &[&str]) -> Ran {
+        let child = self.command(args).spawn().expect("the binary starts");
+        wait(child).await
+    }
+
+    /// Runs `run --drain` to its end.
+    pub async fn drain(&self) -> Ran {
+        self.run(&["run", "--drain"]).await
+    }
+
+    /// Starts the daemon.
+    pub fn start(&self) -> Daemon {
+        Daemon { child: Some(self.command(&["run"]).spawn().expect("the binary starts")) }
+    }
+
+    /// Inserts prompts, one job each.
+    pub async fn insert(&self, prompts: &[&str]) {
+        for prompt in prompts {
+            self.ground.run(&format!("INSERT INTO jobs (prompt) VALUES ('{}')", prompt.replace('\'', "''"))).await;
+        }
+    }
+
+    /// Waits until a query gives a line. The state of the tables is the barrier.
+    pub async fn until(&self, sql: &str, line: &str) {
+        let deadline = Instant::now() + STEP_MAX;
+        loop {
+            let now = self.ground.lines(sql).await.join("\n");
+            if now == line {
+                return;
+            }
+            assert!(Instant::now() < deadline, "still {now:?} and not {line:?}: {sql}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until the stand-in has been asked so often.
+    pub async fn until_asked(&self, calls: u64) {
+        let deadline = Instant::now() + STEP_MAX;
+        while self.api.counts().total < calls {
+            assert!(Instant::now() < deadline, "asked {} times, not {calls}", self.api.counts().total);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// The law of every test: each done job has one result, no other job has one, and the ledger
+    /// knows every call that the stand-in was asked.
+    pub async fn holds(&self) {
+        let wrong = "SELECT count(*) FROM job_state s FULL JOIN results r ON r.job_id = s.job_id
+                      WHERE (coalesce(s.state, '') = 'done') <> (r.job_id IS NOT NULL)";
+        let wrong = self.ground.either(
+            "SELECT (SELECT count(*) FROM job_state s LEFT JOIN results r ON r.job_id = s.job_id
+                      WHERE (s.state = 'done') <> (r.job_id IS NOT NULL))
+                  + (SELECT count(*) FROM results r WHERE r.job_id NOT IN (SELECT job_id FROM job_state))",
+            wrong,
+        );
+        assert_eq!(self.ground.line(wrong).await, "0", "done jobs and results are not the same");
+    }
+
+    /// What the ledger knows is what the stand-in was asked, call by call.
+    pub async fn ledger_is_the_stand_ins(&self) {
+        let calls = self.ground.line("SELECT count(*) FROM calls").await;
+        assert_eq!(calls, self.api.counts().total.to_string(), "the ledger is not what the API was asked");
+    }
+}
+
+/// A daemon that runs until it is stopped; killed when it is dropped.
+pub struct Daemon {
+    child: Option<Child>,
+}
+
+impl Daemon {
+    fn signal(&self, signal: &str) {
+        let pid = self.child.as_ref().expect("it runs").id().to_string();
+        let sent = Command::new("kill").args([signal, &pid]).status().expect("kill is there");
+        assert!(sent.success());
+    }
+
+    /// SIGTERM, and its end.
+    pub async fn stop(mut self) -> Ran {
+        self.signal("-TERM");
+        wait(self.child.take().expect("it runs")).await
+    }
+
+    /// SIGTERM without waiting.
+    pub fn terminate(&self) {
+        self.signal("-TERM");
+    }
+
+    /// Waits for its end.
+    pub async fn ended(mut self) -> Ran {
+        wait(self.child.take().expect("it runs")).await
+    }
+
+    /// SIGKILL: it gets to do nothing more.
+    pub async fn kill(mut self) -> Ran {
+        self.signal("-KILL");
+        wait(self.child.take().expect("it runs")).await
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+async fn wait(child: Child) -> Ran {
+    let pid = child.id();
+    let ended = tokio::task::spawn_blocking(move || child.wait_with_output());
+    let output: Output = match tokio::time::timeout(STEP_MAX * 2, ended).await {
+        Ok(ended) => ended.expect("the waiting thread lives").expect("the binary ends"),
+        Err(_) => {
+            Command::new("kill").args(["-KILL", &pid.to_string()]).status().ok();
+            panic!("the binary did not end within {} s", STEP_MAX.as_secs() * 2);
+        }
+    };
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}

@@ -1,0 +1,178 @@
+//! A daemon's life: start, idle, signals, kill, cancel, two at once.
+
+use std::time::Duration;
+
+use super::harness::Mill;
+use crate::support::{Ground, Kind, on_both};
+
+on_both! {
+    what_another_program_inserts_is_picked_up_by_an_idle_daemon,
+    a_killed_daemon_loses_no_job_and_its_successor_goes_on_at_once,
+    a_dead_workers_jobs_are_taken_over_after_its_lease,
+    a_stop_lets_calls_finish_and_gives_the_rest_back_without_a_failure,
+    a_cancelled_jobs_running_call_is_hung_up_and_what_was_said_is_kept,
+    a_job_that_is_deleted_while_it_runs_leaves_nothing_behind,
+    two_daemons_take_no_job_twice,
+    priorities_pauses_and_times_are_kept,
+    deadlines_end_what_waits_and_what_runs,
+    a_job_run_again_is_a_run_of_its_own,
+}
+
+async fn what_another_program_inserts_is_picked_up_by_an_idle_daemon(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    let daemon = mill.start();
+    mill.until("SELECT count(*) FROM workers WHERE asleep", "1").await;
+    let jobs = ground.either("jobs", &ground.table("jobs")).to_owned();
+    for calls in 1..=3 {
+        ground.shell(&format!("INSERT INTO {jobs} (prompt) VALUES ('from a shell {calls}');")).expect("inserted");
+        mill.until_asked(calls).await;
+    }
+    mill.until("SELECT count(*) FROM results WHERE outcome = 'complete'", "3").await;
+    let ran = daemon.stop().await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(ground.line("SELECT count(*) FROM workers").await, "0", "a clean end takes its row along");
+}
+
+async fn a_killed_daemon_loses_no_job_and_its_successor_goes_on_at_once(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    for job in 0..20 {
+        mill.insert(&[&format!("{job} [[tokens 40]] [[pace 2s]]"), &format!("{job} quick")]).await;
+    }
+    let daemon = mill.start();
+    mill.until_asked(40).await;
+    mill.until("SELECT count(*) FROM results", "20").await;
+    daemon.kill().await;
+    assert_eq!(ground.line("SELECT count(*) FROM job_state WHERE state = 'running'").await, "20");
+    // The slow ones hang in the first life only.
+    mill.api.reset();
+    ground.run("UPDATE queues SET paused = paused").await;
+    let successor = mill.start();
+    mill.until("SELECT count(*) FROM job_state WHERE claims > 1", "20").await;
+    assert_eq!(ground.line("SELECT count(*) FROM calls WHERE error_type = 'lost'").await, "20", "nobody knows whether they were answered");
+    mill.until("SELECT count(*) FROM results WHERE outcome = 'complete'", "40").await;
+    assert_eq!(successor.stop().await.code, 0);
+    mill.holds().await;
+}
+
+async fn a_dead_workers_jobs_are_taken_over_after_its_lease(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_WORKER__LEASE_SECONDS", "2");
+    mill.insert(&["left behind"]).await;
+    ground.run("INSERT INTO workers (host, boot, pid, pid_started, version) VALUES ('elsewhere', 'b', 1, 1, '0')").await;
+    ground.run("UPDATE job_state SET state = 'running', claims = 1, claimed_by = (SELECT max(id) FROM workers)").await;
+    let daemon = mill.start();
+    mill.until("SELECT outcome FROM results", "complete").await;
+    assert_eq!(daemon.stop().await.code, 0);
+    assert_eq!(ground.line("SELECT count(*) FROM workers").await, "0");
+    assert_eq!(ground.line("SELECT claim, error_type FROM calls WHERE error_type = 'lost'").await, "1|lost");
+}
+
+async fn a_stop_lets_calls_finish_and_gives_the_rest_back_without_a_failure(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_WORKER__DRAIN_SECONDS", "1");
+    mill.insert(&["[[seed f]] [[tokens 20]] [[delay 300ms]]", "[[seed s]] [[tokens 4000]] [[delta 100]] [[pace 400ms]]"]).await;
+    let daemon = mill.start();
+    mill.until_asked(2).await;
+    mill.insert(&["too late"]).await;
+    daemon.terminate();
+    let ran = daemon.ended().await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let states = ground.lines("SELECT state, failures FROM job_state ORDER BY job_id").await;
+    assert_eq!(states[..2], ["done|0", "pending|0"]);
+    assert_eq!(ground.line("SELECT partial, error_type FROM calls WHERE job_id = 2").await, ground.either("1|stopped", "t|stopped"));
+    assert_eq!(ground.line("SELECT reason FROM job_state WHERE job_id = 2").await, "its worker was shut down");
+    mill.holds().await;
+}
+
+async fn a_cancelled_jobs_running_call_is_hung_up_and_what_was_said_is_kept(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    mill.insert(&["[[seed c]] [[tokens 900]] [[delta 100]] [[pace 1s]]"]).await;
+    let daemon = mill.start();
+    mill.until_asked(1).await;
+    // Some of the answer has come when the first event is seen; a cancel before that keeps nothing.
+    tokio::time::timeout(Duration::from_secs(30), async {
+        while mill.api.counts().in_flight == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it streams");
+    mill.until("SELECT state FROM job_state", "running").await;
+    ground.run("UPDATE job_state SET state = 'cancelled'").await;
+    assert_eq!(ground.line("SELECT outcome FROM results").await, "cancelled");
+    mill.until("SELECT count(*) FROM calls WHERE late", "1").await;
+    mill.until("SELECT calls FROM results", "1").await;
+    assert_eq!(daemon.stop().await.code, 0);
+    assert_eq!(ground.line("SELECT outcome, calls FROM results").await, "cancelled|1");
+    assert_eq!(mill.api.counts().hung_up, 1);
+    mill.holds().await;
+}
+
+async fn a_job_that_is_deleted_while_it_runs_leaves_nothing_behind(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    mill.insert(&["[[tokens 900]] [[delta 100]] [[pace 1s]]"]).await;
+    let daemon = mill.start();
+    mill.until_asked(1).await;
+    ground.run("DELETE FROM jobs").await;
+    mill.insert(&["the next one"]).await;
+    mill.until("SELECT job_id, outcome FROM results", "2|complete").await;
+    let ran = daemon.stop().await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(ground.line("SELECT count(*) FROM calls WHERE job_id = 1").await, "0");
+    mill.holds().await;
+}
+
+async fn two_daemons_take_no_job_twice(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    let values: Vec<String> = (0..400).map(|job| format!("('job {job} [[words 3]]')")).collect();
+    ground.run(&format!("INSERT INTO jobs (prompt) VALUES {}", values.join(","))).await;
+    let (one, two) = (mill.start(), mill.start());
+    mill.until("SELECT count(*) FROM results WHERE outcome = 'complete'", "400").await;
+    for ran in [one.stop().await, two.stop().await] {
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+    }
+    assert_eq!(mill.api.counts().total, 400);
+    assert_eq!(ground.line("SELECT max(claims) FROM job_state").await, "1");
+    mill.ledger_is_the_stand_ins().await;
+}
+
+async fn priorities_pauses_and_times_are_kept(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_WORKER__CONCURRENCY", "1");
+    let later = ground.at(3600);
+    ground.run("INSERT INTO jobs (prompt, priority) VALUES ('low', 0), ('high', 9), ('middle', 5)").await;
+    ground.run("INSERT INTO jobs (prompt, queue) VALUES ('paused', 'night')").await;
+    ground.run("UPDATE queues SET paused = TRUE WHERE name = 'night'").await;
+    ground.run(&format!("INSERT INTO jobs (prompt, run_at) VALUES ('later', {later})")).await;
+    let ran = mill.drain().await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let order = ground.lines("SELECT j.prompt FROM results r JOIN jobs j ON j.id = r.job_id ORDER BY r.seq").await;
+    assert_eq!(order, ["high", "middle", "low"]);
+    assert!(ran.stderr.contains("1 scheduled for later"), "{}", ran.stderr);
+    ground.run("UPDATE job_state SET state = 'pending' WHERE state = 'scheduled'").await;
+    ground.run("UPDATE queues SET paused = FALSE").await;
+    mill.drain().await;
+    assert_eq!(ground.line("SELECT count(*) FROM results WHERE outcome = 'complete'").await, "5");
+}
+
+async fn deadlines_end_what_waits_and_what_runs(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    ground.run(r#"INSERT INTO jobs (prompt, policy) VALUES ('[[hang]]', '{"deadline_seconds":2}')"#).await;
+    let daemon = mill.start();
+    mill.until("SELECT outcome FROM results", "expired").await;
+    mill.until("SELECT count(*) FROM calls WHERE late", "1").await;
+    assert_eq!(daemon.stop().await.code, 0);
+    mill.holds().await;
+}
+
+async fn a_job_run_again_is_a_run_of_its_own(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    mill.insert(&["[[seed a]] [[tokens 30]]"]).await;
+    mill.drain().await;
+    ground.run("UPDATE job_state SET state = 'pending'").await;
+    assert_eq!(ground.line("SELECT count(*) FROM results").await, "0");
+    mill.drain().await;
+    assert_eq!(ground.line("SELECT run, calls, outcome FROM results").await, "2|1|complete");
+    assert_eq!(ground.line("SELECT count(*) FROM calls").await, "2", "the ledger keeps both");
+    assert!(matches!(ground.kind(), Kind::Sqlite | Kind::Postgres));
+}

@@ -1,0 +1,8 @@
+//! The whole behaviour: the real binary against the stand-in, on both databases.
+
+mod continuing;
+mod ending;
+mod failing;
+mod harness;
+mod living;
+mod speaking;

@@ -1,0 +1,56 @@
+//! Gates are shared: whoever was first wins.
+
+use std::time::Duration;
+
+use promptmill::store::GateRow;
+
+use super::Bench;
+use crate::support::{Ground, on_both};
+
+on_both!(
+    a_gate_is_changed_by_compare_and_set,
+    a_change_by_a_person_is_not_overwritten,
+    a_gate_that_a_person_made_can_be_changed,
+);
+
+fn gate(state: &str, generation: i64) -> GateRow {
+    GateRow {
+        scope: "model:p/m".to_owned(),
+        state: state.to_owned(),
+        reason: Some("529 ten times".to_owned()),
+        until_in: Some(Duration::from_secs(60)),
+        generation,
+    }
+}
+
+async fn a_gate_is_changed_by_compare_and_set(ground: &Ground) {
+    let bench = Bench::on(ground).await;
+    let set = async |row: GateRow| bench.store.set_gate(&row).await.expect("a gate is written");
+    assert_eq!(set(gate("blocked", 0)).await, Some(1));
+    assert_eq!(set(gate("probing", 0)).await, None, "somebody made it before");
+    assert_eq!(set(gate("probing", 1)).await, Some(2));
+    assert_eq!(set(gate("flowing", 1)).await, None, "somebody changed it before");
+    let gates = bench.store.gates().await.expect("gates");
+    let left = gates[0].until_in.expect("a time");
+    assert!(left > Duration::from_secs(30) && left <= Duration::from_secs(60), "{left:?}");
+    assert_eq!(gates, [GateRow { until_in: Some(left), ..gate("probing", 2) }]);
+}
+
+async fn a_change_by_a_person_is_not_overwritten(ground: &Ground) {
+    let bench = Bench::on(ground).await;
+    bench.store.set_gate(&gate("blocked", 0)).await.expect("a gate is written");
+    ground.run("UPDATE gates SET state = 'flowing'").await;
+    assert_eq!(bench.store.set_gate(&gate("probing", 1)).await.expect("an answer"), None);
+    let now = bench.store.gates().await.expect("gates").remove(0);
+    assert_eq!((now.state.as_str(), now.reason, now.until_in), ("flowing", None, None));
+    assert_eq!(now.generation, 2);
+}
+
+async fn a_gate_that_a_person_made_can_be_changed(ground: &Ground) {
+    ground.run("INSERT INTO gates (scope, state) VALUES ('model:p/m', 'blocked')").await;
+    let bench = Bench::on(ground).await;
+    let found = bench.store.gates().await.expect("gates").remove(0);
+    assert_eq!(found.until_in, None);
+    let next = bench.store.set_gate(&gate("flowing", found.generation)).await.expect("an answer");
+    assert_eq!(next, Some(found.generation + 1));
+}

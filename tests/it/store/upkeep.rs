@@ -1,0 +1,167 @@
+//! Beats, rescue, deadlines, promotion, counts, and the knock of an INSERT.
+
+use std::time::{Duration, Instant};
+
+use promptmill::store::Backlog;
+
+use super::{Bench, answer, back, call, ids, job, jobs, one_job};
+use crate::support::{Ground, Kind, on_both};
+
+on_both!(
+    a_beat_goes_up_and_says_when_the_worker_is_gone,
+    a_rescue_takes_the_jobs_of_a_dead_worker_and_writes_the_lost_call,
+    a_call_that_comes_after_the_rescue_takes_the_place_of_the_lost_one,
+    jobs_of_a_worker_without_a_row_are_found,
+    a_deadline_ends_jobs_wherever_they_are,
+    due_jobs_become_pending,
+    the_backlog_counts_each_job_once,
+    an_insert_by_another_program_is_noticed,
+);
+
+async fn a_beat_goes_up_and_says_when_the_worker_is_gone(ground: &Ground) {
+    let bench = Bench::on(ground).await;
+    assert!(bench.store.beat(bench.worker, 3, false).await.expect("a beat"));
+    assert_eq!(
+        ground.line("SELECT beat, running, host, default_model FROM workers").await,
+        "1|3|here|default-model"
+    );
+    ground.run("DELETE FROM workers").await;
+    assert!(!bench.store.beat(bench.worker, 3, false).await.expect("a beat"));
+}
+
+async fn a_rescue_takes_the_jobs_of_a_dead_worker_and_writes_the_lost_call(ground: &Ground) {
+    jobs(ground, 3, "queue", "'default'").await;
+    let (dead, alive) = (Bench::on(ground).await, Bench::on(ground).await);
+    let mine = alive.lease().await;
+    let lost = dead.claim(5).await;
+    dead.append(&lost[0].lease, &call(1)).await;
+    let peers = alive.store.peers(alive.worker).await.expect("peers");
+    assert_eq!(peers.iter().map(|peer| (peer.id, peer.beat, peer.pid)).collect::<Vec<_>>(), [(dead.worker, 0, 7)]);
+
+    assert_eq!(alive.store.rescue(dead.worker, 1).await.expect("a rescue").len(), 1);
+    assert_eq!(ground.line("SELECT count(*) FROM workers").await, "2", "it still holds one");
+    assert_eq!(alive.store.rescue(dead.worker, 10).await.expect("a rescue").len(), 1);
+    assert_eq!(ground.line("SELECT count(*) FROM workers").await, "1");
+    assert_eq!(
+        ground.lines("SELECT job_id, state, claims, crashes FROM job_state ORDER BY job_id").await,
+        ["1|running|1|0", "2|pending|2|1", "3|pending|2|1"]
+    );
+    assert_eq!(
+        ground.lines("SELECT job_id, claim, seq, run, error_type FROM calls ORDER BY job_id, seq").await,
+        ["2|1|1|1|NULL", "2|1|2|1|lost", "3|1|1|1|lost"]
+    );
+    let leases: Vec<_> = lost.iter().map(|got| got.lease).chain([mine]).collect();
+    let gone = alive.store.lost(&leases).await.expect("an answer");
+    assert_eq!(gone.iter().map(job).collect::<Vec<_>>(), [2, 3]);
+}
+
+async fn a_call_that_comes_after_the_rescue_takes_the_place_of_the_lost_one(ground: &Ground) {
+    one_job(ground).await;
+    let bench = Bench::on(ground).await;
+    let lease = bench.lease().await;
+    bench.store.rescue(bench.worker, 10).await.expect("a rescue");
+    assert!(bench.append(&lease, &call(1)).await, "it is late");
+    assert!(bench.append(&lease, &call(1)).await, "and written once");
+    assert_eq!(
+        ground.line("SELECT seq, late, error_type, output_tokens FROM calls").await,
+        ground.either("1|1|NULL|20", "1|t|NULL|20")
+    );
+}
+
+async fn jobs_of_a_worker_without_a_row_are_found(ground: &Ground) {
+    one_job(ground).await;
+    let (gone, alive) = (Bench::on(ground).await, Bench::on(ground).await);
+    gone.lease().await;
+    ground.run(&format!("DELETE FROM workers WHERE id = {}", gone.worker)).await;
+    let peers = alive.store.peers(alive.worker).await.expect("peers");
+    assert_eq!(peers.iter().map(|peer| peer.id).collect::<Vec<_>>(), [gone.worker]);
+    assert_eq!(alive.store.rescue(gone.worker, 10).await.expect("a rescue").len(), 1);
+    assert!(alive.store.peers(alive.worker).await.expect("peers").is_empty());
+}
+
+async fn a_deadline_ends_jobs_wherever_they_are(ground: &Ground) {
+    jobs(ground, 3, "policy", r#"'{"deadline_seconds": 3600}'"#).await;
+    let bench = Bench::on(ground).await;
+    let lease = bench.lease().await;
+    bench.append(&lease, &call(1)).await;
+    assert!(bench.store.expire(10).await.expect("an answer").is_empty());
+    ground.run(&format!("UPDATE job_state SET deadline_at = {} WHERE job_id < 3", ground.at(-1))).await;
+    let mut ended = bench.store.expire(10).await.expect("an answer");
+    ended.sort();
+    assert_eq!(ended.iter().map(|job| job.0).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(
+        ground.lines("SELECT job_id, outcome, error, calls, output_tokens, request_id FROM results ORDER BY job_id").await,
+        [
+            "1|expired|its deadline passed while it was running|1|20|req_1",
+            "2|expired|its deadline passed while it was pending|0|0|NULL",
+        ]
+    );
+    assert_eq!(
+        ground.lines("SELECT state, claims FROM job_state ORDER BY job_id").await,
+        ["done|2", "done|1", "pending|0"]
+    );
+    assert!(bench.store.fill(&lease, &answer("as far as it went")).await.expect("an answer"));
+    assert_eq!(ground.line("SELECT text FROM results WHERE job_id = 1").await, "as far as it went");
+}
+
+async fn due_jobs_become_pending(ground: &Ground) {
+    jobs(ground, 3, "run_at", &ground.at(3600)).await;
+    let bench = Bench::on(ground).await;
+    let due = bench.store.next_due().await.expect("an answer").expect("a time");
+    assert!(due > Duration::from_secs(3000) && due <= Duration::from_secs(3600), "{due:?}");
+    assert_eq!(bench.store.promote(10).await.expect("an answer"), 0);
+    // Into the past without a person's hand: the guard would make them pending at once.
+    ground
+        .run(&format!("UPDATE job_state SET available_at = {}, claims = claims + 1 WHERE job_id < 3", ground.at(-5)))
+        .await;
+    assert_eq!(bench.store.next_due().await.expect("an answer"), Some(Duration::ZERO));
+    assert_eq!(bench.store.promote(1).await.expect("an answer"), 1);
+    assert_eq!(bench.store.promote(10).await.expect("an answer"), 1);
+    assert_eq!(ids(&bench.claim(10).await), [1, 2]);
+}
+
+async fn the_backlog_counts_each_job_once(ground: &Ground) {
+    jobs(ground, 1, "queue", "'run'").await;
+    let bench = Bench::on(ground).await;
+    let lease = bench.lease().await;
+    jobs(ground, 2, "queue", "'default'").await;
+    jobs(ground, 3, "model", "'down'").await;
+    jobs(ground, 4, "batch", "'bad'").await;
+    jobs(ground, 5, "run_at", &ground.at(60)).await;
+    jobs(ground, 6, "run_at", &ground.at(7200)).await;
+    jobs(ground, 7, "queue", "'still'").await;
+    ground.run("UPDATE queues SET paused = TRUE WHERE name = 'still'").await;
+    let mut wanted = bench.wanted(1);
+    wanted.blocked.models = vec!["down".to_owned()];
+    wanted.blocked.batches = vec![("default".to_owned(), "bad".to_owned())];
+    let horizon = Duration::from_secs(900);
+    let expected = Backlog { pending: 2, blocked: 7, running: 1, soon: 5, later: 6, paused: 7, waiting: 0 };
+    assert_eq!(bench.store.backlog(&wanted, horizon).await.expect("counts"), expected);
+    wanted.queues = vec!["run".to_owned()];
+    let expected = Backlog { running: 1, ..Backlog::default() };
+    assert_eq!(bench.store.backlog(&wanted, horizon).await.expect("counts"), expected);
+    bench.release(back(lease, Some(Duration::from_secs(5)))).await;
+    let expected = Backlog { soon: 1, ..Backlog::default() };
+    assert_eq!(bench.store.backlog(&wanted, horizon).await.expect("counts"), expected);
+}
+
+async fn an_insert_by_another_program_is_noticed(ground: &Ground) {
+    let long = Duration::from_secs(60);
+    let bench = Bench::on(ground).await;
+    // The first wait ends at once, or when the listener stands.
+    bench.store.changed(long).await;
+    bench.store.sleep(bench.worker, true).await.expect("an answer");
+    if ground.kind() == Kind::Sqlite {
+        bench.store.changed(Duration::ZERO).await;
+    }
+    let quiet = Instant::now();
+    bench.store.changed(Duration::from_millis(120)).await;
+    assert!(quiet.elapsed() >= Duration::from_millis(120), "nothing has happened");
+
+    let insert = format!("INSERT INTO {} (prompt) VALUES ('say hello')", ground.either("jobs", &ground.table("jobs")));
+    ground.shell(&insert).expect("the shell inserts");
+    let began = Instant::now();
+    bench.store.changed(long).await;
+    assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());
+    assert_eq!(bench.claim(5).await.len(), 1);
+}
