@@ -37,6 +37,7 @@ pub use roles::{RoleNames, roles_sql};
 
 /// Takes prompts from a SQL table through the Claude Messages API into a results table.
 #[derive(Debug, Parser)]
+#[expect(clippy::doc_markdown, reason = "these words are the help text, which knows no backticks")]
 #[command(name = "promptmill", version, max_term_width = 110, after_help = AFTER_HELP)]
 pub struct Cli {
     /// Configuration file [env: PROMPTMILL_CONFIG=] [default: promptmill.toml here, where it exists]

@@ -22,23 +22,23 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     args.which.check("cancel")?;
     let desk = context.desk(Absent::Refuse).await?;
     let states = ["pending", "scheduled", "running", "waiting"];
-    let done = args.which.change(&*desk, Change::Cancel, &states, Vec::new()).await?;
+    let changed = args.which.change(&*desk, Change::Cancel, &states, Vec::new()).await?;
     if context.json {
         let mut out = Out::stdout();
-        let missing: Vec<i64> = done.missing.iter().map(|job| job.0).collect();
+        let missing: Vec<i64> = changed.missing.iter().map(|job| job.0).collect();
         let object = json!({
-            "cancelled": done.changed, "already_done": done.left, "missing": missing, "dry_run": args.which.dry_run,
+            "cancelled": changed.done, "already_done": changed.left, "missing": missing, "dry_run": args.which.dry_run,
         });
         out.line(&object.to_string())?;
         out.flush()?;
     }
-    let jobs = count(done.changed as i64, "job", "jobs");
-    let left = if done.left > 0 {
-        format!(", {} already done", count(done.left as i64, "job", "jobs"))
+    let jobs = count(changed.done as i64, "job", "jobs");
+    let left = if changed.left > 0 {
+        format!(", {} already done", count(changed.left as i64, "job", "jobs"))
     } else {
         String::new()
     };
     let verb = if args.which.dry_run { "would be cancelled" } else { "cancelled" };
     say(&format!("{jobs} {verb}{left}"));
-    Ok(if done.missing.is_empty() { Exit::Good } else { Exit::Failure })
+    Ok(if changed.missing.is_empty() { Exit::Good } else { Exit::Failure })
 }

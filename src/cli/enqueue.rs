@@ -38,6 +38,7 @@ const FAULTS_MAX: usize = 20;
 /// any line is wrong. Each job gets the key BATCH/CUSTOM_ID (without a custom_id: BATCH/ and a digest
 /// of the line), so that the same file twice enqueues once.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::doc_markdown, reason = "these words are the help text, which knows no backticks")]
 pub struct Args {
     /// File of JSON lines; - for standard input
     #[arg(value_name = "FILE", required_unless_present = "prompt", conflicts_with = "prompt")]
@@ -83,7 +84,7 @@ pub struct Args {
 
 impl Args {
     /// Returns what the command line says for every job.
-    fn fill(&self) -> NewJob {
+    fn defaults(&self) -> NewJob {
         NewJob {
             queue: self.queue.clone(),
             batch: self.batch.clone(),
@@ -106,8 +107,8 @@ struct Tally {
     unread: u64,
     /// Lines whose key exists with other content, with the key.
     differing: Vec<(u64, String)>,
-    /// The jobs in the table; kept only to wait for them.
-    jobs: Vec<JobId>,
+    /// The jobs in the table, where they are waited for.
+    jobs: Option<Vec<JobId>>,
 }
 
 /// Runs the command.
@@ -129,7 +130,7 @@ async fn one(prompt: &str, args: &Args, context: &Context) -> anyhow::Result<Exi
         key: args.key.clone(),
         prompt: Some(prompt.to_owned()),
         params: args.params.clone(),
-        ..args.fill()
+        ..args.defaults()
     };
     lines::check(&job).map_err(Stop::usage)?;
     let desk = context.desk(Absent::Create).await?;
@@ -141,7 +142,7 @@ async fn one(prompt: &str, args: &Args, context: &Context) -> anyhow::Result<Exi
         Inserted::New(_) => say("1 new, 0 already there"),
         Inserted::There(_) => say("0 new, 1 already there"),
         Inserted::Unread(_) => {
-            say("0 new, 1 already there; its content was not compared, because this role may not read jobs")
+            say("0 new, 1 already there; its content was not compared, because this role may not read jobs");
         }
         Inserted::Differs(_) => {
             let key = args.key.as_deref().unwrap_or_default();
@@ -164,9 +165,9 @@ async fn one(prompt: &str, args: &Args, context: &Context) -> anyhow::Result<Exi
 }
 
 async fn many(path: &Path, args: &Args, context: &Context) -> anyhow::Result<Exit> {
-    let fill = args.fill();
+    let defaults = args.defaults();
     let (mut file, name) = open(path)?;
-    let (count, digest) = check_whole(&file, &name, &fill)?;
+    let (jobs, digest) = check_whole(&file, &name, &defaults)?;
     let label = args.batch.clone().unwrap_or_else(|| {
         // The label has to fit its column; a file name may be longer.
         let name: String = name.chars().take(lines::NAME_MAX - digest.len() - 1).collect();
@@ -175,9 +176,9 @@ async fn many(path: &Path, args: &Args, context: &Context) -> anyhow::Result<Exi
     let desk = context.desk(Absent::Create).await?;
 
     file.seek(SeekFrom::Start(0)).with_context(|| format!("failed to read {name} again"))?;
-    let bar = progress(count);
-    let mut tally = Tally::default();
-    let inserted = insert_all(&*desk, &file, &name, &label, &fill, args.wait, &mut tally, &bar).await;
+    let bar = progress(jobs);
+    let mut tally = Tally { jobs: args.wait.then(Vec::new), ..Tally::default() };
+    let inserted = insert_all(&*desk, &file, &name, &label, &defaults, &mut tally, &bar).await;
     bar.finish_and_clear();
     inserted.with_context(|| {
         format!(
@@ -191,7 +192,10 @@ async fn many(path: &Path, args: &Args, context: &Context) -> anyhow::Result<Exi
     if !tally.differing.is_empty() {
         return Ok(Exit::Failure);
     }
-    if args.wait { wait::for_all(&*desk, tally.jobs).await } else { Ok(Exit::Good) }
+    match tally.jobs {
+        Some(jobs) => wait::for_all(&*desk, jobs).await,
+        None => Ok(Exit::Good),
+    }
 }
 
 /// Opens a file that can be read twice: standard input and pipes are kept in an unnamed
@@ -218,11 +222,11 @@ fn open(path: &Path) -> anyhow::Result<(File, String)> {
 }
 
 /// Reads all lines; returns how many jobs there are, and the digest of the file.
-fn check_whole(file: &File, name: &str, fill: &NewJob) -> anyhow::Result<(u64, String)> {
+fn check_whole(file: &File, name: &str, defaults: &NewJob) -> anyhow::Result<(u64, String)> {
     let mut lines = Lines::new(BufReader::with_capacity(256 * 1024, file));
     let mut good: u64 = 0;
     let mut wrong: u64 = 0;
-    while let Some(line) = lines.next_job(fill).with_context(|| format!("failed to read {name}"))? {
+    while let Some(line) = lines.next_job(defaults).with_context(|| format!("failed to read {name}"))? {
         match line {
             Ok(_) => good += 1,
             Err(Fault { number, sentence }) => {
@@ -260,14 +264,12 @@ fn progress(count: u64) -> ProgressBar {
     bar
 }
 
-#[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename them")]
 async fn insert_all(
     desk: &dyn Desk,
     file: &File,
     name: &str,
     label: &str,
-    fill: &NewJob,
-    wait: bool,
+    defaults: &NewJob,
     tally: &mut Tally,
     bar: &ProgressBar,
 ) -> anyhow::Result<()> {
@@ -277,7 +279,7 @@ async fn insert_all(
     let mut jobs = Vec::with_capacity(ROWS_MAX);
     let mut bytes = 0;
     loop {
-        let next = lines.next_job(fill).with_context(|| format!("failed to read {name}"))?;
+        let next = lines.next_job(defaults).with_context(|| format!("failed to read {name}"))?;
         let end = next.is_none();
         if let Some(line) = next {
             let line = line.map_err(|fault| {
@@ -296,7 +298,7 @@ async fn insert_all(
             jobs.push(job);
         }
         if end || jobs.len() == ROWS_MAX || bytes >= BYTES_MAX {
-            insert(desk, &numbers, &jobs, wait, tally).await?;
+            insert(desk, &numbers, &jobs, tally).await?;
             bar.inc(jobs.len() as u64);
             numbers.clear();
             jobs.clear();
@@ -309,13 +311,7 @@ async fn insert_all(
 }
 
 /// Inserts jobs in order; a statement that the database refuses is halved until the row stands alone.
-async fn insert(
-    desk: &dyn Desk,
-    numbers: &[u64],
-    jobs: &[NewJob],
-    wait: bool,
-    tally: &mut Tally,
-) -> anyhow::Result<()> {
+async fn insert(desk: &dyn Desk, numbers: &[u64], jobs: &[NewJob], tally: &mut Tally) -> anyhow::Result<()> {
     let mut from = 0;
     let mut size = jobs.len();
     while from < jobs.len() {
@@ -336,8 +332,8 @@ async fn insert(
                             tally.differing.push((*number, job.key.clone().unwrap_or_default()));
                         }
                     }
-                    if wait {
-                        tally.jobs.push(inserted.job());
+                    if let Some(jobs) = &mut tally.jobs {
+                        jobs.push(inserted.job());
                     }
                 }
                 from = to;

@@ -67,6 +67,7 @@ pub struct Args {
 
 /// How results are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[expect(clippy::doc_markdown, reason = "these words are the help text, which knows no backticks")]
 pub enum Format {
     /// A line each, with the start of the text
     Table,

@@ -37,27 +37,27 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         args.outcome.clone()
     };
     let desk = context.desk(Absent::Refuse).await?;
-    let done = args.which.change(&*desk, Change::RunAgain, &["done"], outcomes).await?;
+    let changed = args.which.change(&*desk, Change::RunAgain, &["done"], outcomes).await?;
     if context.json {
         let mut out = Out::stdout();
-        let missing: Vec<i64> = done.missing.iter().map(|job| job.0).collect();
+        let missing: Vec<i64> = changed.missing.iter().map(|job| job.0).collect();
         let object = json!({
-            "retried": done.changed, "still_open": done.left, "missing": missing, "dry_run": args.which.dry_run,
+            "retried": changed.done, "still_open": changed.left, "missing": missing, "dry_run": args.which.dry_run,
         });
         out.line(&object.to_string())?;
         out.flush()?;
     }
-    let jobs = count(done.changed as i64, "job", "jobs");
-    let left = if done.left > 0 {
-        format!(", {} not done yet", count(done.left as i64, "job", "jobs"))
+    let jobs = count(changed.done as i64, "job", "jobs");
+    let left = if changed.left > 0 {
+        format!(", {} not done yet", count(changed.left as i64, "job", "jobs"))
     } else {
         String::new()
     };
-    let verb = match (args.which.dry_run, done.changed) {
+    let verb = match (args.which.dry_run, changed.done) {
         (true, _) => "would run again",
         (false, 1) => "runs again",
         (false, _) => "run again",
     };
     say(&format!("{jobs} {verb}{left}"));
-    Ok(if done.missing.is_empty() { Exit::Good } else { Exit::Failure })
+    Ok(if changed.missing.is_empty() { Exit::Good } else { Exit::Failure })
 }

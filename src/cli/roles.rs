@@ -69,16 +69,14 @@ pub fn roles_sql(schema: &str, names: &RoleNames) -> String {
     let schema = quoted(schema);
     let RoleNames { owner, enqueuer, reader, operator, tool, worker } = names;
     let all = [owner, enqueuer, reader, operator, tool, worker];
-    let create: String = all
-        .iter()
-        .map(|role| {
-            // CREATE ROLE has no IF NOT EXISTS, and this must be safe to run again.
-            format!(
-                "DO $$ BEGIN CREATE ROLE {} NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;\n",
-                quoted(role)
-            )
-        })
-        .collect();
+    // CREATE ROLE has no IF NOT EXISTS, and this must be safe to run again.
+    let create = all.map(|role| {
+        let role = quoted(role);
+        format!(
+            "DO $$ BEGIN CREATE ROLE {role} NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;\n"
+        )
+    });
+    let create = create.concat();
     let [owner, enqueuer, reader, operator, tool, worker] = all.map(|role| quoted(role));
     format!(
         "-- The roles of promptmill, with the least rights. Run as a superuser, or as one who may create roles

@@ -34,6 +34,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         .await
         .with_context(|| format!("failed to read the result of job {id}"))?
         .pop();
+    let texts = if args.full { Texts::Whole } else { Texts::Start };
     let mut out = Out::stdout();
     if context.json {
         let result = match &result {
@@ -43,7 +44,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         let calls: Vec<Value> = calls.iter().map(call_json).collect();
         out.line(&json!({"job": job_json(&job), "calls": calls, "result": result}).to_string())?;
     } else {
-        out.text(&story::tell(&job, &calls, result.as_ref(), args.full))?;
+        out.text(&story::tell(&job, &calls, result.as_ref(), texts))?;
     }
     out.flush()?;
     Ok(Exit::Good)

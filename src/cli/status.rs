@@ -38,18 +38,15 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let mut out = Out::stdout();
     let mut first = true;
     loop {
-        let (json, text, open) = match &args.batch {
-            Some(batch) => {
-                let view = BatchView::read(&*desk, batch).await.context("failed to look at the batch")?;
-                if view.jobs.total() == 0 {
-                    return Err(Stop::failure(format!("no job has batch \"{batch}\"")));
-                }
-                (view.json(), view.text(), view.jobs.open() > 0)
+        let (json, text, open) = if let Some(batch) = &args.batch {
+            let view = BatchView::read(&*desk, batch).await.context("failed to look at the batch")?;
+            if view.jobs.total() == 0 {
+                return Err(Stop::failure(format!("no job has batch \"{batch}\"")));
             }
-            None => {
-                let view = View::read(&*desk).await.context("failed to look at the jobs")?;
-                (view.json(), view.text(), true)
-            }
+            (view.json(), view.text(), view.jobs.open() > 0)
+        } else {
+            let view = View::read(&*desk).await.context("failed to look at the jobs")?;
+            (view.json(), view.text(), true)
         };
         if context.json {
             out.line(&json.to_string())?;

@@ -55,7 +55,7 @@ impl Change {
 #[derive(Debug, Default)]
 pub struct Changed {
     /// Jobs that were changed, or would be.
-    pub changed: u64,
+    pub done: u64,
     /// Jobs that were named and need no change.
     pub left: u64,
     /// Jobs that were named and are not there.
@@ -97,11 +97,11 @@ impl Which {
             let jobs = desk.select(&filter, after, PAGE as i64).await.context("failed to select jobs")?;
             let Some(last) = jobs.last() else { return Ok(changed) };
             after = *last;
-            changed.changed += if self.dry_run {
+            changed.done += if self.dry_run {
                 jobs.len() as u64
             } else {
                 change.apply(desk, &jobs).await.with_context(|| {
-                    format!("failed after {} jobs were changed; the same command goes on", changed.changed)
+                    format!("failed after {} jobs were changed; the same command goes on", changed.done)
                 })?
             };
         }
@@ -127,7 +127,7 @@ impl Which {
             } else {
                 change.apply(desk, jobs).await.context("failed to change the jobs")?
             };
-            changed.changed += done;
+            changed.done += done;
             changed.left += (found.len() as u64).saturating_sub(done);
         }
         for job in &changed.missing {

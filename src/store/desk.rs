@@ -512,7 +512,7 @@ pub(super) fn list<T: Serialize>(items: &[T]) -> String {
 }
 
 /// Returns the queues of scopes `batch:<queue>/<batch>`, sorted.
-pub(super) fn queues_of(scopes: Vec<String>, batch: &str) -> Vec<String> {
+pub(super) fn queues_of(scopes: &[String], batch: &str) -> Vec<String> {
     let mut queues: Vec<String> = scopes
         .iter()
         .filter_map(|scope| scope.strip_prefix("batch:")?.strip_suffix(batch)?.strip_suffix('/'))
@@ -565,7 +565,7 @@ mod tests {
         found.there(2, JobId(2), Some(true));
         found.there(4, JobId(9), Some(false));
         assert_eq!(
-            found.done().unwrap(),
+            found.done().expect("all are found"),
             [
                 Inserted::New(JobId(1)),
                 Inserted::New(JobId(2)),
@@ -579,6 +579,6 @@ mod tests {
     #[test]
     fn a_scope_names_its_queue_whatever_slashes_are_in_it() {
         let scopes = vec!["batch:q/x/a/b".to_owned(), "batch:default/a/b".to_owned()];
-        assert_eq!(queues_of(scopes, "a/b"), ["default", "q/x"]);
+        assert_eq!(queues_of(&scopes, "a/b"), ["default", "q/x"]);
     }
 }

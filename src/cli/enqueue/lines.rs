@@ -18,9 +18,9 @@ use crate::store::{Moment, NewJob};
 /// Longest line, in bytes: twice what the API takes as one request.
 pub const LINE_MAX: usize = 64 * 1024 * 1024;
 
-/// Longest queue, batch, model or custom_id, in characters: an index entry has room for no more.
+/// Longest queue, batch, model or `custom_id`, in characters: an index entry has room for no more.
 pub const NAME_MAX: usize = 200;
-/// Longest key: batch, slash and custom_id fit.
+/// Longest key: batch, slash and `custom_id` fit.
 const KEY_MAX: usize = 500;
 
 const FIELDS: [&str; 13] = [
@@ -360,7 +360,13 @@ fn object<'a>(what: &str, text: &'a str) -> Result<Fields<'a>, String> {
     }
     match serde_json::from_str::<Object<'a>>(text) {
         Ok(object) => Ok(object.0),
-        Err(error) if error.is_data() => Err(format!("{what}: {}", bare(&error))),
+        Err(error) if error.is_data() => {
+            let text = error.to_string();
+            Err(format!(
+                "{what}: {}",
+                text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message)
+            ))
+        }
         Err(error) => Err(format!("{what} is not valid JSON: {}", bare(&error))),
     }
 }
@@ -437,7 +443,7 @@ mod tests {
             (r#"{"prompt":7}"#, "prompt is not a string"),
             (r#"{"prompt":"a","max_tokens":0}"#, "max_tokens is less than 1"),
             (r#"{"prompt":"a","max_tokens":1.5}"#, "max_tokens is not a whole number"),
-            (r#"{"prompt":"a","prompt":"b"}"#, "the line: \"prompt\" stands there twice at column 24"),
+            (r#"{"prompt":"a","prompt":"b"}"#, "the line: \"prompt\" stands there twice"),
             (r#"{"prompt":"a","params":[]}"#, "params is not a JSON object"),
             (r#"{"prompt":"a\u0000"}"#, "prompt holds U+0000, which a SQL text cannot: take it out"),
             (r#"{"prompt":"a","key":"k","custom_id":"c"}"#, "key and custom_id both: give one"),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::domain::job::JobId;
 
 /// How long a transaction that writes results may take before a follower could miss it.
-const OVERLAP: Duration = Duration::from_secs(60);
+const OVERLAP: Duration = Duration::from_mins(1);
 
 /// What a follower has seen.
 #[derive(Debug, Default)]

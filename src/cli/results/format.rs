@@ -50,7 +50,7 @@ const CSV_COLUMNS: [&str; 26] = [
 pub fn head(format: Format) -> anyhow::Result<String> {
     match format {
         Format::Table | Format::Jsonl | Format::Batch => Ok(String::new()),
-        Format::Csv => csv_line(CSV_COLUMNS.map(Cow::Borrowed)),
+        Format::Csv => csv_line(&CSV_COLUMNS.map(Cow::Borrowed)),
     }
 }
 
@@ -206,7 +206,7 @@ fn raw(text: &str) -> Cow<'_, RawValue> {
 
 fn csv(row: &ResultRow) -> anyhow::Result<String> {
     let text = |value: &Option<String>| Cow::Owned(unformula(value.as_deref().unwrap_or_default()));
-    csv_line::<26>([
+    csv_line::<26>(&[
         Cow::Owned(row.job.to_string()),
         Cow::Owned(row.run.to_string()),
         Cow::Owned(row.seq.to_string()),
@@ -241,7 +241,7 @@ fn unformula(text: &str) -> String {
     if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() }
 }
 
-fn csv_line<const N: usize>(fields: [Cow<'_, str>; N]) -> anyhow::Result<String> {
+fn csv_line<const N: usize>(fields: &[Cow<'_, str>; N]) -> anyhow::Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(fields.iter().map(|field| field.as_bytes())).context("failed to write a CSV row")?;
     let bytes = writer.into_inner().context("failed to write a CSV row")?;

@@ -1,18 +1,22 @@
 //! A job's story as text: pure, so that its sentences can be tested without a database.
+//!
+//! `write!` into a String cannot fail, hence the `.ok()`.
+
+use std::fmt::Write as _;
 
 use crate::cli::out::{cell, cell_number, count, duration, number, one_line, printable, table, time};
 use crate::domain::ledger::CallKind;
 use crate::domain::outcome::Outcome;
-use crate::store::{CallRow, JobRow, ResultRow};
+use crate::store::{CallRow, JobRow, ResultRow, Texts};
 
 /// Characters of a prompt or an answer, unless all of it is wanted.
 const TEXT_MAX: usize = 400;
 
 /// Returns the whole story.
-pub fn tell(job: &JobRow, calls: &[CallRow], result: Option<&ResultRow>, full: bool) -> String {
+pub fn tell(job: &JobRow, calls: &[CallRow], result: Option<&ResultRow>, texts: Texts) -> String {
     let mut lines = Vec::new();
     head(&mut lines, job, result);
-    asked(&mut lines, job, full);
+    asked(&mut lines, job, texts);
     if calls.is_empty() {
         lines.push("\nNo call was made yet.".to_owned());
     } else {
@@ -27,7 +31,7 @@ pub fn tell(job: &JobRow, calls: &[CallRow], result: Option<&ResultRow>, full: b
     }
     if let Some(result) = result {
         lines.push(String::new());
-        end(&mut lines, result, full);
+        end(&mut lines, result, texts);
     }
     let mut text = lines.join("\n");
     text.push('\n');
@@ -51,30 +55,30 @@ fn head(lines: &mut Vec<String>, job: &JobRow, result: Option<&ResultRow>) {
     let mut place = format!("  queue {}", job.asked.queue.as_deref().unwrap_or_default());
     for (name, value) in [("batch", &job.asked.batch), ("key", &job.asked.key)] {
         if let Some(value) = value {
-            place.push_str(&format!(", {name} {value}"));
+            write!(place, ", {name} {value}").ok();
         }
     }
     if job.priority != 0 {
-        place.push_str(&format!(", priority {}", job.priority));
+        write!(place, ", priority {}", job.priority).ok();
     }
     lines.push(printable(&place).into_owned());
     let mut times = format!("  inserted {}", time(job.created_at));
     if let Some(run_at) = job.asked.run_at.filter(|run_at| run_at.0 > job.created_at.0) {
-        times.push_str(&format!(", to run at {}", time(run_at)));
+        write!(times, ", to run at {}", time(run_at)).ok();
     }
     if let Some(deadline) = job.deadline_at {
-        times.push_str(&format!(", deadline {}", time(deadline)));
+        write!(times, ", deadline {}", time(deadline)).ok();
     }
     lines.push(times);
     lines.push(format!(
-        "  run {}, {}, {}",
+        "  run {}, claim {}, {}",
         job.run,
-        count(job.claims, "claim or change", "claims and changes"),
+        number(job.claims),
         count(job.failures, "failure", "failures")
     ));
 }
 
-fn asked(lines: &mut Vec<String>, job: &JobRow, full: bool) {
+fn asked(lines: &mut Vec<String>, job: &JobRow, texts: Texts) {
     let max_tokens = job.asked.max_tokens.map(|tokens| tokens.to_string());
     for (name, value) in [
         ("model", &job.asked.model),
@@ -86,13 +90,13 @@ fn asked(lines: &mut Vec<String>, job: &JobRow, full: bool) {
         ("metadata", &job.asked.metadata),
     ] {
         if let Some(value) = value {
-            lines.push(format!("  {name}: {}", excerpt(value, full)));
+            lines.push(format!("  {name}: {}", excerpt(value, texts)));
         }
     }
 }
 
-fn excerpt(text: &str, full: bool) -> String {
-    if full { printable(text).into_owned() } else { one_line(text, TEXT_MAX) }
+fn excerpt(text: &str, texts: Texts) -> String {
+    if texts == Texts::Whole { printable(text).into_owned() } else { one_line(text, TEXT_MAX) }
 }
 
 fn ledger(calls: &[CallRow]) -> String {
@@ -150,25 +154,23 @@ fn sentence(call: &CallRow) -> String {
         None => format!("Made a call of kind {} to {model}", call.kind),
     };
     if let Some(room) = call.max_tokens {
-        did.push_str(&format!(" (room for {})", count(room, "token", "tokens")));
+        write!(did, " (room for {})", count(room, "token", "tokens")).ok();
     }
     if call.probe {
         did.push_str(", as a probe");
     }
-    let mut ended = match (&call.error_type, &call.stop_reason) {
+    let after = took(call).map(|ms| format!(" after {}", duration(ms))).unwrap_or_default();
+    let ended = match (&call.error_type, &call.stop_reason) {
         (Some(kind), _) => {
             let status = call.http_status.map(|status| format!(", HTTP {status}")).unwrap_or_default();
             let code = call.error_code.as_deref().map(|code| format!(", {code}")).unwrap_or_default();
             let why =
                 call.error.as_deref().map(|why| format!(": {}", one_line(why, 300))).unwrap_or_default();
-            format!("It failed with {kind}{status}{code}{why}")
+            format!("It failed{after} with {kind}{status}{code}{why}")
         }
-        (None, Some(stop)) => format!("It ended with {stop}"),
-        (None, None) => "It ended without a stop reason".to_owned(),
+        (None, Some(stop)) => format!("It ended with {stop}{after}"),
+        (None, None) => format!("It ended without a stop reason{after}"),
     };
-    if let Some(ms) = took(call) {
-        ended.push_str(&format!(" after {}", duration(ms)));
-    }
     let mut more = Vec::new();
     if call.partial {
         more.push("It was cut: its tokens are estimates.".to_owned());
@@ -182,13 +184,12 @@ fn sentence(call: &CallRow) -> String {
     if let Some(request) = &call.request {
         more.push(format!("How: {}", one_line(request, 200)));
     }
-    let more = more.iter().map(|sentence| format!(" {sentence}")).collect::<String>();
-    let ended = ended.trim_end_matches('.');
-    printable(&format!("{did}. {ended}.{more}")).into_owned()
+    more.insert(0, format!("{}.", ended.trim_end_matches('.')));
+    printable(&format!("{did}. {}", more.join(" "))).into_owned()
 }
 
-fn end(lines: &mut Vec<String>, result: &ResultRow, full: bool) {
-    let why = result.error.as_deref().map(|error| format!(": {}", excerpt(error, full))).unwrap_or_default();
+fn end(lines: &mut Vec<String>, result: &ResultRow, texts: Texts) {
+    let why = result.error.as_deref().map(|error| format!(": {}", excerpt(error, texts))).unwrap_or_default();
     lines.push(format!("Ended at {} as {}{why}", time(result.finished_at), result.outcome));
     let usage = &result.usage;
     lines.push(format!(
@@ -209,11 +210,11 @@ fn end(lines: &mut Vec<String>, result: &ResultRow, full: bool) {
         ));
     }
     if let Some(output) = &result.output {
-        lines.push(format!("  output: {}", excerpt(output, full)));
+        lines.push(format!("  output: {}", excerpt(output, texts)));
     }
     if let Some(text) = &result.text {
         let name = if result.outcome == Outcome::Complete.as_str() { "text" } else { "text so far" };
-        lines.push(format!("  {name}: {}", excerpt(text, full)));
+        lines.push(format!("  {name}: {}", excerpt(text, texts)));
     }
 }
 
@@ -284,11 +285,11 @@ mod tests {
         overloaded.error = Some("Overloaded.".into());
         overloaded.retry_after_ms = Some(2000);
         let calls = [call(1, "ask", "max_tokens"), call(2, "continue", "end_turn"), overloaded];
-        insta::assert_snapshot!(tell(&job(), &calls, None, false));
+        insta::assert_snapshot!(tell(&job(), &calls, None, Texts::Start));
     }
 
     #[test]
     fn a_job_that_was_never_asked_says_so() {
-        assert!(tell(&job(), &[], None, false).contains("No call was made yet."));
+        assert!(tell(&job(), &[], None, Texts::Start).contains("No call was made yet."));
     }
 }

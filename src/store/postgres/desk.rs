@@ -494,7 +494,7 @@ impl Desk for PostgresStore {
             .await
             .map_err(said)?,
         };
-        Ok(queues_of(scopes, batch))
+        Ok(queues_of(&scopes, batch))
     }
 }
 

@@ -501,7 +501,7 @@ impl Desk for SqliteStore {
             .await
             .map_err(said)?,
         };
-        Ok(queues_of(scopes, batch))
+        Ok(queues_of(&scopes, batch))
     }
 }
 

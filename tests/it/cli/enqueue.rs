@@ -128,9 +128,9 @@ async fn a_key_with_other_content_is_told_with_its_line(ground: &Ground) {
 
 async fn a_file_of_many_statements_arrives_whole_and_in_order(ground: &Ground) {
     let desk = Desk::new(ground);
-    let lines: String =
+    let lines: Vec<String> =
         (0..2_500).map(|n| format!("{{\"prompt\":\"p{n}\",\"custom_id\":\"{n}\"}}\n")).collect();
-    let file = desk.file("many.jsonl", &lines);
+    let file = desk.file("many.jsonl", &lines.concat());
     let json = desk.mill(&["enqueue", file, "-b", "m", "--json"]).json();
     assert_eq!(json, serde_json::json!({"batch": "m", "new": 2500, "already_there": 0, "other_content": []}));
     assert_eq!(
@@ -171,11 +171,12 @@ async fn waiting_ends_when_the_job_does(ground: &Ground) {
     desk.mill(&["enqueue", "--prompt", "a", "--key", "k"]).good();
     super::settle(ground, 1, "complete", "end_turn", "hello").await;
     assert_eq!(desk.mill(&["enqueue", "--prompt", "a", "--key", "k", "--wait"]).good(), "hello\n");
-    desk.mill(&["enqueue", "--prompt", "b", "--key", "l"]).good();
-    super::settle(ground, 2, "truncated", "max_tokens", "hel").await;
+    let id = desk.mill(&["enqueue", "--prompt", "b", "--key", "l"]).good();
+    let id = id.trim_end();
+    super::settle(ground, id.parse().expect("an id"), "truncated", "max_tokens", "hel").await;
     let ran = desk.mill(&["enqueue", "--prompt", "b", "--key", "l", "--wait"]);
     assert_eq!(ran.out, "", "a cut answer is not passed off as one");
-    assert!(ran.said(7).contains("job 2 ended as truncated"));
+    assert!(ran.said(7).contains(&format!("job {id} ended as truncated")));
 }
 
 async fn waiting_for_a_file_ends_with_7_where_not_all_is_complete(ground: &Ground) {
