@@ -7,7 +7,7 @@ use crate::domain::breaker::State;
 use crate::store::{GateRow, Store, StoreError};
 
 /// Longest block that a row can ask for; a person who means longer leaves `until` NULL.
-const UNTIL_MAX: std::time::Duration = std::time::Duration::from_secs(366 * 86_400);
+const UNTIL_MAX: std::time::Duration = std::time::Duration::from_hours(366 * 24);
 
 impl Gates {
     /// Takes over what others changed, then writes what changed here. A gate that both changed is
@@ -50,13 +50,17 @@ impl Gates {
             inner.key.block = match (blocked, &inner.key.block) {
                 (true, _) => Some(Block { reason, until }),
                 // Opened by hand: the next call is a probe.
-                (false, Some(block)) if row.state == "flowing" => Some(Block { until: Some(now), ..block.clone() }),
+                (false, Some(block)) if row.state == "flowing" => {
+                    Some(Block { until: Some(now), ..block.clone() })
+                }
                 (false, other) => other.clone(),
             };
             inner.key.probing = false;
         } else if let Some(model) = row.scope.strip_prefix(&format!("model:{}/", self.profile)) {
             self.take_over_model(&mut inner, model, row, reason, now);
-        } else if let Some((queue, batch)) = row.scope.strip_prefix("batch:").and_then(|lane| lane.split_once('/')) {
+        } else if let Some((queue, batch)) =
+            row.scope.strip_prefix("batch:").and_then(|lane| lane.split_once('/'))
+        {
             let lane = (queue.to_owned(), batch.to_owned());
             if blocked {
                 inner.batches.insert(lane, reason);

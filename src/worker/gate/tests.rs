@@ -8,12 +8,12 @@ use crate::domain::job::{Claimed, Defaults, JobId, Lease, Policy, Tally};
 fn gates() -> Gates {
     let settings = BreakerSettings {
         failures_in_a_row: 3,
-        window: Duration::from_secs(60),
+        window: Duration::from_mins(1),
         calls_min: 100,
         share: 0.5,
         open: Duration::from_secs(15),
-        open_max: Duration::from_secs(60),
-        probe_lease: Duration::from_secs(60),
+        open_max: Duration::from_mins(1),
+        probe_lease: Duration::from_mins(1),
     };
     Gates::new(settings, "default", "12345678".into())
 }
