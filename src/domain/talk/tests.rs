@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::domain::job::{Claimed, Defaults, JobId, Lease, ModelFacts, Policy};
+use crate::domain::seam;
 
 fn job(params: &str, policy: &str) -> Job {
     let defaults = Defaults {
@@ -307,6 +308,75 @@ fn the_text_of_a_lost_stream_is_gone_on_with_only_where_it_is_worth_it() {
     let mut older = row(&long);
     older.push(past(2, "ask", None, "newer", None));
     assert_eq!(asked(&resume("{}", "{}", &older)).kind, CallKind::Ask, "only the newest partial row counts");
+}
+
+#[test]
+fn what_was_gone_on_with_counts_for_ever() {
+    let (first, second) = (prose(600), format!("{} {}", &prose(600)[4000..], prose(900).split_off(5500)));
+    let rows = [
+        past(1, "ask", None, &first, Some("stream_cut")),
+        past(2, "resume", None, "too short", Some("stream_cut")),
+        past(3, "resume", Some("max_tokens"), &second, None),
+        past(4, "continue", None, "", Some("overloaded_error")),
+    ];
+    let resumed = Talk::resume(job("{}", "{}"), &rows, Instant::now());
+    let said = body(&asked(&resumed))["messages"][1]["content"].as_str().expect("text").to_owned();
+    assert!(said.starts_with("word0 word1 "), "the first half is gone: {}", &said[..40]);
+    assert!(said.ends_with("word899"), "{}", &said[said.len() - 40..]);
+}
+
+#[test]
+fn a_cut_continuation_is_joined_the_way_it_was_asked_for() {
+    let (first, anchored) =
+        (prose(600), format!("{} and on {}", seam::anchor(&prose(600)), prose(1200).split_off(7000)));
+    let mut row = past(2, "continue", None, &anchored, Some("stream_cut"));
+    row.request = Some(r#"{"how":"anchor"}"#.to_owned());
+    let rows = [past(1, "ask", Some("max_tokens"), &first, None), row];
+    let job = Job { prefill: true, ..job("{}", "{}") };
+    let resumed = Talk::resume(job, &rows, Instant::now());
+    let said = body(&asked(&resumed))["messages"][1]["content"].as_str().expect("text").to_owned();
+    assert_eq!(said.matches("word599").count(), 1, "the anchor was kept");
+}
+
+#[test]
+fn a_call_that_goes_on_says_how_before_it_is_answered() {
+    let mut talk = talk("{}", "{}");
+    assert_eq!(asked(&talk).note, None);
+    talk.push(said("max_tokens", &prose(300)));
+    assert_eq!(asked(&talk).note.as_deref(), Some(r#"{"how":"anchor"}"#));
+}
+
+#[test]
+fn a_model_that_says_nothing_to_a_cut_answer_has_not_finished_it() {
+    for silence in [reply("end_turn", "[]"), said("end_turn", " \n")] {
+        let mut talk = talk("{}", "{}");
+        talk.push(said("max_tokens", &prose(300)));
+        talk.push(silence);
+        let answer = ended(&talk);
+        assert_eq!(answer.outcome, Outcome::Truncated);
+        assert_eq!(answer.fault.and_then(|fault| fault.code).as_deref(), Some("no_progress"));
+    }
+    let mut talk = talk("{}", "{}");
+    talk.push(said("max_tokens", &prose(300)));
+    talk.push(said("end_turn", seam::anchor(&prose(300))));
+    assert_eq!(ended(&talk).outcome, Outcome::Complete, "the anchor alone says that nothing was missing");
+}
+
+#[test]
+fn structured_output_that_is_not_json_is_not_complete() {
+    let params = r#"{"output_config":{"format":{"type":"json_schema","schema":{}}}}"#;
+    let answered = |text: &str| {
+        let mut talk = talk(params, "{}");
+        talk.push(said("end_turn", text));
+        ended(&talk)
+    };
+    let whole = answered(r#"{"a":1}"#);
+    assert_eq!((whole.outcome, whole.output.as_deref()), (Outcome::Complete, Some(r#"{"a":1}"#)));
+    let torn = answered(r#"{"a":"#);
+    assert_eq!(
+        (torn.outcome, torn.output, torn.text.as_deref()),
+        (Outcome::InvalidOutput, None, Some(r#"{"a":"#))
+    );
 }
 
 #[test]

@@ -50,6 +50,7 @@ fn request() -> Request {
         messages: 1,
         prefilled: false,
         timeout: LONG,
+        note: None,
     }
 }
 
