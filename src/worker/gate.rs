@@ -370,7 +370,8 @@ impl Permit<'_> {
     /// model's gate is blocked now.
     pub fn fail(mut self, health: Health, reason: &str, now: Instant, dice: f64) -> bool {
         self.gates.reported(&self, health, reason, now, dice);
-        self.done = self.probe.is_some();
+        // The model's probe has reported; the key's is given back below, whatever became of it.
+        self.probe = None;
         let inner = self.gates.lock();
         inner.models.get(&self.model).is_some_and(|gate| gate.breaker.state() != State::Flowing)
     }
@@ -378,7 +379,7 @@ impl Permit<'_> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        if self.done || (self.probe.is_none() && !self.key_probe) {
+        if self.done || !self.is_probe() {
             return;
         }
         let mut inner = self.gates.lock();
@@ -388,8 +389,9 @@ impl Drop for Permit<'_> {
             && let Some(gate) = inner.models.get_mut(&self.model)
             && let State::Probing { until, .. } = gate.breaker.state()
         {
-            gate.breaker
-                .give_back(number, until.checked_sub(self.gates.settings.probe_lease).unwrap_or(until));
+            let since = until.checked_sub(self.gates.settings.probe_lease).unwrap_or(until);
+            gate.breaker.give_back(number, since);
+            inner.changed.insert(self.gates.model_scope(&self.model));
         }
     }
 }

@@ -16,8 +16,12 @@ impl Gates {
         for row in store.gates().await? {
             self.take_over(&row, now);
         }
-        let changed: Vec<String> = self.lock().changed.drain().collect();
+        let changed: Vec<String> = self.lock().changed.iter().cloned().collect();
         for scope in changed {
+            // Taken out before it is read: what changes while it is written is written again.
+            if !self.lock().changed.remove(&scope) {
+                continue;
+            }
             let Some(row) = self.row(&scope, now) else { continue };
             let written = store.set_gate(&row).await;
             let mut inner = self.lock();
@@ -36,7 +40,7 @@ impl Gates {
         Ok(())
     }
 
-    fn take_over(&self, row: &GateRow, now: Instant) {
+    pub(super) fn take_over(&self, row: &GateRow, now: Instant) {
         let mut inner = self.lock();
         if inner.seen.get(&row.scope) == Some(&row.generation) {
             return;
@@ -58,15 +62,16 @@ impl Gates {
             inner.key.probing = false;
         } else if let Some(model) = row.scope.strip_prefix(&format!("model:{}/", self.profile)) {
             self.take_over_model(&mut inner, model, row, reason, now);
-        } else if let Some((queue, batch)) =
-            row.scope.strip_prefix("batch:").and_then(|lane| lane.split_once('/'))
-        {
-            let lane = (queue.to_owned(), batch.to_owned());
-            if blocked {
-                inner.batches.insert(lane, reason);
-            } else {
-                inner.batches.remove(&lane);
-                inner.refusals.remove(&lane);
+        } else if let Some(lane) = row.scope.strip_prefix("batch:") {
+            // A queue's name may hold a slash itself, and nobody can tell which one parts the two.
+            for (at, _) in lane.match_indices('/') {
+                let lane = (lane[..at].to_owned(), lane[at + 1..].to_owned());
+                if blocked {
+                    inner.batches.insert(lane, reason.clone());
+                } else {
+                    inner.batches.remove(&lane);
+                    inner.refusals.remove(&lane);
+                }
             }
         }
     }
