@@ -99,6 +99,7 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
             }
         };
         let probe = permit.is_probe();
+        let key = mill.claude.fingerprint();
         let on_content = || permit.content(Instant::now());
         let exchange =
             mill.claude.ask(&request, Listener { stop: &rein.token, on_content: &on_content }).await;
@@ -118,7 +119,7 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
                     drop(permit);
                     return stopped(mill, lease, &talk, tally, Some(call), why).await;
                 }
-                match judge(mill, talk.job(), &failure, &request, permit, tally).await {
+                match judge(mill, talk.job(), &failure, &request, permit, tally, &key).await {
                     Disposition::AskAgain => {
                         mill.remember_prefill_refused(&talk.job().model);
                         talk.prefill_refused();
@@ -148,8 +149,13 @@ async fn judge(
     request: &Request,
     permit: Permit<'_>,
     tally: Tally,
+    key: &str,
 ) -> Disposition {
     let class = retry::class(failure, request.prefilled);
+    if class == Class::Suspect && key_is_another(mill, key) {
+        let reason = format!("{}, and the key is another one now", retry::reason(failure));
+        return Disposition::Back { delay: None, tally, reason };
+    }
     let key_refused = class == Class::Suspect && key_is_refused(mill, job).await;
     let now = Instant::now();
     let probe = permit.is_probe();
@@ -193,13 +199,21 @@ async fn judge(
     decision.job
 }
 
-/// Whether a 401, 402 or 403 is the key's fault: a key file that changed is tried first, then the
-/// API is asked for free; a job that a good key does not help is at fault itself, until several are.
-async fn key_is_refused(mill: &Mill, job: &Job) -> bool {
-    if mill.claude.reload_key() {
-        mill.gates.new_key(mill.claude.fingerprint());
+/// Whether the key changed since a call was sent with `key`, be it that its file is read again now.
+fn key_is_another(mill: &Mill, key: &str) -> bool {
+    if mill.claude.fingerprint() != key {
         return true;
     }
+    let changed = mill.claude.reload_key();
+    if changed {
+        mill.gates.new_key(mill.claude.fingerprint());
+    }
+    changed
+}
+
+/// Whether a 401, 402 or 403 is the key's fault: the API is asked for free; a job that a good key
+/// does not help is at fault itself, until several are.
+async fn key_is_refused(mill: &Mill, job: &Job) -> bool {
     match mill.claude.check().await {
         Err(Failure::Api(error)) if matches!(error.status, 401..=403) => true,
         _ => mill.gates.suspect(job),
@@ -355,7 +369,7 @@ fn ledger_row(request: &Request, exchange: &Exchange, seq: i32, probe: bool) -> 
         model: request.model.clone(),
         max_tokens: request.max_tokens,
         messages: request.messages,
-        request: None,
+        request: request.note.clone(),
         sent: exchange.sent,
         first_token: exchange.first_token,
         ended: exchange.ended,
@@ -369,7 +383,7 @@ fn ledger_row(request: &Request, exchange: &Exchange, seq: i32, probe: bool) -> 
         content: (!reply.content.is_empty() || reply.stop.is_some())
             .then(|| Block::write_all(&reply.content)),
         container: reply.container.clone(),
-        partial: exchange.end.is_err() && !reply.content.is_empty(),
+        partial: exchange.end.is_err() && !reply.is_empty(),
         fault: reply.tail_missing.then(|| {
             Fault::new(
                 "tail_missing",
