@@ -1,7 +1,7 @@
 //! The configuration: what was set, checked, and typed. The only reader of the environment.
 //!
 //! Layers, later wins: the built-in `default.toml`, a file, the environment, flags ([`layers`]).
-//! Which settings there are stands in `default.toml` alone ([`knobs`]). Everything wrong is found
+//! Which settings there are stands in `default.toml` alone ([`mod@knobs`]). Everything wrong is found
 //! at once ([`ConfigError`]), and no secret can be printed from here ([`DatabaseUrl`], [`key`]).
 
 mod build;

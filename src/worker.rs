@@ -1,7 +1,7 @@
 //! The mill: claims what can be sent now, runs each job's attempt, and keeps the queue.
 //!
 //! The only place where store, claude and time meet. The loop below waits, claims and spawns; one
-//! claim's way to its end is [`attempt`], what may be sent is [`gate`], how ends are written is
+//! claim's way to its end is [`mod@attempt`], what may be sent is [`gate`], how ends are written is
 //! [`record`], and what goes on beside is [`upkeep`].
 
 pub mod attempt;
@@ -28,7 +28,7 @@ use crate::domain::outcome::{Failure, Outcome};
 use crate::domain::retry::Curve;
 use crate::store::{Backlog, Me, Store, StoreError, Wanted};
 
-use attempt::{Ended, Leash, Why, attempt};
+use attempt::{Ended, Rein, Why, attempt};
 use gate::{Gates, Open};
 use process::Process;
 use record::Recorder;
@@ -107,10 +107,10 @@ impl Outcomes {
 
 /// The attempts that run, by their leases.
 #[derive(Debug, Default)]
-struct Running(Mutex<HashMap<Lease, Leash>>);
+struct Running(Mutex<HashMap<Lease, Rein>>);
 
 impl Running {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Lease, Leash>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Lease, Rein>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -204,7 +204,8 @@ pub async fn run(
     let mut writing: JoinSet<()> = JoinSet::new();
     writing.spawn(recording.run(Arc::clone(&mill.store), move || at.worker()));
 
-    let mut turning = Turning { mill: Arc::clone(&mill), attempts: JoinSet::new(), ids: HashMap::new(), bytes: 0 };
+    let mut turning =
+        Turning { mill: Arc::clone(&mill), attempts: JoinSet::new(), ids: HashMap::new(), bytes: 0 };
     let mut end = turning.until_stopped(&wake, &signals.stop).await;
     if !turning.let_finish().await {
         end = End::Unwritten;
@@ -372,11 +373,11 @@ impl Turning {
 
     fn spawn(&mut self, claimed: Claimed) {
         let (lease, bytes) = (claimed.lease, claimed.bytes);
-        let leash = Leash::default();
-        self.mill.running.lock().insert(lease, leash.clone());
+        let rein = Rein::default();
+        self.mill.running.lock().insert(lease, rein.clone());
         self.bytes += bytes;
         let mill = Arc::clone(&self.mill);
-        let task = self.attempts.spawn(async move { attempt(&mill, claimed, &leash).await });
+        let task = self.attempts.spawn(async move { attempt(&mill, claimed, &rein).await });
         self.ids.insert(task.id(), (lease, bytes));
     }
 
@@ -434,14 +435,18 @@ impl Turning {
     async fn let_finish(&mut self) -> bool {
         let grace = self.mill.settings.grace;
         if !self.attempts.is_empty() {
-            tracing::info!(calls = self.attempts.len(), "waiting up to {:.0} s for running calls", grace.as_secs_f64());
+            tracing::info!(
+                calls = self.attempts.len(),
+                "waiting up to {:.0} s for running calls",
+                grace.as_secs_f64()
+            );
         }
         let finished = tokio::time::timeout(grace, self.all_reaped()).await.is_ok();
         if finished {
             return true;
         }
-        for leash in self.mill.running.lock().values() {
-            leash.pull(Why::Shutdown);
+        for rein in self.mill.running.lock().values() {
+            rein.pull(Why::Shutdown);
         }
         tokio::time::timeout(LAST_WRITES, self.all_reaped()).await.is_ok()
     }
@@ -456,9 +461,10 @@ impl Turning {
 fn key_refused(checked: Result<(), Failure>) -> Option<String> {
     match checked {
         Ok(()) => None,
-        Err(Failure::Api(error)) if error.status == 401 => {
-            Some("the API refused the key (401): set ANTHROPIC_API_KEY, or api.key_file, to one that is valid".to_owned())
-        }
+        Err(Failure::Api(error)) if error.status == 401 => Some(
+            "the API refused the key (401): set ANTHROPIC_API_KEY, or api.key_file, to one that is valid"
+                .to_owned(),
+        ),
         Err(failure) => {
             let reason = crate::domain::retry::reason(&failure);
             tracing::warn!("could not check the key beforehand: {reason}; going on");

@@ -13,7 +13,7 @@ use crate::domain::retry::Curve;
 use crate::worker::Settings;
 
 /// Longest time a probe may keep the others waiting.
-const PROBE_LEASE: Duration = Duration::from_secs(60);
+const PROBE_LEASE: Duration = Duration::from_mins(1);
 
 /// Returns how the mill runs.
 pub fn settings(config: &Config) -> Settings {
@@ -77,7 +77,8 @@ pub fn claude_settings(config: &Config) -> anyhow::Result<ClaudeSettings> {
         KeyPlace::Variable { .. } => (credential.map(|credential| credential.secret), None),
         KeyPlace::File { path, .. } => (None, Some(path.clone())),
     };
-    let versions = config.models.0.iter().filter_map(|(name, model)| Some((name.clone(), model.version.clone()?)));
+    let versions =
+        config.models.0.iter().filter_map(|(name, model)| Some((name.clone(), model.version.clone()?)));
     Ok(ClaudeSettings {
         base_url: api.base_url.clone(),
         auth,

@@ -233,12 +233,12 @@ mod tests {
     fn settings() -> BreakerSettings {
         BreakerSettings {
             failures_in_a_row: 10,
-            window: Duration::from_secs(60),
+            window: Duration::from_mins(1),
             calls_min: 10,
             share: 0.5,
             open: Duration::from_secs(15),
-            open_max: Duration::from_secs(60),
-            probe_lease: Duration::from_secs(60),
+            open_max: Duration::from_mins(1),
+            probe_lease: Duration::from_mins(1),
         }
     }
 
@@ -297,7 +297,7 @@ mod tests {
             assert_eq!(breaker.admit(now), Admission::Blocked, "one probe at a time");
             breaker.report(Health::Sick, Some(number), now, 0.5);
         }
-        now += Duration::from_secs(60);
+        now += Duration::from_mins(1);
         let Admission::Probe(number) = breaker.admit(now) else { panic!("a probe is due") };
         breaker.report(Health::Well, Some(number), now, 0.5);
         assert_eq!(breaker.admit(now), Admission::Flow);
@@ -309,8 +309,10 @@ mod tests {
         let mut breaker = blocked(now);
         let first = now + Duration::from_secs(15);
         let Admission::Probe(hung) = breaker.admit(first) else { panic!("a probe is due") };
-        let second = first + Duration::from_secs(60);
-        let Admission::Probe(number) = breaker.admit(second) else { panic!("the hung probe's lease is over") };
+        let second = first + Duration::from_mins(1);
+        let Admission::Probe(number) = breaker.admit(second) else {
+            panic!("the hung probe's lease is over")
+        };
         breaker.report(Health::Well, Some(hung), second, 0.5);
         assert_eq!(breaker.admit(second), Admission::Blocked, "only the newest probe decides");
         breaker.report(Health::Well, Some(number), second, 0.5);

@@ -60,11 +60,13 @@ pub fn class(failure: &Failure, prefilled: bool) -> Class {
 /// Codes that name the cause, whatever the status (API reference, Errors: "branch on it").
 fn class_of_code(code: &str, hint: Option<Duration>) -> Option<Class> {
     Some(match code {
-        "linked_organization_billing_unavailable" | "linked_organization_spend_limit_reached" | "file_expired" => {
-            Class::Job
-        }
+        "linked_organization_billing_unavailable"
+        | "linked_organization_spend_limit_reached"
+        | "file_expired" => Class::Job,
         code if code.starts_with("user_profile_") => Class::Job,
-        "organization_on_hold" | "api_key_scope_missing" | "claude_code_key_creator_not_member" => Class::Account,
+        "organization_on_hold" | "api_key_scope_missing" | "claude_code_key_creator_not_member" => {
+            Class::Account
+        }
         // The keys of a customer-managed encryption are out of reach for minutes, not for good.
         "cmek_key_unreachable" | "cmek_context_unavailable" => Class::Sick { hint, costs: false },
         code if code.starts_with("cmek_") => Class::Account,
@@ -103,9 +105,8 @@ fn class_of_error(error: &ApiError, prefilled: bool) -> Class {
         // The server says that trying again cannot help, or that it can: it knows better than we do.
         408 | 409 | 500..=599 if error.should_retry == Some(false) => Class::Job,
         408 | 409 | 500 | 502 | 504..=599 => costly,
-        501 => Class::Job,
         400..=499 if error.should_retry == Some(true) => costly,
-        400..=499 => Class::Job,
+        501 | 400..=499 => Class::Job,
         // An `error` event of an unknown type, or a status that is no error: nobody said that the
         // request is at fault.
         _ => costly,
@@ -214,13 +215,12 @@ pub const DEFERRALS_FREE: i32 = 30;
 /// Decides what a failure means: one total match from the class to the job's and the gates' fate.
 pub fn decide(failure: &Failure, class: &Class, with: Circumstances) -> Decision {
     match class {
-        Class::Job => end(Outcome::Failed, fault(failure), News::Refused),
         Class::Model if with.model_named => end(Outcome::Failed, fault(failure), News::Refused),
         Class::Model => untouched(with, failure, News::ModelMissing),
         Class::Prefill => Decision { job: Disposition::AskAgain, news: News::Nothing },
         Class::Account => untouched(with, failure, News::KeyBlocked),
         Class::Suspect if with.key_refused => untouched(with, failure, News::KeyBlocked),
-        Class::Suspect => end(Outcome::Failed, fault(failure), News::Refused),
+        Class::Job | Class::Suspect => end(Outcome::Failed, fault(failure), News::Refused),
         Class::Limit { hint, .. } => defer(with, *hint, failure, News::Limited(*hint)),
         Class::Sick { hint, costs: false } => defer(with, *hint, failure, News::Nothing),
         Class::Sick { hint, costs: true } if with.excused => defer(with, *hint, failure, News::Nothing),
@@ -257,7 +257,10 @@ fn charge(with: Circumstances, hint: Option<Duration>, failure: &Failure) -> Dec
         return end(Outcome::Failed, fault(failure), News::Nothing);
     }
     let delay = with.curve.delay(tally.failures - 1, hint, with.dice);
-    Decision { job: Disposition::Back { delay: Some(delay), tally, reason: reason(failure) }, news: News::Nothing }
+    Decision {
+        job: Disposition::Back { delay: Some(delay), tally, reason: reason(failure) },
+        news: News::Nothing,
+    }
 }
 
 /// What a job does whose last call was lost with its worker.
@@ -279,7 +282,8 @@ pub fn after_crash(policy: OnCrash) -> Option<(Outcome, Fault)> {
 pub fn fault(failure: &Failure) -> Fault {
     match failure {
         Failure::Api(error) => {
-            let kind = if error.kind.is_empty() { format!("http_{}", error.status) } else { error.kind.clone() };
+            let kind =
+                if error.kind.is_empty() { format!("http_{}", error.status) } else { error.kind.clone() };
             let message = if error.message.is_empty() {
                 format!("the API answered with status {} and no message", error.status)
             } else {
@@ -294,7 +298,9 @@ pub fn fault(failure: &Failure) -> Fault {
         Failure::Unended => {
             Fault::new("stream_cut", None, "the stream ended before the answer did: no stop reason came")
         }
-        Failure::Stopped => Fault::new("stopped", None, "the worker hung up: shutdown, cancel or a lost lease"),
+        Failure::Stopped => {
+            Fault::new("stopped", None, "the worker hung up: shutdown, cancel or a lost lease")
+        }
     }
 }
 
@@ -322,7 +328,9 @@ const fn lost_code(lost: Lost) -> &'static str {
 pub fn reason(failure: &Failure) -> String {
     let fault = fault(failure);
     match (failure, &fault.code) {
-        (Failure::Api(error), Some(code)) if error.status >= 400 => format!("{} ({}, {code})", fault.kind, error.status),
+        (Failure::Api(error), Some(code)) if error.status >= 400 => {
+            format!("{} ({}, {code})", fault.kind, error.status)
+        }
         (Failure::Api(error), None) if error.status >= 400 => format!("{} ({})", fault.kind, error.status),
         (_, Some(code)) => format!("{} ({code})", fault.kind),
         (_, None) => fault.kind,
@@ -399,5 +407,4 @@ impl Curve {
 }
 
 #[cfg(test)]
-#[path = "retry_tests.rs"]
 mod tests;

@@ -37,6 +37,8 @@ pub struct Request {
     pub prefilled: bool,
     /// Longest time the call may take in all.
     pub timeout: Duration,
+    /// JSON for `calls.request`: how it goes on with what was cut, where it does.
+    pub note: Option<String>,
 }
 
 /// What is to be done next.
@@ -132,8 +134,8 @@ struct Last {
 
 impl Talk {
     /// Stands where the ledger of this run says: replies with a stop reason count; a partial row
-    /// counts only where it is the newest, text-only and long enough; what a regeneration dropped
-    /// does not; error rows feed counters alone. The model of the first counted row stays the run's.
+    /// counts only where it is the newest or was gone on with, text-only and long enough; what a
+    /// regeneration dropped does not; error rows feed counters alone. The model of the first counted row stays the run's.
     pub fn resume(job: Job, calls: &[PastCall], now: Instant) -> Self {
         let mut talk = Self {
             turn: Turn::default(),
@@ -157,8 +159,9 @@ impl Talk {
             talk.calls += 1;
             talk.usage += call.usage;
             talk.last.request_id = call.request_id.clone().or(talk.last.request_id.take());
-            let newest = calls[at + 1..].iter().all(|later| later.content.is_none());
-            let Some(reply) = talk.counted(call, newest) else { continue };
+            let next = calls[at + 1..].iter().find(|later| later.content.is_some());
+            let built_on = next.is_none_or(|later| CallKind::parse(&later.kind) == Some(CallKind::Resume));
+            let Some(reply) = talk.counted(call, built_on) else { continue };
             if std::mem::take(&mut first)
                 && let Some(model) = &call.model
             {
@@ -192,8 +195,9 @@ impl Talk {
         talk
     }
 
-    /// The reply of a row of the ledger, where it counts.
-    fn counted(&self, call: &PastCall, newest: bool) -> Option<Reply> {
+    /// The reply of a row of the ledger, where it counts. `built_on`: nothing followed it, or what
+    /// followed went on with it.
+    fn counted(&self, call: &PastCall, built_on: bool) -> Option<Reply> {
         let content = call.content.as_deref()?;
         let reply = Reply {
             content: Block::read_all(content),
@@ -206,7 +210,7 @@ impl Talk {
         if reply.stop.is_some() && !call.partial {
             return Some(reply);
         }
-        let wanted = self.job.policy.on_crash == OnCrash::Resume && newest;
+        let wanted = self.job.policy.on_crash == OnCrash::Resume && built_on;
         (wanted && self.worth_resuming(&reply)).then_some(Reply { stop: None, ..reply })
     }
 
@@ -288,7 +292,16 @@ impl Talk {
         });
         match joined {
             Some(joined) if joined.repeated => {
-                self.end_truncated("repetition", "the model said again what it had said: the answer is cut there");
+                self.end_truncated(
+                    "repetition",
+                    "the model said again what it had said: the answer is cut there",
+                );
+            }
+            Some(joined) if joined.silent && self.how == How::Anchor && ends_turn(stop.as_ref()) => {
+                self.end_truncated(
+                    "no_progress",
+                    "the model was asked to go on with the cut answer and said nothing",
+                );
             }
             Some(joined) if joined.added < PROGRESS_MIN && matches!(stop, Some(StopReason::MaxTokens)) => {
                 self.end_truncated("no_progress", "a continuation brought fewer than 32 new characters");
@@ -304,7 +317,15 @@ impl Talk {
             // Only a resuming job pushes a reply without a stop reason: the text of a lost stream.
             None => self.next = Next::Resume,
             Some(StopReason::EndTurn | StopReason::StopSequence) if self.turn.is_answer() => {
-                self.end(Outcome::Complete, None);
+                if self.job.structured && self.output().is_none() {
+                    let why = "a schema was asked for, and the answer is not JSON";
+                    self.end(
+                        Outcome::InvalidOutput,
+                        Some(Fault::new("invalid_output", Some("not_json"), why)),
+                    );
+                } else {
+                    self.end(Outcome::Complete, None);
+                }
             }
             Some(StopReason::EndTurn | StopReason::StopSequence) if self.turn.wants_tools() => {
                 self.end(Outcome::NeedsTool, None);
@@ -314,14 +335,23 @@ impl Talk {
                 self.next = Next::Nudge;
             }
             Some(StopReason::EndTurn | StopReason::StopSequence) => {
-                self.end(Outcome::Empty, Some(Fault::new("empty", None, "the model ended its turn without saying anything")));
+                self.end(
+                    Outcome::Empty,
+                    Some(Fault::new("empty", None, "the model ended its turn without saying anything")),
+                );
             }
             Some(StopReason::MaxTokens) => self.cut(),
             Some(StopReason::ContextWindow) => {
-                self.end_truncated("context_window", "the model's context window is full: the answer is cut there");
+                self.end_truncated(
+                    "context_window",
+                    "the model's context window is full: the answer is cut there",
+                );
             }
             Some(StopReason::Refusal) => {
-                self.end(Outcome::Refused, Some(Fault::new("refusal", None, "the model refused; see stop_details")));
+                self.end(
+                    Outcome::Refused,
+                    Some(Fault::new("refusal", None, "the model refused; see stop_details")),
+                );
             }
             Some(StopReason::ToolUse) => self.end(Outcome::NeedsTool, None),
             Some(StopReason::PauseTurn) if self.pauses < self.job.policy.max_turns => {
@@ -329,11 +359,14 @@ impl Talk {
                 self.next = Next::Pause;
             }
             Some(StopReason::PauseTurn) => {
-                let why = format!("the turn paused more than max_turns = {} times", self.job.policy.max_turns);
+                let why =
+                    format!("the turn paused more than max_turns = {} times", self.job.policy.max_turns);
                 self.end(Outcome::Paused, Some(Fault::new("paused", None, why)));
             }
             Some(StopReason::Other(word)) => {
-                let why = format!("stop reason {word} is not known to this version: look at the answer before you use it");
+                let why = format!(
+                    "stop reason {word} is not known to this version: look at the answer before you use it"
+                );
                 self.end(Outcome::Unreviewed, Some(Fault::new("unknown_stop_reason", None, why)));
             }
         }
@@ -343,7 +376,10 @@ impl Talk {
     fn cut(&mut self) {
         let policy = &self.job.policy;
         if policy.on_max_tokens == OnMaxTokens::Stop {
-            return self.end_truncated("max_tokens", "max_tokens cut the answer, and policy.on_max_tokens=stop keeps it so");
+            return self.end_truncated(
+                "max_tokens",
+                "max_tokens cut the answer, and policy.on_max_tokens=stop keeps it so",
+            );
         }
         if self.continuations >= policy.max_continuations {
             let why = format!("still cut after max_continuations = {}", policy.max_continuations);
@@ -360,12 +396,23 @@ impl Talk {
             self.next = Next::Continue;
             self.room = doubled.min(self.job.max_tokens_ceiling).min(left);
         } else if self.room >= self.job.max_tokens_ceiling {
-            return self.end_truncated("max_tokens", "cut at the model's maximum, and this answer cannot be stitched");
+            return self.end_truncated(
+                "max_tokens",
+                "cut at the model's maximum, and this answer cannot be stitched",
+            );
         } else {
             self.next = Next::Regenerate;
             self.room = doubled.max(ROOM_MIN).min(self.job.max_tokens_ceiling);
         }
         self.continuations += 1;
+    }
+
+    /// The structured output: the whole text, or the last block of it where the model said something
+    /// before it used a tool.
+    fn output(&self) -> Option<String> {
+        let is_json = |text: &str| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok();
+        let last = self.turn.blocks().iter().rev().find_map(|block| block.text.clone());
+        [Some(self.turn.text()), last].into_iter().flatten().find(|text| is_json(text))
     }
 
     fn end(&mut self, outcome: Outcome, fault: Option<Fault>) {
@@ -408,6 +455,7 @@ impl Talk {
             messages: (self.job.messages.len() + messages.len()) as i32,
             prefilled,
             timeout: self.job.policy.timeout,
+            note: self.next.joins().then(|| format!(r#"{{"how":"{}"}}"#, self.how.as_str())),
         }
     }
 
@@ -418,7 +466,9 @@ impl Talk {
         let mut out = String::with_capacity(size + 256);
         out.push_str(r#"{"model":"#);
         out.push_str(json_string(&self.job.model).get());
-        out.push_str(&format!(r#","max_tokens":{},"messages":["#, self.room));
+        out.push_str(r#","max_tokens":"#);
+        out.push_str(&self.room.to_string());
+        out.push_str(r#","messages":["#);
         for (at, message) in all.enumerate() {
             if at > 0 {
                 out.push(',');
@@ -467,13 +517,11 @@ impl Talk {
     pub fn answer(&self, verdict: Verdict, tally: Tally) -> Answer {
         let Verdict { outcome, fault } = verdict;
         let said = !self.turn.is_empty();
-        let text = (said && outcome != Outcome::Refused && self.turn.has_text()).then(|| sanitise(&self.turn.text()).0);
+        let text = (said && outcome != Outcome::Refused && self.turn.has_text())
+            .then(|| sanitise(&self.turn.text()).0);
         let content = said.then(|| sanitise_json(&Block::write_all(self.turn.blocks())).0);
-        let output = text.clone().filter(|text| {
-            self.job.structured
-                && outcome == Outcome::Complete
-                && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
-        });
+        let structured = self.job.structured && outcome == Outcome::Complete;
+        let output = structured.then(|| self.output()).flatten();
         let last = &self.last;
         Answer {
             outcome,
@@ -497,6 +545,10 @@ impl Talk {
     }
 }
 
+fn ends_turn(stop: Option<&StopReason>) -> bool {
+    matches!(stop, Some(StopReason::EndTurn | StopReason::StopSequence))
+}
+
 fn noted_how(note: &str) -> Option<How> {
     #[derive(serde::Deserialize)]
     struct Note {
@@ -506,5 +558,4 @@ fn noted_how(note: &str) -> Option<How> {
 }
 
 #[cfg(test)]
-#[path = "talk_tests.rs"]
 mod tests;

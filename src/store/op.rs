@@ -145,7 +145,10 @@ fn by_code(code: &str, text: String) -> StoreError {
             StoreError::Unavailable(text)
         }
         _ if code.starts_with("57P") => StoreError::Unavailable(text),
-        (Some("22" | "23" | "54"), _) => StoreError::Refused(text),
+        // Beside the data's own classes: what a trigger or a check of somebody's own says of a row.
+        (Some("09" | "21" | "22" | "23" | "27" | "38" | "39" | "44" | "54" | "P0"), _) => {
+            StoreError::Refused(text)
+        }
         _ => StoreError::Database(text),
     }
 }
@@ -188,6 +191,8 @@ mod tests {
             ("22021", "refused"),
             ("22P02", "refused"),
             ("23514", "refused"),
+            ("P0001", "refused"),
+            ("44000", "refused"),
             ("42P01", "database"),
             ("42501", "database"),
             ("5", "unavailable"),

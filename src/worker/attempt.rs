@@ -16,6 +16,7 @@ use crate::domain::ledger::{Answer, Call, Release, Settlement};
 use crate::domain::outcome::{Failure, Fault, Outcome, Usage};
 use crate::domain::reply::{Block, Exchange, sanitise};
 use crate::domain::retry::{self, Circumstances, Class, Disposition, News};
+use crate::domain::stop::StopReason;
 use crate::domain::talk::{Request, Step, Talk, Verdict};
 
 /// Why a running attempt is told to stop.
@@ -29,12 +30,12 @@ pub enum Why {
 
 /// The means to stop one attempt.
 #[derive(Debug, Clone, Default)]
-pub struct Leash {
+pub struct Rein {
     token: CancellationToken,
     why: Arc<OnceLock<Why>>,
 }
 
-impl Leash {
+impl Rein {
     /// Stops the attempt. The first reason counts.
     pub fn pull(&self, why: Why) {
         self.why.get_or_init(|| why);
@@ -61,7 +62,7 @@ pub enum Ended {
 type Pending = Option<Call>;
 
 /// Takes one claimed job to its end.
-pub async fn attempt(mill: &Mill, claimed: Claimed, leash: &Leash) -> Ended {
+pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
     let lease = claimed.lease;
     let mut tally = claimed.tally;
     let job = match Job::read(&claimed, &mill.defaults) {
@@ -86,7 +87,7 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, leash: &Leash) -> Ended {
         {
             return taken_away(mill, lease, &talk, tally, None).await;
         }
-        if let Some(why) = leash.why() {
+        if let Some(why) = rein.why() {
             return stopped(mill, lease, &talk, tally, None, why).await;
         }
         let permit = match mill.gates.admit(talk.job(), Instant::now()) {
@@ -98,8 +99,10 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, leash: &Leash) -> Ended {
             }
         };
         let probe = permit.is_probe();
+        let key = mill.claude.fingerprint();
         let on_content = || permit.content(Instant::now());
-        let exchange = mill.claude.ask(&request, Listener { stop: &leash.token, on_content: &on_content }).await;
+        let exchange =
+            mill.claude.ask(&request, Listener { stop: &rein.token, on_content: &on_content }).await;
         seq += 1;
         let mut call = ledger_row(&request, &exchange, seq, probe);
         log_call(lease, &request, &exchange);
@@ -112,11 +115,11 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, leash: &Leash) -> Ended {
             }
             Err(failure) => {
                 call.fault = Some(retry::fault(&failure));
-                if let (Failure::Stopped, Some(why)) = (&failure, leash.why()) {
+                if let (Failure::Stopped, Some(why)) = (&failure, rein.why()) {
                     drop(permit);
                     return stopped(mill, lease, &talk, tally, Some(call), why).await;
                 }
-                match judge(mill, talk.job(), &failure, &request, permit, tally).await {
+                match judge(mill, talk.job(), &failure, &request, permit, tally, &key).await {
                     Disposition::AskAgain => {
                         mill.remember_prefill_refused(&talk.job().model);
                         talk.prefill_refused();
@@ -146,8 +149,13 @@ async fn judge(
     request: &Request,
     permit: Permit<'_>,
     tally: Tally,
+    key: &str,
 ) -> Disposition {
     let class = retry::class(failure, request.prefilled);
+    if class == Class::Suspect && key_is_another(mill, key) {
+        let reason = format!("{}, and the key is another one now", retry::reason(failure));
+        return Disposition::Back { delay: None, tally, reason };
+    }
     let key_refused = class == Class::Suspect && key_is_refused(mill, job).await;
     let now = Instant::now();
     let probe = permit.is_probe();
@@ -175,7 +183,8 @@ async fn judge(
         News::Limited(hint) => mill.gates.limited(&job.model, hint, now),
         News::KeyBlocked => mill.gates.block_key(&reason, now),
         News::ModelMissing => {
-            let why = format!("the API does not know model {}: correct defaults.model, or the queue's", job.model);
+            let why =
+                format!("the API does not know model {}: correct defaults.model, or the queue's", job.model);
             mill.gates.hold_model(&job.model, &why, now);
         }
         News::Refused => {
@@ -190,13 +199,21 @@ async fn judge(
     decision.job
 }
 
-/// Whether a 401, 402 or 403 is the key's fault: a key file that changed is tried first, then the
-/// API is asked for free; a job that a good key does not help is at fault itself, until several are.
-async fn key_is_refused(mill: &Mill, job: &Job) -> bool {
-    if mill.claude.reload_key() {
-        mill.gates.new_key(mill.claude.fingerprint());
+/// Whether the key changed since a call was sent with `key`, be it that its file is read again now.
+fn key_is_another(mill: &Mill, key: &str) -> bool {
+    if mill.claude.fingerprint() != key {
         return true;
     }
+    let changed = mill.claude.reload_key();
+    if changed {
+        mill.gates.new_key(mill.claude.fingerprint());
+    }
+    changed
+}
+
+/// Whether a 401, 402 or 403 is the key's fault: the API is asked for free; a job that a good key
+/// does not help is at fault itself, until several are.
+async fn key_is_refused(mill: &Mill, job: &Job) -> bool {
     match mill.claude.check().await {
         Err(Failure::Api(error)) if matches!(error.status, 401..=403) => true,
         _ => mill.gates.suspect(job),
@@ -252,8 +269,7 @@ impl Appended {
 }
 
 async fn append(mill: &Mill, lease: &Lease, call: &Call) -> Appended {
-    let late =
-        waiting("append to the ledger", || mill.store.append(lease, call, mill.worker())).await;
+    let late = waiting("append to the ledger", || mill.store.append(lease, call, mill.worker())).await;
     match late {
         Ok(false) => Appended::InTime,
         Ok(true) => Appended::Late,
@@ -312,7 +328,8 @@ async fn release(
 
 /// Ends a job whose code panicked.
 pub async fn settle_panicked(mill: &Mill, lease: Lease) -> Ended {
-    let fault = Fault::new("internal_error", None, "promptmill failed on this job: please report it with the log");
+    let fault =
+        Fault::new("internal_error", None, "promptmill failed on this job: please report it with the log");
     let answer = Answer { outcome: Outcome::Failed, ..refused_by_us(fault, Tally::default()) };
     settle(mill, lease, answer, None).await
 }
@@ -354,7 +371,7 @@ fn ledger_row(request: &Request, exchange: &Exchange, seq: i32, probe: bool) -> 
         model: request.model.clone(),
         max_tokens: request.max_tokens,
         messages: request.messages,
-        request: None,
+        request: request.note.clone(),
         sent: exchange.sent,
         first_token: exchange.first_token,
         ended: exchange.ended,
@@ -365,11 +382,16 @@ fn ledger_row(request: &Request, exchange: &Exchange, seq: i32, probe: bool) -> 
         stop_details: reply.stop_details.clone(),
         usage: reply.usage,
         usage_raw: reply.usage_raw.clone(),
-        content: (!reply.content.is_empty() || reply.stop.is_some()).then(|| Block::write_all(&reply.content)),
+        content: (!reply.content.is_empty() || reply.stop.is_some())
+            .then(|| Block::write_all(&reply.content)),
         container: reply.container.clone(),
-        partial: exchange.end.is_err() && !reply.content.is_empty(),
+        partial: exchange.end.is_err() && !reply.is_empty(),
         fault: reply.tail_missing.then(|| {
-            Fault::new("tail_missing", None, "the stream ended after its stop reason but without message_stop")
+            Fault::new(
+                "tail_missing",
+                None,
+                "the stream ended after its stop reason but without message_stop",
+            )
         }),
         retry_after,
     }
@@ -388,7 +410,7 @@ fn log_call(lease: Lease, request: &Request, exchange: &Exchange) {
         call.status = exchange.http_status,
         call.ms = exchange.took().as_millis() as u64,
         call.request_id = exchange.request_id.as_deref(),
-        stop.reason = reply.stop.as_ref().map(|stop| stop.as_str()),
+        stop.reason = reply.stop.as_ref().map(StopReason::as_str),
         content.chars = reply.text().chars().count(),
         tokens.input = reply.usage.input,
         tokens.output = reply.usage.output,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{End, Mill};
-use crate::store::{Blocked, Wanted};
+use crate::store::Wanted;
 
 /// The backlog is counted so often at most.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -34,7 +34,7 @@ impl Drain {
             bytes_max: 0,
             queues: mill.settings.queues.clone(),
             default_model: mill.defaults.model.clone(),
-            blocked: held.clone().unwrap_or_else(Blocked::default),
+            blocked: held.clone().unwrap_or_default(),
         };
         let left = match mill.store.backlog(&wanted, self.horizon).await {
             Ok(left) => left,

@@ -16,9 +16,9 @@ use crate::domain::outcome::Fault;
 use crate::store::Blocked;
 
 /// How long a key that may not spend rests before one call finds out whether it may again.
-const KEY_REST: Duration = Duration::from_secs(300);
+const KEY_REST: Duration = Duration::from_mins(5);
 /// How long a model that was not there is remembered.
-const MISSING_FOR: Duration = Duration::from_secs(600);
+const MISSING_FOR: Duration = Duration::from_mins(10);
 /// So many same refusals in a row stop a labelled batch.
 const SAME_REFUSALS: u32 = 20;
 /// So many jobs of different batches in a row whose 401, 402 or 403 nobody can explain block the key.
@@ -135,7 +135,9 @@ impl Gates {
         }
         match &inner.key.block {
             None => Open::All(blocked),
-            Some(Block { until: Some(until), .. }) if now >= *until && !inner.key.probing => Open::Probe(blocked),
+            Some(Block { until: Some(until), .. }) if now >= *until && !inner.key.probing => {
+                Open::Probe(blocked)
+            }
             Some(_) => Open::Nothing,
         }
     }
@@ -143,7 +145,8 @@ impl Gates {
     /// The lanes that only a person or a date opens, for a drain: `None` where it is the key.
     pub fn held(&self) -> Option<Blocked> {
         let inner = self.lock();
-        let models = inner.models.iter().filter(|(_, gate)| gate.held.is_some()).map(|(model, _)| model.clone());
+        let models =
+            inner.models.iter().filter(|(_, gate)| gate.held.is_some()).map(|(model, _)| model.clone());
         let held = Blocked {
             models: models.collect(),
             probes: Vec::new(),
@@ -172,7 +175,8 @@ impl Gates {
             key_probe = true;
         }
         let scope = self.model_scope(&job.model);
-        let gate = inner.models.entry(job.model.clone()).or_insert_with(|| ModelGate::new(self.settings, now));
+        let gate =
+            inner.models.entry(job.model.clone()).or_insert_with(|| ModelGate::new(self.settings, now));
         let probe = match gate.admit(now) {
             Admission::Flow => None,
             Admission::Probe(number) => Some(number),
@@ -293,7 +297,9 @@ impl Gates {
         }
         if before != after {
             match after {
-                State::Flowing => tracing::info!(gate.model = %permit.model, "model {} flows again", permit.model),
+                State::Flowing => {
+                    tracing::info!(gate.model = %permit.model, "model {} flows again", permit.model);
+                }
                 State::Blocked { until } => {
                     let pause = until.saturating_duration_since(now);
                     tracing::warn!(
@@ -364,7 +370,8 @@ impl Permit<'_> {
     /// model's gate is blocked now.
     pub fn fail(mut self, health: Health, reason: &str, now: Instant, dice: f64) -> bool {
         self.gates.reported(&self, health, reason, now, dice);
-        self.done = self.probe.is_some();
+        // The model's probe has reported; the key's is given back below, whatever became of it.
+        self.probe = None;
         let inner = self.gates.lock();
         inner.models.get(&self.model).is_some_and(|gate| gate.breaker.state() != State::Flowing)
     }
@@ -372,7 +379,7 @@ impl Permit<'_> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        if self.done || (self.probe.is_none() && !self.key_probe) {
+        if self.done || !self.is_probe() {
             return;
         }
         let mut inner = self.gates.lock();
@@ -382,7 +389,9 @@ impl Drop for Permit<'_> {
             && let Some(gate) = inner.models.get_mut(&self.model)
             && let State::Probing { until, .. } = gate.breaker.state()
         {
-            gate.breaker.give_back(number, until.checked_sub(self.gates.settings.probe_lease).unwrap_or(until));
+            let since = until.checked_sub(self.gates.settings.probe_lease).unwrap_or(until);
+            gate.breaker.give_back(number, since);
+            inner.changed.insert(self.gates.model_scope(&self.model));
         }
     }
 }
@@ -395,7 +404,5 @@ fn batch_scope(lane: &(String, String)) -> String {
     format!("batch:{}/{}", lane.0, lane.1)
 }
 
-
 #[cfg(test)]
-#[path = "gate_tests.rs"]
 mod tests;

@@ -34,7 +34,9 @@ pub async fn beat(mill: Arc<Mill>, stop: CancellationToken) {
         match mill.store.beat(mill.worker(), running, asleep).await {
             Ok(true) => {}
             Ok(false) => start_anew(&mill).await,
-            Err(err) => tracing::warn!(error = %err, "failed to beat: other daemons may take this one for dead"),
+            Err(err) => {
+                tracing::warn!(error = %err, "failed to beat: other daemons may take this one for dead");
+            }
         }
     }
 }
@@ -54,8 +56,8 @@ pub async fn reload(mill: Arc<Mill>, again: Arc<Notify>, stop: CancellationToken
 /// Our row is gone: somebody took us for dead. Running calls are not ours any more.
 async fn start_anew(mill: &Mill) {
     tracing::warn!(worker.id = %mill.worker(), "this worker's row is gone: its jobs were taken away");
-    for leash in mill.running.lock().values() {
-        leash.pull(Why::Lost);
+    for rein in mill.running.lock().values() {
+        rein.pull(Why::Lost);
     }
     match mill.store.enlist(&mill.me).await {
         Ok(id) => mill.set_worker(id),
@@ -105,8 +107,8 @@ async fn drop_lost(mill: &Mill) -> Result<(), StoreError> {
         return Ok(());
     }
     for lease in mill.store.lost(&held).await? {
-        if let Some(leash) = mill.running.lock().get(&lease) {
-            leash.pull(Why::Lost);
+        if let Some(rein) = mill.running.lock().get(&lease) {
+            rein.pull(Why::Lost);
         }
     }
     Ok(())
@@ -179,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_worker_is_dead_when_the_same_beat_was_seen_for_a_whole_lease_and_not_before() {
-        let (start, lease, process) = (Instant::now(), Duration::from_secs(60), Process::this());
+        let (start, lease, process) = (Instant::now(), Duration::from_mins(1), Process::this());
         let mut peers = Peers::default();
         let at = |seconds| start + Duration::from_secs(seconds);
         assert!(peers.dead(&[peer(1, 5, "elsewhere")], at(0), lease, &process).is_empty());

@@ -32,6 +32,8 @@ pub struct Joined {
     pub added: usize,
     /// It said again what was said: nothing of it was taken.
     pub repeated: bool,
+    /// It brought no text and no other content.
+    pub silent: bool,
 }
 
 impl Turn {
@@ -52,22 +54,23 @@ impl Turn {
         let first = content.iter().position(|block| !is_thinking(block)).unwrap_or(content.len());
         let mut rest = content.into_iter().skip(first);
         let Some(next) = rest.next() else {
-            return Joined { seam: Seam::Anchored, added: 0, repeated: false };
+            return Joined { seam: Seam::Anchored, added: 0, repeated: false, silent: true };
         };
         let Some(next_text) = next.text.as_deref() else {
             self.blocks.push(next);
             self.blocks.extend(rest);
-            return Joined { seam: Seam::Plain, added: usize::MAX, repeated: false };
+            return Joined { seam: Seam::Plain, added: usize::MAX, repeated: false, silent: false };
         };
+        let silent = next_text.trim().is_empty() && rest.len() == 0;
         let joined = seam::join(&before, next_text, how);
         if seam::repeats(&before, joined.new_text()) {
-            return Joined { seam: joined.seam, added: 0, repeated: true };
+            return Joined { seam: joined.seam, added: 0, repeated: true, silent: false };
         }
         let added = joined.new_text().chars().count();
         self.merge(&joined.text, &next);
         self.blocks.extend(rest);
         let more: usize = if self.ends_in_text() { added } else { usize::MAX };
-        Joined { seam: joined.seam, added: more, repeated: false }
+        Joined { seam: joined.seam, added: more, repeated: false, silent }
     }
 
     /// Makes the last text block hold the end of `all`, and what else `next` brought.
@@ -77,7 +80,8 @@ impl Turn {
             return;
         };
         self.blocks.truncate(at + 1);
-        let earlier: usize = self.blocks[..at].iter().filter_map(|block| block.text.as_deref()).map(str::len).sum();
+        let earlier: usize =
+            self.blocks[..at].iter().filter_map(|block| block.text.as_deref()).map(str::len).sum();
         let text = all.get(earlier..).unwrap_or_default();
         let mut fields: Map<String, Value> = serde_json::from_str(&self.blocks[at].json).unwrap_or_default();
         let brought: Map<String, Value> = serde_json::from_str(&next.json).unwrap_or_default();
@@ -117,7 +121,8 @@ impl Turn {
             .filter_map(|spoken| match spoken {
                 Spoken::User(text) => Some(user_message(text)),
                 Spoken::Assistant(blocks) => {
-                    let mut sent: Vec<Block> = blocks.iter().filter(|block| may_be_sent(block)).cloned().collect();
+                    let mut sent: Vec<Block> =
+                        blocks.iter().filter(|block| may_be_sent(block)).cloned().collect();
                     if let Some(last) = sent.last_mut()
                         && let Some(text) = &last.text
                         && text.trim_end().len() < text.len()

@@ -7,7 +7,7 @@ use crate::domain::breaker::State;
 use crate::store::{GateRow, Store, StoreError};
 
 /// Longest block that a row can ask for; a person who means longer leaves `until` NULL.
-const UNTIL_MAX: std::time::Duration = std::time::Duration::from_secs(366 * 86_400);
+const UNTIL_MAX: std::time::Duration = std::time::Duration::from_hours(366 * 24);
 
 impl Gates {
     /// Takes over what others changed, then writes what changed here. A gate that both changed is
@@ -16,8 +16,12 @@ impl Gates {
         for row in store.gates().await? {
             self.take_over(&row, now);
         }
-        let changed: Vec<String> = self.lock().changed.drain().collect();
+        let changed: Vec<String> = self.lock().changed.iter().cloned().collect();
         for scope in changed {
+            // Taken out before it is read: what changes while it is written is written again.
+            if !self.lock().changed.remove(&scope) {
+                continue;
+            }
             let Some(row) = self.row(&scope, now) else { continue };
             let written = store.set_gate(&row).await;
             let mut inner = self.lock();
@@ -36,7 +40,7 @@ impl Gates {
         Ok(())
     }
 
-    fn take_over(&self, row: &GateRow, now: Instant) {
+    pub(super) fn take_over(&self, row: &GateRow, now: Instant) {
         let mut inner = self.lock();
         if inner.seen.get(&row.scope) == Some(&row.generation) {
             return;
@@ -50,19 +54,24 @@ impl Gates {
             inner.key.block = match (blocked, &inner.key.block) {
                 (true, _) => Some(Block { reason, until }),
                 // Opened by hand: the next call is a probe.
-                (false, Some(block)) if row.state == "flowing" => Some(Block { until: Some(now), ..block.clone() }),
+                (false, Some(block)) if row.state == "flowing" => {
+                    Some(Block { until: Some(now), ..block.clone() })
+                }
                 (false, other) => other.clone(),
             };
             inner.key.probing = false;
         } else if let Some(model) = row.scope.strip_prefix(&format!("model:{}/", self.profile)) {
             self.take_over_model(&mut inner, model, row, reason, now);
-        } else if let Some((queue, batch)) = row.scope.strip_prefix("batch:").and_then(|lane| lane.split_once('/')) {
-            let lane = (queue.to_owned(), batch.to_owned());
-            if blocked {
-                inner.batches.insert(lane, reason);
-            } else {
-                inner.batches.remove(&lane);
-                inner.refusals.remove(&lane);
+        } else if let Some(lane) = row.scope.strip_prefix("batch:") {
+            // A queue's name may hold a slash itself, and nobody can tell which one parts the two.
+            for (at, _) in lane.match_indices('/') {
+                let lane = (lane[..at].to_owned(), lane[at + 1..].to_owned());
+                if blocked {
+                    inner.batches.insert(lane, reason.clone());
+                } else {
+                    inner.batches.remove(&lane);
+                    inner.refusals.remove(&lane);
+                }
             }
         }
     }

@@ -1,3 +1,5 @@
+//! Odd and hostile streams, event by event: what they become, and that none passes for a whole answer.
+
 use promptmill::claude::fold::{Broken, Ended, Fold, Seen};
 use promptmill::claude::sse::Parser;
 use promptmill::domain::outcome::Usage;

@@ -1,3 +1,5 @@
+//! Every way in which an exchange over HTTP can end, against a server that misbehaves on purpose.
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -48,6 +50,7 @@ fn request() -> Request {
         messages: 1,
         prefilled: false,
         timeout: LONG,
+        note: None,
     }
 }
 

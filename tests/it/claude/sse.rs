@@ -1,3 +1,5 @@
+//! Events are the same however their bytes were cut into chunks, and none is too large.
+
 use promptmill::claude::sse::{Parser, TooLarge};
 use proptest::prelude::*;
 

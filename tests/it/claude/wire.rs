@@ -1,3 +1,5 @@
+//! Error bodies and headers, as servers and what stands before them write them.
+
 use std::time::Duration;
 
 use promptmill::claude::wire::{api_error, request_id, retry_after, should_retry};

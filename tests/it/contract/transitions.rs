@@ -239,8 +239,8 @@ async fn a_done_job_can_be_run_again(ground: &Ground) {
     assert_eq!(ground.line("SELECT count(*) FROM checkpoints").await, "0");
     assert_eq!(ground.line("SELECT count(*) FROM calls").await, "1");
     settle(ground, "complete").await;
-    let again: i64 = ground.line("SELECT seq FROM results").await.parse().unwrap();
-    assert!(again > seq.parse().unwrap(), "{again} after {seq}");
+    let again: i64 = ground.line("SELECT seq FROM results").await.parse().expect("a number");
+    assert!(again > seq.parse().expect("a number"), "{again} after {seq}");
     assert_eq!(ground.line("SELECT run, outcome FROM results").await, "2|complete");
 }
 

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::support::{Ground, Kind};
 
 /// Longest time that any one step of a test may take.
-const STEP_MAX: Duration = Duration::from_secs(60);
+const STEP_MAX: Duration = Duration::from_mins(1);
 
 /// A mill on a ground, with an API of its own.
 pub struct Mill<'g> {
@@ -91,7 +91,9 @@ impl<'g> Mill<'g> {
     /// Inserts prompts, one job each.
     pub async fn insert(&self, prompts: &[&str]) {
         for prompt in prompts {
-            self.ground.run(&format!("INSERT INTO jobs (prompt) VALUES ('{}')", prompt.replace('\'', "''"))).await;
+            self.ground
+                .run(&format!("INSERT INTO jobs (prompt) VALUES ('{}')", prompt.replace('\'', "''")))
+                .await;
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::domain::job::{Claimed, Defaults, JobId, Lease, ModelFacts, Policy};
+use crate::domain::seam;
 
 fn job(params: &str, policy: &str) -> Job {
     let defaults = Defaults {
@@ -66,7 +67,7 @@ fn body(request: &Request) -> serde_json::Value {
 
 /// A text without repetitions, long enough to be cut anywhere.
 fn prose(words: usize) -> String {
-    (0..words).map(|n| format!("word{n} ")).collect::<String>().trim_end().to_owned()
+    (0..words).map(|n| format!("word{n}")).collect::<Vec<_>>().join(" ")
 }
 
 #[test]
@@ -91,7 +92,11 @@ fn each_stop_reason_has_its_outcome_and_only_an_answer_is_complete() {
         let answer = ended(&talk);
         assert_eq!(answer.outcome, outcome, "{stop} {content}");
         assert_eq!(answer.stop_reason.as_deref(), Some(stop));
-        assert_eq!(answer.fault.is_none(), matches!(outcome, Outcome::Complete | Outcome::NeedsTool), "{stop}");
+        assert_eq!(
+            answer.fault.is_none(),
+            matches!(outcome, Outcome::Complete | Outcome::NeedsTool),
+            "{stop}"
+        );
     }
 }
 
@@ -164,7 +169,8 @@ fn a_cut_answer_grows_whole_with_doubling_room_and_anchored_seams() {
         };
         let to = (from + request.max_tokens as usize).min(whole.len());
         let stop = if to == whole.len() { "end_turn" } else { "max_tokens" };
-        let text = format!("{anchor}{}", &whole[from - whole[..from].len() + whole[..from].trim_end().len()..to]);
+        let text =
+            format!("{anchor}{}", &whole[from - whole[..from].len() + whole[..from].trim_end().len()..to]);
         let note = talk.push(said(stop, &text));
         if request.kind == CallKind::Continue {
             assert_eq!(note.as_deref(), Some(r#"{"how":"anchor","seam":"anchored"}"#));
@@ -178,7 +184,11 @@ fn a_cut_answer_grows_whole_with_doubling_room_and_anchored_seams() {
     let answer = ended(&talk);
     assert_eq!(answer.text.as_deref(), Some(whole.as_str()));
     assert_eq!((answer.outcome, answer.continuations, answer.seams), (Outcome::Complete, 5, 0));
-    assert_eq!(Block::read_all(answer.content.as_deref().unwrap_or("")).len(), 1, "text at a seam is made one");
+    assert_eq!(
+        Block::read_all(answer.content.as_deref().unwrap_or("")).len(),
+        1,
+        "text at a seam is made one"
+    );
 }
 
 #[test]
@@ -196,7 +206,11 @@ fn what_cannot_be_stitched_is_asked_again_with_more_room() {
         let mut talk = talk(params, policy);
         talk.push(reply("max_tokens", content));
         let request = asked(&talk);
-        assert_eq!((request.kind, request.max_tokens, request.messages), (CallKind::Regenerate, 4096, 1), "{content}");
+        assert_eq!(
+            (request.kind, request.max_tokens, request.messages),
+            (CallKind::Regenerate, 4096, 1),
+            "{content}"
+        );
         for _ in 0..4 {
             talk.push(reply("max_tokens", content));
         }
@@ -221,7 +235,11 @@ fn the_guards_stop_an_answer_that_does_not_end() {
     round.push(said("max_tokens", &prose(900)));
     round.push(said("end_turn", &prose(900)[..3000]));
     let answer = ended(&round);
-    assert_eq!((answer.outcome, answer.text), (Outcome::Truncated, Some(prose(900))), "a loop is no whole answer");
+    assert_eq!(
+        (answer.outcome, answer.text),
+        (Outcome::Truncated, Some(prose(900))),
+        "a loop is no whole answer"
+    );
 
     let mut few = talk("{}", r#"{"max_continuations":1}"#);
     few.push(said("max_tokens", &prose(300)));
@@ -262,7 +280,10 @@ fn a_resumed_talk_stands_where_an_undisturbed_one_would() {
     let (first, rest) = (prose(300), format!("and {}", prose(700).split_off(2500)));
     let mut straight = talk("{}", "{}");
     straight.push(said("max_tokens", &first));
-    let rows = [past(1, "ask", None, "", Some("overloaded_error")), past(2, "ask", Some("max_tokens"), &first, None)];
+    let rows = [
+        past(1, "ask", None, "", Some("overloaded_error")),
+        past(2, "ask", Some("max_tokens"), &first, None),
+    ];
     let mut resumed = Talk::resume(job("{}", "{}"), &rows, Instant::now());
     assert_eq!(asked(&resumed).body, asked(&straight).body);
     straight.push(said("end_turn", &rest));
@@ -275,7 +296,9 @@ fn a_resumed_talk_stands_where_an_undisturbed_one_would() {
 fn the_text_of_a_lost_stream_is_gone_on_with_only_where_it_is_worth_it() {
     let long = prose(600);
     let row = |text: &str| vec![past(1, "ask", None, text, Some("lost"))];
-    let resume = |params: &str, policy: &str, rows: &[PastCall]| Talk::resume(job(params, policy), rows, Instant::now());
+    let resume = |params: &str, policy: &str, rows: &[PastCall]| {
+        Talk::resume(job(params, policy), rows, Instant::now())
+    };
     assert_eq!(asked(&resume("{}", "{}", &row(&long))).kind, CallKind::Resume);
     assert_eq!(asked(&resume("{}", "{}", &row("short"))).kind, CallKind::Ask);
     assert_eq!(asked(&resume(r#"{"tools":[]}"#, "{}", &row(&long))).kind, CallKind::Ask);
@@ -285,6 +308,75 @@ fn the_text_of_a_lost_stream_is_gone_on_with_only_where_it_is_worth_it() {
     let mut older = row(&long);
     older.push(past(2, "ask", None, "newer", None));
     assert_eq!(asked(&resume("{}", "{}", &older)).kind, CallKind::Ask, "only the newest partial row counts");
+}
+
+#[test]
+fn what_was_gone_on_with_counts_for_ever() {
+    let (first, second) = (prose(600), format!("{} {}", &prose(600)[4000..], prose(900).split_off(5500)));
+    let rows = [
+        past(1, "ask", None, &first, Some("stream_cut")),
+        past(2, "resume", None, "too short", Some("stream_cut")),
+        past(3, "resume", Some("max_tokens"), &second, None),
+        past(4, "continue", None, "", Some("overloaded_error")),
+    ];
+    let resumed = Talk::resume(job("{}", "{}"), &rows, Instant::now());
+    let said = body(&asked(&resumed))["messages"][1]["content"].as_str().expect("text").to_owned();
+    assert!(said.starts_with("word0 word1 "), "the first half is gone: {}", &said[..40]);
+    assert!(said.ends_with("word899"), "{}", &said[said.len() - 40..]);
+}
+
+#[test]
+fn a_cut_continuation_is_joined_the_way_it_was_asked_for() {
+    let (first, anchored) =
+        (prose(600), format!("{} and on {}", seam::anchor(&prose(600)), prose(1200).split_off(7000)));
+    let mut row = past(2, "continue", None, &anchored, Some("stream_cut"));
+    row.request = Some(r#"{"how":"anchor"}"#.to_owned());
+    let rows = [past(1, "ask", Some("max_tokens"), &first, None), row];
+    let job = Job { prefill: true, ..job("{}", "{}") };
+    let resumed = Talk::resume(job, &rows, Instant::now());
+    let said = body(&asked(&resumed))["messages"][1]["content"].as_str().expect("text").to_owned();
+    assert_eq!(said.matches("word599").count(), 1, "the anchor was kept");
+}
+
+#[test]
+fn a_call_that_goes_on_says_how_before_it_is_answered() {
+    let mut talk = talk("{}", "{}");
+    assert_eq!(asked(&talk).note, None);
+    talk.push(said("max_tokens", &prose(300)));
+    assert_eq!(asked(&talk).note.as_deref(), Some(r#"{"how":"anchor"}"#));
+}
+
+#[test]
+fn a_model_that_says_nothing_to_a_cut_answer_has_not_finished_it() {
+    for silence in [reply("end_turn", "[]"), said("end_turn", " \n")] {
+        let mut talk = talk("{}", "{}");
+        talk.push(said("max_tokens", &prose(300)));
+        talk.push(silence);
+        let answer = ended(&talk);
+        assert_eq!(answer.outcome, Outcome::Truncated);
+        assert_eq!(answer.fault.and_then(|fault| fault.code).as_deref(), Some("no_progress"));
+    }
+    let mut talk = talk("{}", "{}");
+    talk.push(said("max_tokens", &prose(300)));
+    talk.push(said("end_turn", seam::anchor(&prose(300))));
+    assert_eq!(ended(&talk).outcome, Outcome::Complete, "the anchor alone says that nothing was missing");
+}
+
+#[test]
+fn structured_output_that_is_not_json_is_not_complete() {
+    let params = r#"{"output_config":{"format":{"type":"json_schema","schema":{}}}}"#;
+    let answered = |text: &str| {
+        let mut talk = talk(params, "{}");
+        talk.push(said("end_turn", text));
+        ended(&talk)
+    };
+    let whole = answered(r#"{"a":1}"#);
+    assert_eq!((whole.outcome, whole.output.as_deref()), (Outcome::Complete, Some(r#"{"a":1}"#)));
+    let torn = answered(r#"{"a":"#);
+    assert_eq!(
+        (torn.outcome, torn.output, torn.text.as_deref()),
+        (Outcome::InvalidOutput, None, Some(r#"{"a":"#))
+    );
 }
 
 #[test]

@@ -8,12 +8,12 @@ use crate::domain::job::{Claimed, Defaults, JobId, Lease, Policy, Tally};
 fn gates() -> Gates {
     let settings = BreakerSettings {
         failures_in_a_row: 3,
-        window: Duration::from_secs(60),
+        window: Duration::from_mins(1),
         calls_min: 100,
         share: 0.5,
         open: Duration::from_secs(15),
-        open_max: Duration::from_secs(60),
-        probe_lease: Duration::from_secs(60),
+        open_max: Duration::from_mins(1),
+        probe_lease: Duration::from_mins(1),
     };
     Gates::new(settings, "default", "12345678".into())
 }
@@ -149,4 +149,33 @@ fn a_model_that_was_not_there_is_remembered_for_the_jobs_that_name_it() {
     gates.remember_missing("nope", fault.clone(), now);
     assert_eq!(gates.admit(&job(1, "nope", None), now).err(), Some(Refusal::Missing(fault)));
     assert!(gates.admit(&job(1, "nope", None), now + MISSING_FOR).is_ok());
+}
+
+#[test]
+fn a_key_whose_probe_met_a_sick_model_is_probed_again() {
+    let (gates, now) = (gates(), Instant::now());
+    fall(&gates, "m", now);
+    gates.block_key("credit", now);
+    let rested = now + KEY_REST;
+    let probe = gates.admit(&job(1, "m", None), rested).expect("one may ask, for both gates");
+    assert!(probe.fail(Health::Sick, "overloaded_error (529)", rested, 0.5));
+    assert!(matches!(gates.open(rested), Open::Probe(_)), "nobody probes: the key's gate would never open");
+    assert!(gates.admit(&job(2, "well", None), rested).is_ok());
+}
+
+#[test]
+fn a_person_opens_a_batch_whose_queue_has_a_slash_in_its_name() {
+    let (gates, now) = (gates(), Instant::now());
+    let row = |state: &str, generation| crate::store::GateRow {
+        scope: "batch:team/etl/b".to_owned(),
+        state: state.to_owned(),
+        reason: None,
+        until_in: None,
+        generation,
+    };
+    gates.take_over(&row("blocked", 1), now);
+    let stopped = blocked(&gates, now).batches;
+    assert!(stopped.contains(&("team/etl".to_owned(), "b".to_owned())), "{stopped:?}");
+    gates.take_over(&row("flowing", 2), now);
+    assert_eq!(blocked(&gates, now), Blocked::default());
 }
