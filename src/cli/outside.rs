@@ -7,7 +7,7 @@ use super::mill;
 use crate::claude::Claude as _;
 use crate::config::Config;
 use crate::domain::outcome::Failure;
-use crate::domain::retry::reason;
+use crate::domain::retry::{fault, reason};
 use crate::store::{self, Migrate};
 
 /// The real world.
@@ -22,8 +22,16 @@ impl Outside for World {
         };
         match claude.check().await {
             Ok(()) => KeyCheck::Accepted,
-            Err(Failure::Api(error)) if error.status == 401 => KeyCheck::Refused(reason(&Failure::Api(error))),
-            Err(failure) => KeyCheck::Unclear(reason(&failure)),
+            Err(Failure::Api(error)) if error.status == 401 => {
+                KeyCheck::Refused(reason(&Failure::Api(error)))
+            }
+            Err(failure) => {
+                let why = fault(&failure).message;
+                KeyCheck::Unclear(format!(
+                    "{} could not say whether the key is good: {why}",
+                    config.api.base_url
+                ))
+            }
         }
     }
 
@@ -32,7 +40,10 @@ impl Outside for World {
         if let Some(file) = url.file()
             && !file.exists()
         {
-            return Ok(format!("{} is not there yet; `promptmill run` or `promptmill enqueue` makes it", file.display()));
+            return Ok(format!(
+                "{} is not there yet; `promptmill run` or `promptmill enqueue` makes it",
+                file.display()
+            ));
         }
         match store::open(&url.expose(), &config.database.store, Migrate::Never).await {
             Ok(_) => Ok(format!("the tables are there, in {url}")),

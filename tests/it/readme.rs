@@ -127,7 +127,8 @@ fn the_tables_of_columns_are_whole() {
         ("### `results`: what you get", "results"),
     ] {
         let documented = cells(section(heading), 0);
-        let absent: Vec<_> = columns(table).into_iter().filter(|column| !documented.contains(column)).collect();
+        let absent: Vec<_> =
+            columns(table).into_iter().filter(|column| !documented.contains(column)).collect();
         assert!(absent.is_empty(), "columns of {table} that the README leaves out: {absent:?}");
     }
 }
