@@ -15,7 +15,7 @@ const SQLITE: &str = include_str!("../../migrations/sqlite/0001_create_tables.sq
 fn section(heading: &str) -> &'static str {
     let start = README.find(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no section {heading}")) + 1;
     let rest = &README[start + heading.len()..];
-    let level = heading.find(' ').unwrap();
+    let level = heading.find(' ').expect("a heading has marks and words");
     let end = (2..=level)
         .filter_map(|level| rest.find(&format!("\n{} ", "#".repeat(level))))
         .min()
@@ -40,12 +40,12 @@ fn cells(text: &'static str, column: usize) -> BTreeSet<&'static str> {
 /// Every source file of ours, as one text.
 fn sources() -> String {
     fn read(folder: &Path, into: &mut String) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
+        for entry in fs::read_dir(folder).expect("a folder of ours") {
+            let path = entry.expect("a file of ours").path();
             if path.is_dir() {
                 read(&path, into);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                into.push_str(&fs::read_to_string(&path).unwrap());
+                into.push_str(&fs::read_to_string(&path).expect("sources are text"));
             }
         }
     }
@@ -58,8 +58,8 @@ fn sources() -> String {
 
 /// The columns of a table, as the migration makes it.
 fn columns(table: &str) -> BTreeSet<&'static str> {
-    let start = SQLITE.find(&format!("CREATE TABLE {table} (")).unwrap();
-    let body = &SQLITE[start..][..SQLITE[start..].find("\n) STRICT").unwrap()];
+    let start = SQLITE.find(&format!("CREATE TABLE {table} (")).expect("the table is made");
+    let body = &SQLITE[start..][..SQLITE[start..].find("\n) STRICT").expect("tables are strict")];
     body.lines()
         .skip(1)
         .filter_map(|line| line.strip_prefix("    "))
