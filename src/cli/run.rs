@@ -63,7 +63,7 @@ pub async fn run(args: &RunArgs, context: &Context) -> anyhow::Result<Exit> {
 /// Runs the demo on the built-in configuration: nothing of the environment, no file.
 pub async fn demo(args: super::demo::Args) -> anyhow::Result<()> {
     let config = |database: &str, api: &str| {
-        let settings = [("database.url", database), ("api.base_url", api), ("worker.concurrency", "32")];
+        let settings = [("database.url", database), ("api.base_url", api), ("retry.base_ms", "200")];
         let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
         Config::load_from(&Flags { settings, ..Flags::default() }, &Surroundings::default())
     };

@@ -275,10 +275,12 @@ async fn append(mill: &Mill, lease: &Lease, call: &Call) -> Appended {
 }
 
 async fn settle(mill: &Mill, lease: Lease, answer: Answer, call: Pending) -> Ended {
-    let outcome = answer.outcome;
-    log_end(lease, &answer, call.as_ref());
+    let status = call.as_ref().and_then(|call| call.http_status);
     match mill.recorder.settle(Settlement { lease, answer: answer.clone(), call }).await {
-        Kept::Done => Ended::Settled(outcome),
+        Kept::Done => {
+            log_end(lease, &answer, status);
+            Ended::Settled(answer.outcome)
+        }
         Kept::Lost => {
             fill(mill, lease, &answer).await;
             Ended::Lost
@@ -396,7 +398,7 @@ fn log_call(lease: Lease, request: &Request, exchange: &Exchange) {
 }
 
 /// One line a finished job.
-fn log_end(lease: Lease, answer: &Answer, call: Option<&Call>) {
+fn log_end(lease: Lease, answer: &Answer, status: Option<u16>) {
     let stop = answer.stop_reason.as_deref().unwrap_or("-");
     tracing::info!(
         job.id = %lease.job,
@@ -411,7 +413,7 @@ fn log_end(lease: Lease, answer: &Answer, call: Option<&Call>) {
         call.request_id = answer.request_id.as_deref(),
         error.kind = answer.fault.as_ref().map(|fault| fault.kind.as_str()),
         error.code = answer.fault.as_ref().and_then(|fault| fault.code.as_deref()),
-        call.status = call.and_then(|call| call.http_status),
+        call.status = status,
         "job {} ended: {} ({stop})", lease.job, answer.outcome
     );
 }

@@ -1,7 +1,9 @@
 //! Starts the real binary with a clean environment, and reads what it left in the tables.
 
+use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child as Process, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use promptmill::stand_in::{Options, Running, StandIn};
@@ -73,8 +75,7 @@ impl<'g> Mill<'g> {
 
     /// Runs the binary to its end.
     pub async fn run(&self, args: &[&str]) -> Ran {
-        let child = self.command(args).spawn().expect("the binary starts");
-        wait(child).await
+        wait(Child::start(self.command(args))).await
     }
 
     /// Runs `run --drain` to its end.
@@ -84,7 +85,7 @@ impl<'g> Mill<'g> {
 
     /// Starts the daemon.
     pub fn start(&self) -> Daemon {
-        Daemon { child: Some(self.command(&["run"]).spawn().expect("the binary starts")) }
+        Daemon { child: Some(Child::start(self.command(&["run"]))) }
     }
 
     /// Inserts prompts, one job each.
@@ -175,25 +176,55 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
-            child.kill().ok();
-            child.wait().ok();
+            child.process.kill().ok();
+            child.process.wait().ok();
         }
     }
 }
 
+/// A process whose output is read as it comes: a pipe that nobody reads stops who writes into it.
+struct Child {
+    process: Process,
+    stdout: JoinHandle<String>,
+    stderr: JoinHandle<String>,
+}
+
+impl Child {
+    fn start(mut command: Command) -> Self {
+        let mut process = command.spawn().expect("the binary starts");
+        let stdout = read(process.stdout.take().expect("it is piped"));
+        let stderr = read(process.stderr.take().expect("it is piped"));
+        Self { process, stdout, stderr }
+    }
+
+    fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    fn end(mut self) -> Ran {
+        let status = self.process.wait().expect("the binary ends");
+        Ran {
+            code: status.code().unwrap_or(-1),
+            stdout: self.stdout.join().expect("the reader lives"),
+            stderr: self.stderr.join().expect("the reader lives"),
+        }
+    }
+}
+
+fn read(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).expect("the pipe can be read");
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
 async fn wait(child: Child) -> Ran {
     let pid = child.id();
-    let ended = tokio::task::spawn_blocking(move || child.wait_with_output());
-    let output: Output = match tokio::time::timeout(STEP_MAX * 2, ended).await {
-        Ok(ended) => ended.expect("the waiting thread lives").expect("the binary ends"),
-        Err(_) => {
-            Command::new("kill").args(["-KILL", &pid.to_string()]).status().ok();
-            panic!("the binary did not end within {} s", STEP_MAX.as_secs() * 2);
-        }
-    };
-    Ran {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    let ended = tokio::task::spawn_blocking(move || child.end());
+    if let Ok(ended) = tokio::time::timeout(STEP_MAX * 2, ended).await {
+        return ended.expect("the waiting thread lives");
     }
+    Command::new("kill").args(["-KILL", &pid.to_string()]).status().ok();
+    panic!("the binary did not end within {} s", STEP_MAX.as_secs() * 2);
 }

@@ -21,10 +21,13 @@ on_both! {
 async fn what_another_program_inserts_is_picked_up_by_an_idle_daemon(ground: &Ground) {
     let mill = Mill::new(ground).await;
     let daemon = mill.start();
-    mill.until("SELECT count(*) FROM workers WHERE asleep", "1").await;
+    mill.until(ground.either("SELECT count(*) FROM workers", "SELECT count(*) FROM workers WHERE asleep"), "1").await;
     let jobs = ground.either("jobs", &ground.table("jobs")).to_owned();
     for calls in 1..=3 {
-        ground.shell(&format!("INSERT INTO {jobs} (prompt) VALUES ('from a shell {calls}');")).expect("inserted");
+        // The shell of SQLite gives up at once where somebody writes just now, if it is not told to wait.
+        let patience = ground.either(".timeout 30000\n", "");
+        let insert = format!("{patience}INSERT INTO {jobs} (prompt) VALUES ('from a shell {calls}');");
+        ground.shell(&insert).expect("inserted");
         mill.until_asked(calls).await;
     }
     mill.until("SELECT count(*) FROM results WHERE outcome = 'complete'", "3").await;
