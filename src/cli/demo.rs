@@ -70,7 +70,7 @@ where
     writeln!(out, "{}", samples(&pool).await?)?;
     writeln!(out, "{}", books(&pool, &api.counts(), took).await?)?;
     pool.close().await;
-    eprintln!("{}", next_steps(&file));
+    eprintln!("{}", next_steps(&file, &called()));
     Ok(())
 }
 
@@ -211,23 +211,30 @@ async fn books(pool: &SqlitePool, counts: &Counts, took: Duration) -> anyhow::Re
     ))
 }
 
-fn next_steps(file: &File) -> String {
+/// How this program was called: what a person can type again, also where it is not on the path.
+fn called() -> String {
+    std::env::args_os()
+        .next()
+        .map_or_else(|| "promptmill".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+fn next_steps(file: &File, promptmill: &str) -> String {
     let look = if file.keep {
         let path = file.path.display();
         format!(
             "Look into it:\n\
              \x20   sqlite3 {path} \"SELECT * FROM job_overview LIMIT 5\"\n\
-             \x20   DATABASE_URL=sqlite:{path} promptmill status"
+             \x20   DATABASE_URL=sqlite:{path} {promptmill} status"
         )
     } else {
-        "Look into the tables yourself:\n    promptmill demo --keep demo.db".to_owned()
+        format!("Look into the tables yourself:\n    {promptmill} demo --keep demo.db")
     };
     format!(
         "{look}\n\
          Then with your own prompts and key:\n\
-         \x20   promptmill migrate\n\
+         \x20   {promptmill} migrate\n\
          \x20   sqlite3 promptmill.db \"INSERT INTO jobs (prompt) VALUES ('Say hello')\"\n\
-         \x20   ANTHROPIC_API_KEY=… promptmill run --drain\n\
-         \x20   promptmill results"
+         \x20   ANTHROPIC_API_KEY=… {promptmill} run --drain\n\
+         \x20   {promptmill} results"
     )
 }

@@ -7,7 +7,7 @@ use super::mill;
 use crate::claude::Claude as _;
 use crate::config::Config;
 use crate::domain::outcome::Failure;
-use crate::domain::retry::reason;
+use crate::domain::retry::{fault, reason};
 use crate::store::{self, Migrate};
 
 /// The real world.
@@ -25,7 +25,13 @@ impl Outside for World {
             Err(Failure::Api(error)) if error.status == 401 => {
                 KeyCheck::Refused(reason(&Failure::Api(error)))
             }
-            Err(failure) => KeyCheck::Unclear(reason(&failure)),
+            Err(failure) => {
+                let why = fault(&failure).message;
+                KeyCheck::Unclear(format!(
+                    "{} could not say whether the key is good: {why}",
+                    config.api.base_url
+                ))
+            }
         }
     }
 

@@ -19,7 +19,7 @@ use self::follow::Follow;
 use super::exit::{Exit, Stop};
 use super::open::{Absent, Context};
 use super::out::{Out, count, number, say};
-use super::which::outcome;
+use super::which::{job_id, outcome};
 use crate::domain::job::JobId;
 use crate::store::{Desk, ResultFilter, ResultRow, Texts};
 
@@ -40,7 +40,7 @@ const FOLLOW_MAX: i64 = 1_000;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only these jobs
-    #[arg(value_name = "JOB", conflicts_with_all = ["batch", "queue", "outcome"])]
+    #[arg(value_name = "JOB", value_parser = job_id, conflicts_with_all = ["batch", "queue", "outcome"])]
     jobs: Vec<i64>,
     /// Only this batch
     #[arg(long, short, value_name = "LABEL")]

@@ -17,7 +17,7 @@ const PAGE: usize = 1_000;
 #[derive(Debug, clap::Args)]
 pub struct Which {
     /// Jobs, by id
-    #[arg(value_name = "JOB", conflicts_with_all = ["batch", "queue", "all"])]
+    #[arg(value_name = "JOB", value_parser = job_id, conflicts_with_all = ["batch", "queue", "all"])]
     pub jobs: Vec<i64>,
     /// All of this batch
     #[arg(long, short, value_name = "LABEL")]
@@ -162,6 +162,13 @@ pub fn unknown_queue(queue: &str, known: &[String]) -> anyhow::Error {
         format!("there are: {}", known.join(", "))
     };
     Stop::failure(format!("no queue is named \"{queue}\"; {known}"))
+}
+
+/// Reads a job's id from the command line.
+pub fn job_id(word: &str) -> Result<i64, String> {
+    word.parse().map_err(|_| {
+        "a job is named by its id, a whole number; `promptmill show KEY` tells the id of a key".to_owned()
+    })
 }
 
 /// Reads an outcome's word; for clap.

@@ -388,7 +388,7 @@ fn every_knob_is_read_by_somebody() {
 
 #[test]
 fn the_documented_table_is_the_one_of_the_file() {
-    let documented = include_str!("../../docs-fragment/config-table.md");
+    let documented = include_str!("../../README.md");
     assert!(documented.contains(&table()), "write this into it:\n\n{}", table());
 }
 

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use crate::cli::out::{cell, cell_number, count, duration, number, one_line, printable, table, time};
 use crate::domain::ledger::CallKind;
 use crate::domain::outcome::Outcome;
+use crate::domain::seam::Seam;
 use crate::store::{CallRow, JobRow, ResultRow, Texts};
 
 /// Characters of a prompt or an answer, unless all of it is wanted.
@@ -182,10 +183,23 @@ fn sentence(call: &CallRow) -> String {
         more.push(format!("The server asked to wait {}.", duration(ms)));
     }
     if let Some(request) = &call.request {
-        more.push(format!("How: {}", one_line(request, 200)));
+        more.push(joint(request).map_or_else(|| format!("How: {}", one_line(request, 200)), str::to_owned));
     }
     more.insert(0, format!("{}.", ended.trim_end_matches('.')));
     printable(&format!("{did}. {}", more.join(" "))).into_owned()
+}
+
+/// How a continuation was joined, in words; `None` where the note says something else.
+fn joint(note: &str) -> Option<&'static str> {
+    let note: serde_json::Value = serde_json::from_str(note).ok()?;
+    let seam = note.get("seam")?.as_str()?;
+    [
+        (Seam::Anchored, "It began with the characters it was to repeat: they were dropped."),
+        (Seam::Overlap, "It began with another piece of the answer's end: that was dropped."),
+        (Seam::Plain, "It repeated nothing: it was taken for the very next characters; look at that place."),
+    ]
+    .into_iter()
+    .find_map(|(known, words)| (known.as_str() == seam).then_some(words))
 }
 
 fn end(lines: &mut Vec<String>, result: &ResultRow, texts: Texts) {
@@ -286,6 +300,19 @@ mod tests {
         overloaded.retry_after_ms = Some(2000);
         let calls = [call(1, "ask", "max_tokens"), call(2, "continue", "end_turn"), overloaded];
         insta::assert_snapshot!(tell(&job(), &calls, None, Texts::Start));
+    }
+
+    #[test]
+    fn a_joint_is_told_in_words_and_any_other_note_as_it_is() {
+        let mut call = call(2, "continue", "end_turn");
+        for (note, told) in [
+            (r#"{"how":"anchor","seam":"anchored"}"#, "they were dropped."),
+            (r#"{"how":"anchor","seam":"plain"}"#, "look at that place."),
+            (r#"{"dropped":2}"#, r#"How: {"dropped":2}"#),
+        ] {
+            call.request = Some(note.into());
+            assert!(sentence(&call).ends_with(told), "{}", sentence(&call));
+        }
     }
 
     #[test]

@@ -1,0 +1,134 @@
+//! The README says what is so: its two commands, the tests it names, and tables that leave nothing out.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use clap::CommandFactory;
+use promptmill::cli::{Cli, Exit};
+use promptmill::domain::outcome::Outcome;
+
+const README: &str = include_str!("../../README.md");
+const SQLITE: &str = include_str!("../../migrations/sqlite/0001_create_tables.sql");
+
+/// The text from a heading to the next one of its level or above.
+fn section(heading: &str) -> &'static str {
+    let start = README.find(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no section {heading}")) + 1;
+    let rest = &README[start + heading.len()..];
+    let level = heading.find(' ').expect("a heading has marks and words");
+    let end = (2..=level)
+        .filter_map(|level| rest.find(&format!("\n{} ", "#".repeat(level))))
+        .min()
+        .unwrap_or(rest.len());
+    &rest[..end]
+}
+
+/// What stands between single backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// What stands between single backticks in one cell of each row of the tables in a text.
+fn cells(text: &'static str, column: usize) -> BTreeSet<&'static str> {
+    text.lines()
+        .filter(|line| line.starts_with('|'))
+        .filter_map(|line| line.split('|').nth(column + 1))
+        .flat_map(quoted)
+        .collect()
+}
+
+/// Every source file of ours, as one text.
+fn sources() -> String {
+    fn read(folder: &Path, into: &mut String) {
+        for entry in fs::read_dir(folder).expect("a folder of ours") {
+            let path = entry.expect("a file of ours").path();
+            if path.is_dir() {
+                read(&path, into);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                into.push_str(&fs::read_to_string(&path).expect("sources are text"));
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut text = String::new();
+    read(&root.join("src"), &mut text);
+    read(&root.join("tests/it"), &mut text);
+    text
+}
+
+/// The columns of a table, as the migration makes it.
+fn columns(table: &str) -> BTreeSet<&'static str> {
+    let start = SQLITE.find(&format!("CREATE TABLE {table} (")).expect("the table is made");
+    let body = &SQLITE[start..][..SQLITE[start..].find("\n) STRICT").expect("tables are strict")];
+    body.lines()
+        .skip(1)
+        .filter_map(|line| line.strip_prefix("    "))
+        .take_while(|line| !line.starts_with("-- The worker's own"))
+        .filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase()))
+        .filter_map(|line| line.split(' ').next())
+        .collect()
+}
+
+#[test]
+fn the_readme_begins_with_exactly_two_commands() {
+    let section = section("## Two commands");
+    let blocks: Vec<&str> = section.split("```").skip(1).step_by(2).collect();
+    assert_eq!(blocks, ["sh\ncargo run --release -- demo\ntests/run\n"]);
+    assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/run").exists());
+}
+
+#[test]
+fn every_test_that_the_readme_names_is_there() {
+    let sources = sources();
+    let named = cells(section("## Guarantees and limits"), 1);
+    assert!(named.len() >= 20, "the table of guarantees names its tests: {named:?}");
+    let absent: Vec<_> = named.iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
+    assert!(absent.is_empty(), "no such tests: {absent:?}");
+}
+
+#[test]
+fn every_promise_of_the_readme_names_a_test() {
+    let promises = section("## Guarantees and limits").lines().filter(|line| line.starts_with("| ")).skip(1);
+    for promise in promises {
+        let tests = promise.split('|').nth(2).map_or(0, |cell| quoted(cell).count());
+        assert!(tests > 0, "no test holds this: {promise}");
+    }
+}
+
+#[test]
+fn the_table_of_commands_is_the_help() {
+    let commands = Cli::command();
+    let helped: BTreeSet<&str> = commands.get_subcommands().map(clap::Command::get_name).collect();
+    assert_eq!(cells(section("## Commands"), 0), helped);
+}
+
+#[test]
+fn the_table_of_exit_codes_is_whole() {
+    let section = section("## Commands");
+    let codes = (0..=u8::MAX).filter(|&code| Exit::of_code(code) as u8 == code);
+    let documented = section.lines().filter_map(|line| line.split('|').nth(1)?.trim().parse::<u8>().ok());
+    assert_eq!(documented.collect::<Vec<_>>(), codes.collect::<Vec<_>>());
+}
+
+#[test]
+fn the_table_of_outcomes_is_whole() {
+    let documented = section("### `results`: what you get")
+        .lines()
+        .skip_while(|line| !line.starts_with("| outcome |"))
+        .filter_map(|line| quoted(line.split('|').nth(1)?).next());
+    assert_eq!(documented.collect::<Vec<_>>(), Outcome::ALL.map(Outcome::as_str));
+}
+
+#[test]
+fn the_tables_of_columns_are_whole() {
+    for (heading, table) in [
+        ("### `jobs`: what you ask", "jobs"),
+        ("### `job_state`: where each job is", "job_state"),
+        ("### `results`: what you get", "results"),
+    ] {
+        let documented = cells(section(heading), 0);
+        let absent: Vec<_> =
+            columns(table).into_iter().filter(|column| !documented.contains(column)).collect();
+        assert!(absent.is_empty(), "columns of {table} that the README leaves out: {absent:?}");
+    }
+}
