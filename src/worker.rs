@@ -6,6 +6,7 @@
 
 pub mod attempt;
 pub mod gate;
+pub mod notes;
 pub mod process;
 pub mod record;
 
@@ -54,6 +55,8 @@ pub struct Settings {
     pub grace: Duration,
     /// `--drain`: leave when nothing is left within this horizon.
     pub drain: Option<Duration>,
+    /// `worker.checkpoint_seconds` and `worker.checkpoint_bytes`.
+    pub checkpoints: notes::Pace,
     /// `worker.bytes_in_flight_max`.
     pub bytes_max: i64,
     /// `--queue`: only these; empty: all.
@@ -204,7 +207,8 @@ pub async fn run(
     let mut writing: JoinSet<()> = JoinSet::new();
     writing.spawn(recording.run(Arc::clone(&mill.store), move || at.worker()));
 
-    let mut turning = Turning { mill: Arc::clone(&mill), attempts: JoinSet::new(), ids: HashMap::new(), bytes: 0 };
+    let mut turning =
+        Turning { mill: Arc::clone(&mill), attempts: JoinSet::new(), ids: HashMap::new(), bytes: 0 };
     let mut end = turning.until_stopped(&wake, &signals.stop).await;
     if !turning.let_finish().await {
         end = End::Unwritten;
@@ -434,7 +438,11 @@ impl Turning {
     async fn let_finish(&mut self) -> bool {
         let grace = self.mill.settings.grace;
         if !self.attempts.is_empty() {
-            tracing::info!(calls = self.attempts.len(), "waiting up to {:.0} s for running calls", grace.as_secs_f64());
+            tracing::info!(
+                calls = self.attempts.len(),
+                "waiting up to {:.0} s for running calls",
+                grace.as_secs_f64()
+            );
         }
         let finished = tokio::time::timeout(grace, self.all_reaped()).await.is_ok();
         if finished {
@@ -456,9 +464,10 @@ impl Turning {
 fn key_refused(checked: Result<(), Failure>) -> Option<String> {
     match checked {
         Ok(()) => None,
-        Err(Failure::Api(error)) if error.status == 401 => {
-            Some("the API refused the key (401): set ANTHROPIC_API_KEY, or api.key_file, to one that is valid".to_owned())
-        }
+        Err(Failure::Api(error)) if error.status == 401 => Some(
+            "the API refused the key (401): set ANTHROPIC_API_KEY, or api.key_file, to one that is valid"
+                .to_owned(),
+        ),
         Err(failure) => {
             let reason = crate::domain::retry::reason(&failure);
             tracing::warn!("could not check the key beforehand: {reason}; going on");

@@ -22,7 +22,9 @@ impl Outside for World {
         };
         match claude.check().await {
             Ok(()) => KeyCheck::Accepted,
-            Err(Failure::Api(error)) if error.status == 401 => KeyCheck::Refused(reason(&Failure::Api(error))),
+            Err(Failure::Api(error)) if error.status == 401 => {
+                KeyCheck::Refused(reason(&Failure::Api(error)))
+            }
             Err(failure) => KeyCheck::Unclear(reason(&failure)),
         }
     }
@@ -32,7 +34,10 @@ impl Outside for World {
         if let Some(file) = url.file()
             && !file.exists()
         {
-            return Ok(format!("{} is not there yet; `promptmill run` or `promptmill enqueue` makes it", file.display()));
+            return Ok(format!(
+                "{} is not there yet; `promptmill run` or `promptmill enqueue` makes it",
+                file.display()
+            ));
         }
         match store::open(&url.expose(), &config.database.store, Migrate::Never).await {
             Ok(_) => Ok(format!("the tables are there, in {url}")),

@@ -121,9 +121,14 @@ fn listen(signals: &Signals) -> anyhow::Result<()> {
 /// Says what came of it in one or two lines, and with which code to exit.
 fn tell(report: &Report, took: Duration) -> Exit {
     let total: u64 = report.outcomes.iter().map(|(_, many)| many).sum();
-    let list: Vec<String> = report.outcomes.iter().map(|(outcome, many)| format!("{many} {outcome}")).collect();
+    let list: Vec<String> =
+        report.outcomes.iter().map(|(outcome, many)| format!("{many} {outcome}")).collect();
     let list = if list.is_empty() { String::new() } else { format!(": {}", list.join(", ")) };
-    eprintln!("{total} {} ended in {:.1} s{list}", if total == 1 { "job" } else { "jobs" }, took.as_secs_f64());
+    eprintln!(
+        "{total} {} ended in {:.1} s{list}",
+        if total == 1 { "job" } else { "jobs" },
+        took.as_secs_f64()
+    );
     let complete = report.outcomes.iter().all(|(outcome, _)| *outcome == Outcome::Complete);
     match &report.end {
         End::Stopped => Exit::Good,

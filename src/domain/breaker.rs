@@ -310,7 +310,9 @@ mod tests {
         let first = now + Duration::from_secs(15);
         let Admission::Probe(hung) = breaker.admit(first) else { panic!("a probe is due") };
         let second = first + Duration::from_secs(60);
-        let Admission::Probe(number) = breaker.admit(second) else { panic!("the hung probe's lease is over") };
+        let Admission::Probe(number) = breaker.admit(second) else {
+            panic!("the hung probe's lease is over")
+        };
         breaker.report(Health::Well, Some(hung), second, 0.5);
         assert_eq!(breaker.admit(second), Admission::Blocked, "only the newest probe decides");
         breaker.report(Health::Well, Some(number), second, 0.5);

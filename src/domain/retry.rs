@@ -60,11 +60,13 @@ pub fn class(failure: &Failure, prefilled: bool) -> Class {
 /// Codes that name the cause, whatever the status (API reference, Errors: "branch on it").
 fn class_of_code(code: &str, hint: Option<Duration>) -> Option<Class> {
     Some(match code {
-        "linked_organization_billing_unavailable" | "linked_organization_spend_limit_reached" | "file_expired" => {
-            Class::Job
-        }
+        "linked_organization_billing_unavailable"
+        | "linked_organization_spend_limit_reached"
+        | "file_expired" => Class::Job,
         code if code.starts_with("user_profile_") => Class::Job,
-        "organization_on_hold" | "api_key_scope_missing" | "claude_code_key_creator_not_member" => Class::Account,
+        "organization_on_hold" | "api_key_scope_missing" | "claude_code_key_creator_not_member" => {
+            Class::Account
+        }
         // The keys of a customer-managed encryption are out of reach for minutes, not for good.
         "cmek_key_unreachable" | "cmek_context_unavailable" => Class::Sick { hint, costs: false },
         code if code.starts_with("cmek_") => Class::Account,
@@ -257,7 +259,10 @@ fn charge(with: Circumstances, hint: Option<Duration>, failure: &Failure) -> Dec
         return end(Outcome::Failed, fault(failure), News::Nothing);
     }
     let delay = with.curve.delay(tally.failures - 1, hint, with.dice);
-    Decision { job: Disposition::Back { delay: Some(delay), tally, reason: reason(failure) }, news: News::Nothing }
+    Decision {
+        job: Disposition::Back { delay: Some(delay), tally, reason: reason(failure) },
+        news: News::Nothing,
+    }
 }
 
 /// What a job does whose last call was lost with its worker.
@@ -279,7 +284,8 @@ pub fn after_crash(policy: OnCrash) -> Option<(Outcome, Fault)> {
 pub fn fault(failure: &Failure) -> Fault {
     match failure {
         Failure::Api(error) => {
-            let kind = if error.kind.is_empty() { format!("http_{}", error.status) } else { error.kind.clone() };
+            let kind =
+                if error.kind.is_empty() { format!("http_{}", error.status) } else { error.kind.clone() };
             let message = if error.message.is_empty() {
                 format!("the API answered with status {} and no message", error.status)
             } else {
@@ -294,7 +300,9 @@ pub fn fault(failure: &Failure) -> Fault {
         Failure::Unended => {
             Fault::new("stream_cut", None, "the stream ended before the answer did: no stop reason came")
         }
-        Failure::Stopped => Fault::new("stopped", None, "the worker hung up: shutdown, cancel or a lost lease"),
+        Failure::Stopped => {
+            Fault::new("stopped", None, "the worker hung up: shutdown, cancel or a lost lease")
+        }
     }
 }
 
@@ -322,7 +330,9 @@ const fn lost_code(lost: Lost) -> &'static str {
 pub fn reason(failure: &Failure) -> String {
     let fault = fault(failure);
     match (failure, &fault.code) {
-        (Failure::Api(error), Some(code)) if error.status >= 400 => format!("{} ({}, {code})", fault.kind, error.status),
+        (Failure::Api(error), Some(code)) if error.status >= 400 => {
+            format!("{} ({}, {code})", fault.kind, error.status)
+        }
         (Failure::Api(error), None) if error.status >= 400 => format!("{} ({})", fault.kind, error.status),
         (_, Some(code)) => format!("{} ({code})", fault.kind),
         (_, None) => fault.kind,

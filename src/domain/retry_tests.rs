@@ -82,7 +82,11 @@ fn each_error_of_the_api_has_its_class() {
         (200, "invalid_request_error", None, "", Class::Job),
         (200, "an_error_of_tomorrow", None, "", COSTS),
     ] {
-        assert_eq!(class(&api(status, kind, code, message), false), wanted, "{status} {kind} {code:?} {message}");
+        assert_eq!(
+            class(&api(status, kind, code, message), false),
+            wanted,
+            "{status} {kind} {code:?} {message}"
+        );
     }
     assert_eq!(class(&Failure::Unsent("dns".into()), false), FREE);
     for lost in [Lost::Reset, Lost::FirstEvent, Lost::Idle, Lost::Total] {
@@ -95,7 +99,8 @@ fn each_error_of_the_api_has_its_class() {
 
 #[test]
 fn a_refused_prefill_is_asked_again_only_where_one_was_sent() {
-    let refused = api(400, "invalid_request_error", None, "This model does not support assistant message prefill.");
+    let refused =
+        api(400, "invalid_request_error", None, "This model does not support assistant message prefill.");
     assert_eq!(class(&refused, true), Class::Prefill);
     assert_eq!(class(&refused, false), Class::Job);
 }
@@ -133,7 +138,9 @@ fn limits_overload_and_lost_connections_cost_no_failure() {
     ] {
         let mut at = with();
         at.tally.failures = 4;
-        let Disposition::Back { tally, .. } = decided(&failure, at).job else { panic!("{failure:?} ended the job") };
+        let Disposition::Back { tally, .. } = decided(&failure, at).job else {
+            panic!("{failure:?} ended the job")
+        };
         assert_eq!((tally.failures, tally.deferrals), (4, 1), "{failure:?}");
     }
 }
@@ -143,7 +150,9 @@ fn a_job_deferred_thirty_times_starts_to_pay() {
     let failure = api(529, "overloaded_error", None, "");
     let mut at = with();
     at.tally.deferrals = DEFERRALS_FREE;
-    let Disposition::Back { tally, .. } = decided(&failure, at).job else { panic!("one failure is not the end") };
+    let Disposition::Back { tally, .. } = decided(&failure, at).job else {
+        panic!("one failure is not the end")
+    };
     assert_eq!(tally.failures, 1);
 }
 
@@ -158,7 +167,9 @@ fn a_probe_and_a_blocked_breaker_excuse_what_would_cost() {
 #[test]
 fn shutdown_costs_no_failure() {
     let at = Circumstances { tally: Tally { failures: 4, ..Tally::default() }, ..with() };
-    let Disposition::Back { tally, delay, .. } = decided(&Failure::Stopped, at).job else { panic!("shutdown") };
+    let Disposition::Back { tally, delay, .. } = decided(&Failure::Stopped, at).job else {
+        panic!("shutdown")
+    };
     assert_eq!((tally.failures, delay), (4, None));
 }
 
@@ -174,7 +185,10 @@ fn an_account_without_credit_blocks_the_key_and_leaves_the_job_untouched() {
     let failure = api(400, "invalid_request_error", None, "Your credit balance is too low to access");
     let decision = decided(&failure, with());
     assert_eq!(decision.news, News::KeyBlocked);
-    assert!(matches!(decision.job, Disposition::Back { delay: None, tally: Tally { failures: 0, deferrals: 0, .. }, .. }));
+    assert!(matches!(
+        decision.job,
+        Disposition::Back { delay: None, tally: Tally { failures: 0, deferrals: 0, .. }, .. }
+    ));
 }
 
 #[test]

@@ -39,6 +39,15 @@ pub struct Request {
     pub timeout: Duration,
 }
 
+impl Request {
+    /// Returns what `calls.request` notes of it: how a cut answer is gone on with.
+    pub fn note(&self) -> Option<String> {
+        let how = if self.prefilled { How::Prefill } else { How::Anchor };
+        matches!(self.kind, CallKind::Continue | CallKind::Resume)
+            .then(|| format!(r#"{{"how":"{}"}}"#, how.as_str()))
+    }
+}
+
 /// What is to be done next.
 #[derive(Debug, Clone)]
 pub enum Step {
@@ -206,18 +215,19 @@ impl Talk {
         if reply.stop.is_some() && !call.partial {
             return Some(reply);
         }
-        let wanted = self.job.policy.on_crash == OnCrash::Resume && newest;
-        (wanted && self.worth_resuming(&reply)).then_some(Reply { stop: None, ..reply })
+        (newest && self.worth_resuming(&reply)).then_some(Reply { stop: None, ..reply })
+    }
+
+    /// Whether the text of a lost stream could be gone on with: plain text, by a policy that wants it.
+    pub fn is_resumable(&self) -> bool {
+        let job = &self.job;
+        !job.tools && !job.structured && !job.thinking && job.policy.on_crash == OnCrash::Resume
     }
 
     /// Whether what a lost stream left is enough to go on with.
     fn worth_resuming(&self, reply: &Reply) -> bool {
         let text_only = reply.content.iter().all(|block| matches!(block.kind.as_str(), "text" | "thinking"));
-        text_only
-            && !self.job.tools
-            && !self.job.structured
-            && !self.job.thinking
-            && reply.text().chars().count() >= RESUME_MIN
+        text_only && self.is_resumable() && reply.text().chars().count() >= RESUME_MIN
     }
 
     fn crash_verdict(&self, calls: &[PastCall]) -> Option<Verdict> {
@@ -288,7 +298,10 @@ impl Talk {
         });
         match joined {
             Some(joined) if joined.repeated => {
-                self.end_truncated("repetition", "the model said again what it had said: the answer is cut there");
+                self.end_truncated(
+                    "repetition",
+                    "the model said again what it had said: the answer is cut there",
+                );
             }
             Some(joined) if joined.added < PROGRESS_MIN && matches!(stop, Some(StopReason::MaxTokens)) => {
                 self.end_truncated("no_progress", "a continuation brought fewer than 32 new characters");
@@ -314,14 +327,23 @@ impl Talk {
                 self.next = Next::Nudge;
             }
             Some(StopReason::EndTurn | StopReason::StopSequence) => {
-                self.end(Outcome::Empty, Some(Fault::new("empty", None, "the model ended its turn without saying anything")));
+                self.end(
+                    Outcome::Empty,
+                    Some(Fault::new("empty", None, "the model ended its turn without saying anything")),
+                );
             }
             Some(StopReason::MaxTokens) => self.cut(),
             Some(StopReason::ContextWindow) => {
-                self.end_truncated("context_window", "the model's context window is full: the answer is cut there");
+                self.end_truncated(
+                    "context_window",
+                    "the model's context window is full: the answer is cut there",
+                );
             }
             Some(StopReason::Refusal) => {
-                self.end(Outcome::Refused, Some(Fault::new("refusal", None, "the model refused; see stop_details")));
+                self.end(
+                    Outcome::Refused,
+                    Some(Fault::new("refusal", None, "the model refused; see stop_details")),
+                );
             }
             Some(StopReason::ToolUse) => self.end(Outcome::NeedsTool, None),
             Some(StopReason::PauseTurn) if self.pauses < self.job.policy.max_turns => {
@@ -329,11 +351,14 @@ impl Talk {
                 self.next = Next::Pause;
             }
             Some(StopReason::PauseTurn) => {
-                let why = format!("the turn paused more than max_turns = {} times", self.job.policy.max_turns);
+                let why =
+                    format!("the turn paused more than max_turns = {} times", self.job.policy.max_turns);
                 self.end(Outcome::Paused, Some(Fault::new("paused", None, why)));
             }
             Some(StopReason::Other(word)) => {
-                let why = format!("stop reason {word} is not known to this version: look at the answer before you use it");
+                let why = format!(
+                    "stop reason {word} is not known to this version: look at the answer before you use it"
+                );
                 self.end(Outcome::Unreviewed, Some(Fault::new("unknown_stop_reason", None, why)));
             }
         }
@@ -343,7 +368,10 @@ impl Talk {
     fn cut(&mut self) {
         let policy = &self.job.policy;
         if policy.on_max_tokens == OnMaxTokens::Stop {
-            return self.end_truncated("max_tokens", "max_tokens cut the answer, and policy.on_max_tokens=stop keeps it so");
+            return self.end_truncated(
+                "max_tokens",
+                "max_tokens cut the answer, and policy.on_max_tokens=stop keeps it so",
+            );
         }
         if self.continuations >= policy.max_continuations {
             let why = format!("still cut after max_continuations = {}", policy.max_continuations);
@@ -360,7 +388,10 @@ impl Talk {
             self.next = Next::Continue;
             self.room = doubled.min(self.job.max_tokens_ceiling).min(left);
         } else if self.room >= self.job.max_tokens_ceiling {
-            return self.end_truncated("max_tokens", "cut at the model's maximum, and this answer cannot be stitched");
+            return self.end_truncated(
+                "max_tokens",
+                "cut at the model's maximum, and this answer cannot be stitched",
+            );
         } else {
             self.next = Next::Regenerate;
             self.room = doubled.max(ROOM_MIN).min(self.job.max_tokens_ceiling);
@@ -467,7 +498,8 @@ impl Talk {
     pub fn answer(&self, verdict: Verdict, tally: Tally) -> Answer {
         let Verdict { outcome, fault } = verdict;
         let said = !self.turn.is_empty();
-        let text = (said && outcome != Outcome::Refused && self.turn.has_text()).then(|| sanitise(&self.turn.text()).0);
+        let text = (said && outcome != Outcome::Refused && self.turn.has_text())
+            .then(|| sanitise(&self.turn.text()).0);
         let content = said.then(|| sanitise_json(&Block::write_all(self.turn.blocks())).0);
         let output = text.clone().filter(|text| {
             self.job.structured

@@ -91,7 +91,11 @@ fn each_stop_reason_has_its_outcome_and_only_an_answer_is_complete() {
         let answer = ended(&talk);
         assert_eq!(answer.outcome, outcome, "{stop} {content}");
         assert_eq!(answer.stop_reason.as_deref(), Some(stop));
-        assert_eq!(answer.fault.is_none(), matches!(outcome, Outcome::Complete | Outcome::NeedsTool), "{stop}");
+        assert_eq!(
+            answer.fault.is_none(),
+            matches!(outcome, Outcome::Complete | Outcome::NeedsTool),
+            "{stop}"
+        );
     }
 }
 
@@ -164,7 +168,8 @@ fn a_cut_answer_grows_whole_with_doubling_room_and_anchored_seams() {
         };
         let to = (from + request.max_tokens as usize).min(whole.len());
         let stop = if to == whole.len() { "end_turn" } else { "max_tokens" };
-        let text = format!("{anchor}{}", &whole[from - whole[..from].len() + whole[..from].trim_end().len()..to]);
+        let text =
+            format!("{anchor}{}", &whole[from - whole[..from].len() + whole[..from].trim_end().len()..to]);
         let note = talk.push(said(stop, &text));
         if request.kind == CallKind::Continue {
             assert_eq!(note.as_deref(), Some(r#"{"how":"anchor","seam":"anchored"}"#));
@@ -178,7 +183,11 @@ fn a_cut_answer_grows_whole_with_doubling_room_and_anchored_seams() {
     let answer = ended(&talk);
     assert_eq!(answer.text.as_deref(), Some(whole.as_str()));
     assert_eq!((answer.outcome, answer.continuations, answer.seams), (Outcome::Complete, 5, 0));
-    assert_eq!(Block::read_all(answer.content.as_deref().unwrap_or("")).len(), 1, "text at a seam is made one");
+    assert_eq!(
+        Block::read_all(answer.content.as_deref().unwrap_or("")).len(),
+        1,
+        "text at a seam is made one"
+    );
 }
 
 #[test]
@@ -196,7 +205,11 @@ fn what_cannot_be_stitched_is_asked_again_with_more_room() {
         let mut talk = talk(params, policy);
         talk.push(reply("max_tokens", content));
         let request = asked(&talk);
-        assert_eq!((request.kind, request.max_tokens, request.messages), (CallKind::Regenerate, 4096, 1), "{content}");
+        assert_eq!(
+            (request.kind, request.max_tokens, request.messages),
+            (CallKind::Regenerate, 4096, 1),
+            "{content}"
+        );
         for _ in 0..4 {
             talk.push(reply("max_tokens", content));
         }
@@ -221,7 +234,11 @@ fn the_guards_stop_an_answer_that_does_not_end() {
     round.push(said("max_tokens", &prose(900)));
     round.push(said("end_turn", &prose(900)[..3000]));
     let answer = ended(&round);
-    assert_eq!((answer.outcome, answer.text), (Outcome::Truncated, Some(prose(900))), "a loop is no whole answer");
+    assert_eq!(
+        (answer.outcome, answer.text),
+        (Outcome::Truncated, Some(prose(900))),
+        "a loop is no whole answer"
+    );
 
     let mut few = talk("{}", r#"{"max_continuations":1}"#);
     few.push(said("max_tokens", &prose(300)));
@@ -262,7 +279,10 @@ fn a_resumed_talk_stands_where_an_undisturbed_one_would() {
     let (first, rest) = (prose(300), format!("and {}", prose(700).split_off(2500)));
     let mut straight = talk("{}", "{}");
     straight.push(said("max_tokens", &first));
-    let rows = [past(1, "ask", None, "", Some("overloaded_error")), past(2, "ask", Some("max_tokens"), &first, None)];
+    let rows = [
+        past(1, "ask", None, "", Some("overloaded_error")),
+        past(2, "ask", Some("max_tokens"), &first, None),
+    ];
     let mut resumed = Talk::resume(job("{}", "{}"), &rows, Instant::now());
     assert_eq!(asked(&resumed).body, asked(&straight).body);
     straight.push(said("end_turn", &rest));
@@ -275,7 +295,9 @@ fn a_resumed_talk_stands_where_an_undisturbed_one_would() {
 fn the_text_of_a_lost_stream_is_gone_on_with_only_where_it_is_worth_it() {
     let long = prose(600);
     let row = |text: &str| vec![past(1, "ask", None, text, Some("lost"))];
-    let resume = |params: &str, policy: &str, rows: &[PastCall]| Talk::resume(job(params, policy), rows, Instant::now());
+    let resume = |params: &str, policy: &str, rows: &[PastCall]| {
+        Talk::resume(job(params, policy), rows, Instant::now())
+    };
     assert_eq!(asked(&resume("{}", "{}", &row(&long))).kind, CallKind::Resume);
     assert_eq!(asked(&resume("{}", "{}", &row("short"))).kind, CallKind::Ask);
     assert_eq!(asked(&resume(r#"{"tools":[]}"#, "{}", &row(&long))).kind, CallKind::Ask);

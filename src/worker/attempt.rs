@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Mill;
 use super::gate::{Permit, Refusal};
+use super::notes::Notes;
 use super::record::{Kept, waiting};
 use crate::claude::Listener;
 use crate::domain::breaker::Health;
@@ -27,11 +28,13 @@ pub enum Why {
     Lost,
 }
 
-/// The means to stop one attempt.
+/// The means to stop one attempt, and to keep what it hears.
 #[derive(Debug, Clone, Default)]
 pub struct Leash {
     token: CancellationToken,
     why: Arc<OnceLock<Why>>,
+    /// The text of the call that runs.
+    pub notes: Arc<Notes>,
 }
 
 impl Leash {
@@ -98,16 +101,24 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, leash: &Leash) -> Ended {
             }
         };
         let probe = permit.is_probe();
-        let on_content = || permit.content(Instant::now());
-        let exchange = mill.claude.ask(&request, Listener { stop: &leash.token, on_content: &on_content }).await;
         seq += 1;
+        if talk.is_resumable() {
+            leash.notes.begin(seq, &request, Instant::now());
+        }
+        let listener = Listener {
+            stop: &leash.token,
+            on_content: &|| permit.content(Instant::now()),
+            on_text: &|text| leash.notes.hear(text),
+        };
+        let exchange = mill.claude.ask(&request, listener).await;
         let mut call = ledger_row(&request, &exchange, seq, probe);
+        call.checkpointed = leash.notes.end();
         log_call(lease, &request, &exchange);
         talk.count(call.usage, call.request_id.as_deref(), call.sent);
         match exchange.end {
             Ok(()) => {
                 permit.accept(talk.job(), Instant::now());
-                call.request = talk.push(exchange.reply);
+                call.request = talk.push(exchange.reply).or(call.request);
                 pending = Some(call);
             }
             Err(failure) => {
@@ -175,7 +186,8 @@ async fn judge(
         News::Limited(hint) => mill.gates.limited(&job.model, hint, now),
         News::KeyBlocked => mill.gates.block_key(&reason, now),
         News::ModelMissing => {
-            let why = format!("the API does not know model {}: correct defaults.model, or the queue's", job.model);
+            let why =
+                format!("the API does not know model {}: correct defaults.model, or the queue's", job.model);
             mill.gates.hold_model(&job.model, &why, now);
         }
         News::Refused => {
@@ -252,8 +264,7 @@ impl Appended {
 }
 
 async fn append(mill: &Mill, lease: &Lease, call: &Call) -> Appended {
-    let late =
-        waiting("append to the ledger", || mill.store.append(lease, call, mill.worker())).await;
+    let late = waiting("append to the ledger", || mill.store.append(lease, call, mill.worker())).await;
     match late {
         Ok(false) => Appended::InTime,
         Ok(true) => Appended::Late,
@@ -312,7 +323,8 @@ async fn release(
 
 /// Ends a job whose code panicked.
 pub async fn settle_panicked(mill: &Mill, lease: Lease) -> Ended {
-    let fault = Fault::new("internal_error", None, "promptmill failed on this job: please report it with the log");
+    let fault =
+        Fault::new("internal_error", None, "promptmill failed on this job: please report it with the log");
     let answer = Answer { outcome: Outcome::Failed, ..refused_by_us(fault, Tally::default()) };
     settle(mill, lease, answer, None).await
 }
@@ -354,7 +366,7 @@ fn ledger_row(request: &Request, exchange: &Exchange, seq: i32, probe: bool) -> 
         model: request.model.clone(),
         max_tokens: request.max_tokens,
         messages: request.messages,
-        request: None,
+        request: request.note(),
         sent: exchange.sent,
         first_token: exchange.first_token,
         ended: exchange.ended,
@@ -365,13 +377,19 @@ fn ledger_row(request: &Request, exchange: &Exchange, seq: i32, probe: bool) -> 
         stop_details: reply.stop_details.clone(),
         usage: reply.usage,
         usage_raw: reply.usage_raw.clone(),
-        content: (!reply.content.is_empty() || reply.stop.is_some()).then(|| Block::write_all(&reply.content)),
+        content: (!reply.content.is_empty() || reply.stop.is_some())
+            .then(|| Block::write_all(&reply.content)),
         container: reply.container.clone(),
         partial: exchange.end.is_err() && !reply.content.is_empty(),
         fault: reply.tail_missing.then(|| {
-            Fault::new("tail_missing", None, "the stream ended after its stop reason but without message_stop")
+            Fault::new(
+                "tail_missing",
+                None,
+                "the stream ended after its stop reason but without message_stop",
+            )
         }),
         retry_after,
+        checkpointed: false,
     }
 }
 

@@ -135,7 +135,9 @@ impl Gates {
         }
         match &inner.key.block {
             None => Open::All(blocked),
-            Some(Block { until: Some(until), .. }) if now >= *until && !inner.key.probing => Open::Probe(blocked),
+            Some(Block { until: Some(until), .. }) if now >= *until && !inner.key.probing => {
+                Open::Probe(blocked)
+            }
             Some(_) => Open::Nothing,
         }
     }
@@ -143,7 +145,8 @@ impl Gates {
     /// The lanes that only a person or a date opens, for a drain: `None` where it is the key.
     pub fn held(&self) -> Option<Blocked> {
         let inner = self.lock();
-        let models = inner.models.iter().filter(|(_, gate)| gate.held.is_some()).map(|(model, _)| model.clone());
+        let models =
+            inner.models.iter().filter(|(_, gate)| gate.held.is_some()).map(|(model, _)| model.clone());
         let held = Blocked {
             models: models.collect(),
             probes: Vec::new(),
@@ -172,7 +175,8 @@ impl Gates {
             key_probe = true;
         }
         let scope = self.model_scope(&job.model);
-        let gate = inner.models.entry(job.model.clone()).or_insert_with(|| ModelGate::new(self.settings, now));
+        let gate =
+            inner.models.entry(job.model.clone()).or_insert_with(|| ModelGate::new(self.settings, now));
         let probe = match gate.admit(now) {
             Admission::Flow => None,
             Admission::Probe(number) => Some(number),
@@ -293,7 +297,9 @@ impl Gates {
         }
         if before != after {
             match after {
-                State::Flowing => tracing::info!(gate.model = %permit.model, "model {} flows again", permit.model),
+                State::Flowing => {
+                    tracing::info!(gate.model = %permit.model, "model {} flows again", permit.model)
+                }
                 State::Blocked { until } => {
                     let pause = until.saturating_duration_since(now);
                     tracing::warn!(
@@ -382,7 +388,8 @@ impl Drop for Permit<'_> {
             && let Some(gate) = inner.models.get_mut(&self.model)
             && let State::Probing { until, .. } = gate.breaker.state()
         {
-            gate.breaker.give_back(number, until.checked_sub(self.gates.settings.probe_lease).unwrap_or(until));
+            gate.breaker
+                .give_back(number, until.checked_sub(self.gates.settings.probe_lease).unwrap_or(until));
         }
     }
 }
@@ -394,7 +401,6 @@ fn key_scope(fingerprint: &str) -> String {
 fn batch_scope(lane: &(String, String)) -> String {
     format!("batch:{}/{}", lane.0, lane.1)
 }
-
 
 #[cfg(test)]
 #[path = "gate_tests.rs"]

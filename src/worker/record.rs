@@ -100,7 +100,8 @@ impl Recording {
                 }
             } else {
                 // `recv_many` loses nothing when it is dropped, and what it took is in `batch`.
-                let open = tokio::time::timeout(LOCKED_PAUSE, self.entries.recv_many(&mut batch, BATCH_MAX)).await;
+                let open =
+                    tokio::time::timeout(LOCKED_PAUSE, self.entries.recv_many(&mut batch, BATCH_MAX)).await;
                 if open == Ok(0) {
                     tokio::time::sleep(LOCKED_PAUSE).await;
                 }
@@ -221,7 +222,9 @@ fn without_data(entry: Entry, why: &str) -> Option<Entry> {
     let lease = entry.write.lease();
     tracing::error!(job.id = %lease.job, "the database refused what job {} brought", lease.job);
     match entry.write {
-        Write::Settle(settlement) if settlement.answer.fault.as_ref().is_none_or(|fault| fault.kind != "unstorable") => {
+        Write::Settle(settlement)
+            if settlement.answer.fault.as_ref().is_none_or(|fault| fault.kind != "unstorable") =>
+        {
             let mut bare = (*settlement).clone();
             let answer = &mut bare.answer;
             answer.outcome = Outcome::Failed;

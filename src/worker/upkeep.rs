@@ -34,7 +34,9 @@ pub async fn beat(mill: Arc<Mill>, stop: CancellationToken) {
         match mill.store.beat(mill.worker(), running, asleep).await {
             Ok(true) => {}
             Ok(false) => start_anew(&mill).await,
-            Err(err) => tracing::warn!(error = %err, "failed to beat: other daemons may take this one for dead"),
+            Err(err) => {
+                tracing::warn!(error = %err, "failed to beat: other daemons may take this one for dead")
+            }
         }
     }
 }
@@ -84,6 +86,7 @@ pub async fn tick(mill: Arc<Mill>, wake: Wake, stop: CancellationToken) {
 
 async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreError> {
     drop_lost(mill).await?;
+    keep_notes(mill).await?;
     if mill.store.promote(STEP).await? > 0 {
         wake.notify_one();
     }
@@ -107,6 +110,26 @@ async fn drop_lost(mill: &Mill) -> Result<(), StoreError> {
     for lease in mill.store.lost(&held).await? {
         if let Some(leash) = mill.running.lock().get(&lease) {
             leash.pull(Why::Lost);
+        }
+    }
+    Ok(())
+}
+
+/// Writes what running streams brought since the last time, of all of them in one statement.
+async fn keep_notes(mill: &Mill) -> Result<(), StoreError> {
+    let now = Instant::now();
+    let running: Vec<_> = mill.running.lock().iter().map(|(lease, leash)| (*lease, leash.clone())).collect();
+    let due: Vec<_> = running
+        .iter()
+        .flat_map(|(lease, leash)| leash.notes.due(*lease, mill.settings.checkpoints, now))
+        .collect();
+    if due.is_empty() {
+        return Ok(());
+    }
+    let kept = mill.store.checkpoint(&due).await?;
+    for (lease, leash) in running.iter().filter(|(lease, _)| kept.contains(lease)) {
+        if let Some(last) = due.iter().rfind(|part| part.lease == *lease) {
+            leash.notes.written(last.seq, last.part + 1);
         }
     }
     Ok(())

@@ -139,9 +139,9 @@ impl Policy {
 
 fn choice<T>(path: &str, value: &str, parse: impl Fn(&str) -> Option<T>, words: &str) -> Result<T, Invalid> {
     let word: Option<String> = serde_json::from_str(value).ok();
-    word.as_deref()
-        .and_then(parse)
-        .ok_or_else(|| Invalid::new(path, "wrong_value", format!("{path} is {}: it must be {words}", shown(value))))
+    word.as_deref().and_then(parse).ok_or_else(|| {
+        Invalid::new(path, "wrong_value", format!("{path} is {}: it must be {words}", shown(value)))
+    })
 }
 
 fn whole(path: &str, value: &str, least: i64, most: i64) -> Result<i64, Invalid> {
@@ -195,8 +195,16 @@ mod tests {
             (r#"{"max_failures":"2"}"#, "wrong_value", "whole number"),
             (r#"{"max_failures":1.5}"#, "wrong_value", "whole number"),
             (r#"{"on_crash":"pray"}"#, "wrong_value", "resume, retry or fail"),
-            (r#"{"on_tool_use":"wait"}"#, "not_in_this_version", "policy.on_tool_use=wait is not in this version"),
-            (r#"{"output_schema":{}}"#, "not_in_this_version", "policy.output_schema={} is not in this version"),
+            (
+                r#"{"on_tool_use":"wait"}"#,
+                "not_in_this_version",
+                "policy.on_tool_use=wait is not in this version",
+            ),
+            (
+                r#"{"output_schema":{}}"#,
+                "not_in_this_version",
+                "policy.output_schema={} is not in this version",
+            ),
             (r#"{"on_context_overflow":"drop_oldest"}"#, "not_in_this_version", "drop_oldest"),
             ("[1]", "not_an_object", "policy is not a JSON object"),
         ] {

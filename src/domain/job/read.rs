@@ -117,7 +117,11 @@ impl Job {
         }
         let mut params: IndexMap<String, Box<RawValue>> = match &claimed.params {
             Some(json) => serde_json::from_str(json).map_err(|err| {
-                Invalid::new("params", "not_an_object", format!("params cannot be read as a JSON object: {err}"))
+                Invalid::new(
+                    "params",
+                    "not_an_object",
+                    format!("params cannot be read as a JSON object: {err}"),
+                )
             })?,
             None => IndexMap::new(),
         };
@@ -129,9 +133,14 @@ impl Job {
             None => claimed.model.clone(),
         };
         let model_named = own_model.is_some();
-        let model = own_model.or_else(|| claimed.queue_model.clone()).unwrap_or_else(|| defaults.model.clone());
+        let model =
+            own_model.or_else(|| claimed.queue_model.clone()).unwrap_or_else(|| defaults.model.clone());
         if model.trim().is_empty() {
-            return Err(Invalid::new("model", "wrong_value", "model is empty: name one, or leave it NULL for the default"));
+            return Err(Invalid::new(
+                "model",
+                "wrong_value",
+                "model is empty: name one, or leave it NULL for the default",
+            ));
         }
         let facts = defaults.facts(&model);
         let own_room = match params.shift_remove("max_tokens") {
@@ -198,7 +207,11 @@ fn check_fields(params: &IndexMap<String, Box<RawValue>>, defaults: &Defaults) -
     for (name, value) in params {
         let path = format!("params.{name}");
         if NOT_BODY.contains(&name.as_str()) || name.starts_with("anthropic-") || name.starts_with("x-") {
-            return Err(Invalid::new(&path, "a_header", format!("{path} is a header: set it in the configuration")));
+            return Err(Invalid::new(
+                &path,
+                "a_header",
+                format!("{path} is a header: set it in the configuration"),
+            ));
         }
         if name == "mcp_servers" && !defaults.mcp_servers {
             let why = "params.mcp_servers is refused: rows choose no URL; api.mcp_servers = true in the configuration allows it";
@@ -269,17 +282,26 @@ fn text(path: &str, raw: &RawValue) -> Result<String, Invalid> {
 fn room(raw: &RawValue) -> Result<i64, Invalid> {
     let most = i64::from(i32::MAX);
     serde_json::from_str(raw.get()).ok().filter(|n| (1..=most).contains(n)).ok_or_else(|| {
-        let why = format!("params.max_tokens is {}: it must be a whole number of at least 1", shown(raw.get()));
+        let why =
+            format!("params.max_tokens is {}: it must be a whole number of at least 1", shown(raw.get()));
         Invalid::new("params.max_tokens", "wrong_value", why)
     })
 }
 
 fn read_messages(raw: &RawValue) -> Result<Vec<Arc<RawValue>>, Invalid> {
     let messages: Vec<Box<RawValue>> = serde_json::from_str(raw.get()).map_err(|err| {
-        Invalid::new("params.messages", "wrong_type", format!("params.messages cannot be read as an array: {err}"))
+        Invalid::new(
+            "params.messages",
+            "wrong_type",
+            format!("params.messages cannot be read as an array: {err}"),
+        )
     })?;
     if messages.is_empty() {
-        return Err(Invalid::new("params.messages", "wrong_value", "params.messages is empty: one message is needed"));
+        return Err(Invalid::new(
+            "params.messages",
+            "wrong_value",
+            "params.messages is empty: one message is needed",
+        ));
     }
     for (at, message) in messages.iter().enumerate() {
         check_message(message, &format!("params.messages[{at}]"))?;
@@ -289,7 +311,10 @@ fn read_messages(raw: &RawValue) -> Result<Vec<Arc<RawValue>>, Invalid> {
 
 fn check_message(message: &RawValue, path: &str) -> Result<(), Invalid> {
     let fields: IndexMap<String, &RawValue> = serde_json::from_str(message.get()).map_err(|_| {
-        let why = format!("{path} is {}: it must be an object with role and content", Json::of(message.get()).word());
+        let why = format!(
+            "{path} is {}: it must be an object with role and content",
+            Json::of(message.get()).word()
+        );
         Invalid::new(path, "wrong_type", why)
     })?;
     for (name, wanted) in [("role", &[Json::Text][..]), ("content", &[Json::Text, Json::Array][..])] {
@@ -299,7 +324,8 @@ fn check_message(message: &RawValue, path: &str) -> Result<(), Invalid> {
         };
         if !wanted.contains(&Json::of(value.get())) {
             let words: Vec<&str> = wanted.iter().map(|kind| kind.word()).collect();
-            let why = format!("{path} is {}: it must be {}", Json::of(value.get()).word(), words.join(" or "));
+            let why =
+                format!("{path} is {}: it must be {}", Json::of(value.get()).word(), words.join(" or "));
             return Err(Invalid::new(&path, "wrong_type", why));
         }
     }
@@ -383,7 +409,10 @@ mod tests {
         assert_eq!(Job::read(&row, &defaults()).expect("valid").model, "q");
         row.model = Some("m".into());
         let job = Job::read(&row, &defaults()).expect("valid");
-        assert_eq!((job.model.as_str(), job.model_named, job.max_tokens), ("m", true, Defaults::MAX_TOKENS_UNKNOWN));
+        assert_eq!(
+            (job.model.as_str(), job.model_named, job.max_tokens),
+            ("m", true, Defaults::MAX_TOKENS_UNKNOWN)
+        );
     }
 
     #[test]
@@ -394,7 +423,10 @@ mod tests {
             r#"{"stream":false,"messages":[{"role":"user","content":"x","cache_control":{"b":1,"a":1.50}}],"zeta":1e2,"tools":[ {"z":1} ]}"#.into(),
         );
         let job = Job::read(&row, &defaults()).expect("valid");
-        assert_eq!(job.messages[0].get(), r#"{"role":"user","content":"x","cache_control":{"b":1,"a":1.50}}"#);
+        assert_eq!(
+            job.messages[0].get(),
+            r#"{"role":"user","content":"x","cache_control":{"b":1,"a":1.50}}"#
+        );
         let fields: Vec<(&str, &str)> = job.fields.iter().map(|(n, v)| (n.as_str(), v.get())).collect();
         assert_eq!(fields, [("zeta", "1e2"), ("tools", r#"[ {"z":1} ]"#)]);
         assert!(job.tools);
@@ -405,7 +437,10 @@ mod tests {
         for (params, path) in [
             (r#"{"messages":"hi"}"#, "params.messages"),
             (r#"{"messages":[]}"#, "params.messages"),
-            (r#"{"messages":[{"role":"user","content":"a"},{"role":5,"content":"b"}]}"#, "params.messages[1].role"),
+            (
+                r#"{"messages":[{"role":"user","content":"a"},{"role":5,"content":"b"}]}"#,
+                "params.messages[1].role",
+            ),
             (r#"{"messages":[{"role":"user"}]}"#, "params.messages[0].content"),
             (r#"{"messages":["hi"]}"#, "params.messages[0]"),
             (r#"{"messages":[{"role":"user","content":"a"}],"betas":["x"]}"#, "params.betas"),

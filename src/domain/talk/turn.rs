@@ -77,7 +77,8 @@ impl Turn {
             return;
         };
         self.blocks.truncate(at + 1);
-        let earlier: usize = self.blocks[..at].iter().filter_map(|block| block.text.as_deref()).map(str::len).sum();
+        let earlier: usize =
+            self.blocks[..at].iter().filter_map(|block| block.text.as_deref()).map(str::len).sum();
         let text = all.get(earlier..).unwrap_or_default();
         let mut fields: Map<String, Value> = serde_json::from_str(&self.blocks[at].json).unwrap_or_default();
         let brought: Map<String, Value> = serde_json::from_str(&next.json).unwrap_or_default();
@@ -117,7 +118,8 @@ impl Turn {
             .filter_map(|spoken| match spoken {
                 Spoken::User(text) => Some(user_message(text)),
                 Spoken::Assistant(blocks) => {
-                    let mut sent: Vec<Block> = blocks.iter().filter(|block| may_be_sent(block)).cloned().collect();
+                    let mut sent: Vec<Block> =
+                        blocks.iter().filter(|block| may_be_sent(block)).cloned().collect();
                     if let Some(last) = sent.last_mut()
                         && let Some(text) = &last.text
                         && text.trim_end().len() < text.len()

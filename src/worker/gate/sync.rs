@@ -50,13 +50,17 @@ impl Gates {
             inner.key.block = match (blocked, &inner.key.block) {
                 (true, _) => Some(Block { reason, until }),
                 // Opened by hand: the next call is a probe.
-                (false, Some(block)) if row.state == "flowing" => Some(Block { until: Some(now), ..block.clone() }),
+                (false, Some(block)) if row.state == "flowing" => {
+                    Some(Block { until: Some(now), ..block.clone() })
+                }
                 (false, other) => other.clone(),
             };
             inner.key.probing = false;
         } else if let Some(model) = row.scope.strip_prefix(&format!("model:{}/", self.profile)) {
             self.take_over_model(&mut inner, model, row, reason, now);
-        } else if let Some((queue, batch)) = row.scope.strip_prefix("batch:").and_then(|lane| lane.split_once('/')) {
+        } else if let Some((queue, batch)) =
+            row.scope.strip_prefix("batch:").and_then(|lane| lane.split_once('/'))
+        {
             let lane = (queue.to_owned(), batch.to_owned());
             if blocked {
                 inner.batches.insert(lane, reason);

@@ -34,7 +34,8 @@ async fn a_forty_thousand_token_answer_arrives_whole_through_five_continuations(
             "6|continue|32000|end_turn",
         ]
     );
-    let seams = ground.lines("SELECT DISTINCT CAST(request AS text) FROM calls WHERE kind = 'continue'").await;
+    let seams =
+        ground.lines("SELECT DISTINCT CAST(request AS text) FROM calls WHERE kind = 'continue'").await;
     assert_eq!(seams, [r#"{"how":"anchor","seam":"anchored"}"#]);
     mill.holds().await;
     mill.ledger_is_the_stand_ins().await;
@@ -49,7 +50,10 @@ async fn every_way_a_model_goes_on_is_joined(ground: &Ground) {
     mill.drain().await;
     for (job, way) in (1..).zip(["anchor", "exact", "other"]) {
         let row = ground.line(&format!("SELECT outcome, text FROM results WHERE job_id = {job}")).await;
-        assert!(row == format!("complete|{}", promptmill::stand_in::text(way, 3000)), "{way} was joined wrongly");
+        assert!(
+            row == format!("complete|{}", promptmill::stand_in::text(way, 3000)),
+            "{way} was joined wrongly"
+        );
     }
 }
 
@@ -63,17 +67,34 @@ async fn what_cannot_be_stitched_is_regenerated(ground: &Ground) {
         ground.lines("SELECT job_id, kind, max_tokens FROM calls ORDER BY job_id, seq").await,
         ["1|ask|500", "1|regenerate|4096", "2|ask|500", "2|regenerate|4096"]
     );
-    assert_eq!(ground.line("SELECT text FROM results WHERE job_id = 2").await, promptmill::stand_in::text("r", 900));
+    assert_eq!(
+        ground.line("SELECT text FROM results WHERE job_id = 2").await,
+        promptmill::stand_in::text("r", 900)
+    );
 }
 
 async fn a_long_text_whose_stream_was_lost_is_gone_on_with(ground: &Ground) {
     let mill = Mill::new(ground).await;
-    mill.insert(&["[[seed lost]] [[tokens 2000]] [[cut after=1200 x1]]", "[[seed brief]] [[tokens 2000]] [[cut after=20 x1]]"]).await;
+    mill.insert(&[
+        "[[seed lost]] [[tokens 2000]] [[cut after=1200 x1]]",
+        "[[seed brief]] [[tokens 2000]] [[cut after=20 x1]]",
+    ])
+    .await;
     let ran = mill.drain().await;
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert_eq!(ground.lines("SELECT kind FROM calls WHERE job_id = 1 ORDER BY claim, seq").await, ["ask", "resume"]);
-    assert_eq!(ground.lines("SELECT kind FROM calls WHERE job_id = 2 ORDER BY claim, seq").await, ["ask", "ask"]);
-    assert_eq!(ground.lines("SELECT failures FROM results").await, ["1", "1"], "a lost stream costs a failure");
+    assert_eq!(
+        ground.lines("SELECT kind FROM calls WHERE job_id = 1 ORDER BY claim, seq").await,
+        ["ask", "resume"]
+    );
+    assert_eq!(
+        ground.lines("SELECT kind FROM calls WHERE job_id = 2 ORDER BY claim, seq").await,
+        ["ask", "ask"]
+    );
+    assert_eq!(
+        ground.lines("SELECT failures FROM results").await,
+        ["1", "1"],
+        "a lost stream costs a failure"
+    );
     for (job, seed) in [(1, "lost"), (2, "brief")] {
         let text = ground.line(&format!("SELECT text FROM results WHERE job_id = {job}")).await;
         assert!(text == promptmill::stand_in::text(seed, 2000), "{seed}");
@@ -82,15 +103,16 @@ async fn a_long_text_whose_stream_was_lost_is_gone_on_with(ground: &Ground) {
 
 async fn an_answer_that_policy_stops_is_truncated_and_kept(ground: &Ground) {
     let mill = Mill::new(ground).await;
-    for policy in [r#"{"on_max_tokens":"stop"}"#, r#"{"max_continuations":1}"#, r#"{"max_output_tokens":150}"#] {
+    for policy in
+        [r#"{"on_max_tokens":"stop"}"#, r#"{"max_continuations":1}"#, r#"{"max_output_tokens":150}"#]
+    {
         ground.run(&format!("INSERT INTO jobs (prompt, max_tokens, policy) VALUES ('[[seed t]] [[tokens 5000]]', 100, '{policy}')")).await;
     }
     assert_eq!(mill.drain().await.code, 7);
-    assert_eq!(ground.lines("SELECT outcome, error_code, calls FROM results ORDER BY job_id").await, [
-        "truncated|max_tokens|1",
-        "truncated|max_continuations|2",
-        "truncated|max_output_tokens|2",
-    ]);
+    assert_eq!(
+        ground.lines("SELECT outcome, error_code, calls FROM results ORDER BY job_id").await,
+        ["truncated|max_tokens|1", "truncated|max_continuations|2", "truncated|max_output_tokens|2",]
+    );
     let whole = promptmill::stand_in::text("t", 5000);
     for text in ground.lines("SELECT text FROM results").await {
         assert!(text.len() > 200 && whole.starts_with(text.trim_end()), "all that was said is kept");
@@ -102,7 +124,9 @@ async fn a_model_that_refuses_prefill_is_asked_the_other_way_at_no_cost(ground: 
     mill.set("PROMPTMILL_WORKER__CONCURRENCY", "1");
     let config = "[models.\"claude-sonnet-5\"]\nprefill = true\n";
     std::fs::write(mill.home().join("promptmill.toml"), config).expect("written");
-    for (seed, model) in [("new", "claude-sonnet-5"), ("newer", "claude-sonnet-5"), ("old", "claude-haiku-4-5")] {
+    for (seed, model) in
+        [("new", "claude-sonnet-5"), ("newer", "claude-sonnet-5"), ("old", "claude-haiku-4-5")]
+    {
         ground.run(&format!("INSERT INTO jobs (prompt, max_tokens, model) VALUES ('[[seed {seed}]] [[tokens 900]]', 500, '{model}')")).await;
     }
     let ran = mill.drain().await;
@@ -113,6 +137,11 @@ async fn a_model_that_refuses_prefill_is_asked_the_other_way_at_no_cost(ground: 
     }
     let calls = ground.lines("SELECT job_id, count(*) FROM calls GROUP BY job_id ORDER BY job_id").await;
     assert_eq!(calls, ["1|3", "2|2", "3|2"], "the refusal is remembered, and the old model takes it");
-    let ways = ground.lines("SELECT CAST(request AS text) FROM calls WHERE request IS NOT NULL ORDER BY job_id").await;
-    assert!(ways[0].contains("anchor") && ways[1].contains("anchor") && ways[2].contains("prefill"), "{ways:?}");
+    let ways = ground
+        .lines("SELECT CAST(request AS text) FROM calls WHERE request IS NOT NULL ORDER BY job_id")
+        .await;
+    assert!(
+        ways[0].contains("anchor") && ways[1].contains("anchor") && ways[2].contains("prefill"),
+        "{ways:?}"
+    );
 }

@@ -53,7 +53,19 @@ async fn every_shape_of_a_stream_ends_in_one_result_and_never_in_a_wrong_complet
     let mut mill = Mill::new(ground).await;
     mill.set("PROMPTMILL_DEFAULTS__MAX_FAILURES", "2");
     // Whole answers in unusual clothes.
-    let whole = ["surrogate", "nul", "event", "block", "delta", "fields", "data-only", "crlf", "comments", "bom", "json"];
+    let whole = [
+        "surrogate",
+        "nul",
+        "event",
+        "block",
+        "delta",
+        "fields",
+        "data-only",
+        "crlf",
+        "comments",
+        "bom",
+        "json",
+    ];
     for shape in whole {
         mill.insert(&[&format!("[[seed s]] [[tokens 40]] [[garbage {shape}]]")]).await;
     }
@@ -62,15 +74,28 @@ async fn every_shape_of_a_stream_ends_in_one_result_and_never_in_a_wrong_complet
         mill.insert(&[&format!("[[seed s]] [[tokens 40]] [[garbage {shape}]]")]).await;
     }
     // The same once, and then an answer.
-    mill.insert(&["[[seed s]] [[tokens 40]] [[garbage broken x1]]", "[[seed s]] [[tokens 40]] [[cut after=5 x1]]"]).await;
-    mill.insert(&["[[seed s]] [[tokens 40]] [[cut-tail]]", "[[seed s]] [[tokens 40]] [[cut after=5 clean x1]]"]).await;
+    mill.insert(&[
+        "[[seed s]] [[tokens 40]] [[garbage broken x1]]",
+        "[[seed s]] [[tokens 40]] [[cut after=5 x1]]",
+    ])
+    .await;
+    mill.insert(&[
+        "[[seed s]] [[tokens 40]] [[cut-tail]]",
+        "[[seed s]] [[tokens 40]] [[cut after=5 clean x1]]",
+    ])
+    .await;
     let ran = mill.drain().await;
     assert_eq!(ran.code, 7, "{}", ran.stderr);
     let answer = promptmill::stand_in::text("s", 40);
-    for row in ground.rows("SELECT j.prompt, r.outcome, r.text FROM results r JOIN jobs j ON j.id = r.job_id").await {
+    for row in
+        ground.rows("SELECT j.prompt, r.outcome, r.text FROM results r JOIN jobs j ON j.id = r.job_id").await
+    {
         let [prompt, outcome, text] = &row[..] else { panic!("three columns") };
         if outcome == "complete" {
-            assert!(text.contains(answer.trim()) || prompt.contains("surrogate") || prompt.contains("nul"), "{prompt}: {text}");
+            assert!(
+                text.contains(answer.trim()) || prompt.contains("surrogate") || prompt.contains("nul"),
+                "{prompt}: {text}"
+            );
         } else {
             assert_eq!(outcome, "failed", "{prompt}");
         }
@@ -128,9 +153,14 @@ async fn text_after_thinking_and_tool_calls_are_kept_as_they_came(ground: &Groun
 async fn a_pause_is_sent_back_until_it_ends(ground: &Ground) {
     let mill = Mill::new(ground).await;
     mill.insert(&["[[stop pause_turn 3]]"]).await;
-    ground.run(r#"INSERT INTO jobs (prompt, policy) VALUES ('[[stop pause_turn 9]]', '{"max_turns":2}')"#).await;
+    ground
+        .run(r#"INSERT INTO jobs (prompt, policy) VALUES ('[[stop pause_turn 9]]', '{"max_turns":2}')"#)
+        .await;
     mill.drain().await;
-    assert_eq!(ground.lines("SELECT outcome, calls FROM results ORDER BY job_id").await, ["complete|4", "paused|3"]);
+    assert_eq!(
+        ground.lines("SELECT outcome, calls FROM results ORDER BY job_id").await,
+        ["complete|4", "paused|3"]
+    );
     assert_eq!(ground.line("SELECT count(*) FROM calls WHERE kind = 'pause'").await, "5");
 }
 
@@ -139,7 +169,8 @@ async fn a_result_sums_what_the_stand_in_handed_out(ground: &Ground) {
     mill.insert(&["one", "[[tokens 77]]", "[[cache read=10 write=20]] [[tokens 5]]"]).await;
     let ran = mill.drain().await;
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    let sums = "input_tokens), sum(output_tokens), sum(cache_creation_input_tokens), sum(cache_read_input_tokens)";
+    let sums =
+        "input_tokens), sum(output_tokens), sum(cache_creation_input_tokens), sum(cache_read_input_tokens)";
     let results = ground.line(&format!("SELECT sum({sums} FROM results")).await;
     assert_eq!(results, ground.line(&format!("SELECT sum({sums} FROM calls")).await);
     let counts = mill.api.counts();

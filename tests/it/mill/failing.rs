@@ -25,10 +25,18 @@ async fn what_passes_is_waited_for_and_what_cannot_succeed_is_not_repeated(groun
     for error in lasting {
         mill.insert(&[&format!("{error} [[error {error}]]")]).await;
     }
-    mill.insert(&["event [[error-event overloaded_error after=20 x1]]", "event [[error-event api_error after=3 x1]]"]).await;
+    mill.insert(&[
+        "event [[error-event overloaded_error after=20 x1]]",
+        "event [[error-event api_error after=3 x1]]",
+    ])
+    .await;
     let ran = mill.drain().await;
     assert_eq!(ran.code, 7, "{}", ran.stderr);
-    let rows = ground.rows("SELECT j.prompt, r.outcome, r.calls FROM results r JOIN jobs j ON j.id = r.job_id ORDER BY j.id").await;
+    let rows = ground
+        .rows(
+            "SELECT j.prompt, r.outcome, r.calls FROM results r JOIN jobs j ON j.id = r.job_id ORDER BY j.id",
+        )
+        .await;
     assert_eq!(rows.len(), passing.len() + lasting.len() + 2);
     for row in &rows {
         let lasts = lasting.iter().any(|error| row[0].starts_with(error));
@@ -45,7 +53,10 @@ async fn limits_and_overload_cost_no_failure(ground: &Ground) {
     mill.insert(&["[[error 429 retry-after-ms=10 x5]]", "[[error 529 x3]]", "[[error 503 x3]]"]).await;
     let ran = mill.drain().await;
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert_eq!(ground.lines("SELECT outcome, failures FROM results").await, ["complete|0", "complete|0", "complete|0"]);
+    assert_eq!(
+        ground.lines("SELECT outcome, failures FROM results").await,
+        ["complete|0", "complete|0", "complete|0"]
+    );
 }
 
 async fn failures_run_out_at_max_failures(ground: &Ground) {
@@ -72,10 +83,17 @@ async fn an_exhausted_credit_stops_everything_and_one_update_lets_it_go_on(groun
     let calls = mill.api.counts().total;
     assert!(calls <= 6, "the backlog was not burnt, but {calls} calls were made");
     assert_eq!(ground.line("SELECT count(*) FROM results").await, "0", "no job fails for it");
-    assert_eq!(ground.line("SELECT count(*) FROM job_state WHERE failures > 0 OR state <> 'pending'").await, "0");
+    assert_eq!(
+        ground.line("SELECT count(*) FROM job_state WHERE failures > 0 OR state <> 'pending'").await,
+        "0"
+    );
     let gate = ground.line("SELECT state, reason FROM gates WHERE scope LIKE 'key:%'").await;
     assert_eq!(gate, "blocked|invalid_request_error (400)");
-    assert_eq!(ground.line("SELECT count(*) FROM job_overview WHERE reason IS NULL").await, "0", "each job says why it waits");
+    assert_eq!(
+        ground.line("SELECT count(*) FROM job_overview WHERE reason IS NULL").await,
+        "0",
+        "each job says why it waits"
+    );
     ground.run("UPDATE gates SET state = 'flowing' WHERE scope LIKE 'key:%'").await;
     mill.api.reset();
     ground.run("DELETE FROM jobs").await;
@@ -109,7 +127,11 @@ async fn an_overload_blocks_the_model_and_shows_in_gates(ground: &Ground) {
     }
     ground.run("INSERT INTO jobs (prompt, model, run_at) SELECT 'well', 'claude-haiku-4-5', run_at FROM jobs WHERE id = 1").await;
     let daemon = mill.start();
-    mill.until("SELECT state, reason FROM gates WHERE scope LIKE 'model:%'", "blocked|overloaded_error (529)").await;
+    mill.until(
+        "SELECT state, reason FROM gates WHERE scope LIKE 'model:%'",
+        "blocked|overloaded_error (529)",
+    )
+    .await;
     mill.until("SELECT outcome FROM results", "complete").await;
     let ran = daemon.stop().await;
     assert_eq!(ran.code, 0, "{}", ran.stderr);
@@ -138,12 +160,18 @@ async fn a_model_that_is_not_there_fails_the_jobs_that_name_it_with_one_call(gro
         ground.run("INSERT INTO jobs (prompt, model) VALUES ('x', 'claude-3-opus-20240229')").await;
     }
     assert_eq!(mill.drain().await.code, 7);
-    assert_eq!(ground.lines("SELECT DISTINCT outcome, error_type FROM results").await, ["failed|not_found_error"]);
+    assert_eq!(
+        ground.lines("SELECT DISTINCT outcome, error_type FROM results").await,
+        ["failed|not_found_error"]
+    );
     assert_eq!(mill.api.counts().total, 1);
     mill.set("PROMPTMILL_DEFAULTS__MODEL", "claude-3-opus-20240229");
     mill.insert(&["by default"]).await;
     assert_eq!(mill.drain().await.code, 8, "the default model's gate blocks: no job is at fault");
-    assert_eq!(ground.line("SELECT count(*) FROM job_state WHERE state = 'pending' AND failures = 0").await, "1");
+    assert_eq!(
+        ground.line("SELECT count(*) FROM job_state WHERE state = 'pending' AND failures = 0").await,
+        "1"
+    );
 }
 
 async fn a_blocked_gate_of_a_person_is_left_alone(ground: &Ground) {

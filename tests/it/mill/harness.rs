@@ -91,7 +91,9 @@ impl<'g> Mill<'g> {
     /// Inserts prompts, one job each.
     pub async fn insert(&self, prompts: &[&str]) {
         for prompt in prompts {
-            self.ground.run(&format!("INSERT INTO jobs (prompt) VALUES ('{}')", prompt.replace('\'', "''"))).await;
+            self.ground
+                .run(&format!("INSERT INTO jobs (prompt) VALUES ('{}')", prompt.replace('\'', "''")))
+                .await;
         }
     }
 

@@ -8,6 +8,7 @@ use crate::support::{Ground, Kind, on_both};
 on_both! {
     what_another_program_inserts_is_picked_up_by_an_idle_daemon,
     a_killed_daemon_loses_no_job_and_its_successor_goes_on_at_once,
+    what_a_killed_daemon_had_heard_is_gone_on_with,
     a_dead_workers_jobs_are_taken_over_after_its_lease,
     a_stop_lets_calls_finish_and_gives_the_rest_back_without_a_failure,
     a_cancelled_jobs_running_call_is_hung_up_and_what_was_said_is_kept,
@@ -21,7 +22,11 @@ on_both! {
 async fn what_another_program_inserts_is_picked_up_by_an_idle_daemon(ground: &Ground) {
     let mill = Mill::new(ground).await;
     let daemon = mill.start();
-    mill.until(ground.either("SELECT count(*) FROM workers", "SELECT count(*) FROM workers WHERE asleep"), "1").await;
+    mill.until(
+        ground.either("SELECT count(*) FROM workers", "SELECT count(*) FROM workers WHERE asleep"),
+        "1",
+    )
+    .await;
     let jobs = ground.either("jobs", &ground.table("jobs")).to_owned();
     for calls in 1..=3 {
         // The shell of SQLite gives up at once where somebody writes just now, if it is not told to wait.
@@ -51,9 +56,45 @@ async fn a_killed_daemon_loses_no_job_and_its_successor_goes_on_at_once(ground: 
     ground.run("UPDATE queues SET paused = paused").await;
     let successor = mill.start();
     mill.until("SELECT count(*) FROM job_state WHERE claims > 1", "20").await;
-    assert_eq!(ground.line("SELECT count(*) FROM calls WHERE error_type = 'lost'").await, "20", "nobody knows whether they were answered");
+    assert_eq!(
+        ground.line("SELECT count(*) FROM calls WHERE error_type = 'lost'").await,
+        "20",
+        "nobody knows whether they were answered"
+    );
     mill.until("SELECT count(*) FROM results WHERE outcome = 'complete'", "40").await;
     assert_eq!(successor.stop().await.code, 0);
+    mill.holds().await;
+}
+
+async fn what_a_killed_daemon_had_heard_is_gone_on_with(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_WORKER__CHECKPOINT_SECONDS", "0.05");
+    // Two thirds come at once, then nothing; of the second half of a cut answer too.
+    ground
+        .run("INSERT INTO jobs (prompt) VALUES ('[[seed ask]] [[tokens 1500]] [[hang after=1000 x1]]')")
+        .await;
+    ground.run("INSERT INTO jobs (prompt, max_tokens) VALUES ('[[seed go on]] [[tokens 2900]] [[hang after=1500 skip=1 x1]]', 1000)").await;
+    let daemon = mill.start();
+    mill.until(
+        "SELECT count(DISTINCT job_id) FROM checkpoints WHERE part > 0 AND (SELECT count(*) FROM calls) = 1",
+        "2",
+    )
+    .await;
+    daemon.kill().await;
+    let kept = ground.line("SELECT count(*) FROM checkpoints WHERE part = 0").await;
+    assert_eq!(kept, "2");
+    let successor = mill.start();
+    mill.until("SELECT count(*) FROM results WHERE outcome = 'complete'", "2").await;
+    assert_eq!(successor.stop().await.code, 0);
+    assert_eq!(
+        ground.lines("SELECT job_id, kind, error_type FROM calls ORDER BY job_id, claim, seq").await,
+        ["1|ask|lost", "1|resume|NULL", "2|ask|NULL", "2|continue|lost", "2|resume|NULL"]
+    );
+    for (job, seed, tokens) in [(1, "ask", 1500), (2, "go on", 2900)] {
+        let text = ground.line(&format!("SELECT text FROM results WHERE job_id = {job}")).await;
+        assert!(text == promptmill::stand_in::text(seed, tokens), "{seed} is not whole, letter for letter");
+    }
+    assert_eq!(ground.line("SELECT count(*) FROM checkpoints").await, "0");
     mill.holds().await;
 }
 
@@ -62,7 +103,9 @@ async fn a_dead_workers_jobs_are_taken_over_after_its_lease(ground: &Ground) {
     mill.set("PROMPTMILL_WORKER__LEASE_SECONDS", "2");
     mill.insert(&["left behind"]).await;
     ground.run("INSERT INTO workers (host, boot, pid, pid_started, version) VALUES ('elsewhere', 'b', 1, 1, '0')").await;
-    ground.run("UPDATE job_state SET state = 'running', claims = 1, claimed_by = (SELECT max(id) FROM workers)").await;
+    ground
+        .run("UPDATE job_state SET state = 'running', claims = 1, claimed_by = (SELECT max(id) FROM workers)")
+        .await;
     let daemon = mill.start();
     mill.until("SELECT outcome FROM results", "complete").await;
     assert_eq!(daemon.stop().await.code, 0);
@@ -73,7 +116,11 @@ async fn a_dead_workers_jobs_are_taken_over_after_its_lease(ground: &Ground) {
 async fn a_stop_lets_calls_finish_and_gives_the_rest_back_without_a_failure(ground: &Ground) {
     let mut mill = Mill::new(ground).await;
     mill.set("PROMPTMILL_WORKER__DRAIN_SECONDS", "1");
-    mill.insert(&["[[seed f]] [[tokens 20]] [[delay 300ms]]", "[[seed s]] [[tokens 4000]] [[delta 100]] [[pace 400ms]]"]).await;
+    mill.insert(&[
+        "[[seed f]] [[tokens 20]] [[delay 300ms]]",
+        "[[seed s]] [[tokens 4000]] [[delta 100]] [[pace 400ms]]",
+    ])
+    .await;
     let daemon = mill.start();
     mill.until_asked(2).await;
     mill.insert(&["too late"]).await;
@@ -82,8 +129,14 @@ async fn a_stop_lets_calls_finish_and_gives_the_rest_back_without_a_failure(grou
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let states = ground.lines("SELECT state, failures FROM job_state ORDER BY job_id").await;
     assert_eq!(states[..2], ["done|0", "pending|0"]);
-    assert_eq!(ground.line("SELECT partial, error_type FROM calls WHERE job_id = 2").await, ground.either("1|stopped", "t|stopped"));
-    assert_eq!(ground.line("SELECT reason FROM job_state WHERE job_id = 2").await, "its worker was shut down");
+    assert_eq!(
+        ground.line("SELECT partial, error_type FROM calls WHERE job_id = 2").await,
+        ground.either("1|stopped", "t|stopped")
+    );
+    assert_eq!(
+        ground.line("SELECT reason FROM job_state WHERE job_id = 2").await,
+        "its worker was shut down"
+    );
     mill.holds().await;
 }
 
@@ -149,7 +202,8 @@ async fn priorities_pauses_and_times_are_kept(ground: &Ground) {
     ground.run(&format!("INSERT INTO jobs (prompt, run_at) VALUES ('later', {later})")).await;
     let ran = mill.drain().await;
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    let order = ground.lines("SELECT j.prompt FROM results r JOIN jobs j ON j.id = r.job_id ORDER BY r.seq").await;
+    let order =
+        ground.lines("SELECT j.prompt FROM results r JOIN jobs j ON j.id = r.job_id ORDER BY r.seq").await;
     assert_eq!(order, ["high", "middle", "low"]);
     assert!(ran.stderr.contains("1 scheduled for later"), "{}", ran.stderr);
     ground.run("UPDATE job_state SET state = 'pending' WHERE state = 'scheduled'").await;

@@ -14,11 +14,20 @@ async fn no_log_line_holds_a_prompt_an_answer_or_a_key(ground: &Ground) {
     let mut mill = Mill::new(ground).await;
     mill.set("PROMPTMILL_LOG__LEVEL", "trace");
     mill.set("ANTHROPIC_API_KEY", "sk-ant-canary-key");
-    mill.insert(&["canary-prompt [[say canary-answer]]", "canary-prompt [[error 400]]", "canary-prompt [[error 500 x1]]"]).await;
+    mill.insert(&[
+        "canary-prompt [[say canary-answer]]",
+        "canary-prompt [[error 400]]",
+        "canary-prompt [[error 500 x1]]",
+    ])
+    .await;
     let ran = mill.drain().await;
     assert_eq!(ran.code, 7, "{}", ran.stderr);
     for secret in ["canary-prompt", "canary-answer", "canary-key"] {
-        assert!(!ran.stderr.contains(secret) && !ran.stdout.contains(secret), "{secret} is in the log: {}", ran.stderr);
+        assert!(
+            !ran.stderr.contains(secret) && !ran.stdout.contains(secret),
+            "{secret} is in the log: {}",
+            ran.stderr
+        );
     }
     assert!(ran.stderr.contains("job 1 called"), "at debug there is a line a call: {}", ran.stderr);
     let tables = ["jobs", "job_state", "results", "calls", "queues", "gates", "workers", "meta"];
@@ -53,7 +62,11 @@ async fn a_configuration_that_is_wrong_is_named(ground: &Ground) {
     mill.set("PROMPTMILL_WORKER__CONCURENCY", "5");
     let ran = mill.drain().await;
     assert_eq!(ran.code, 3, "{}", ran.stderr);
-    assert!(ran.stderr.contains("PROMPTMILL_WORKER__CONCURRENCY"), "the closest key is named: {}", ran.stderr);
+    assert!(
+        ran.stderr.contains("PROMPTMILL_WORKER__CONCURRENCY"),
+        "the closest key is named: {}",
+        ran.stderr
+    );
 }
 
 async fn a_schema_that_is_not_ours_is_left_alone(ground: &Ground) {
@@ -65,7 +78,11 @@ async fn a_schema_that_is_not_ours_is_left_alone(ground: &Ground) {
         mill.set("DATABASE_URL", &format!("sqlite:{}", file.display()));
         let ran = mill.drain().await;
         assert_eq!(ran.code, 5, "{}", ran.stderr);
-        assert!(ran.stderr.contains("holds other tables; give promptmill a file of its own"), "{}", ran.stderr);
+        assert!(
+            ran.stderr.contains("holds other tables; give promptmill a file of its own"),
+            "{}",
+            ran.stderr
+        );
     } else {
         ground.run("UPDATE meta SET schema_min = 999, schema_version = 999").await;
         let ran = mill.drain().await;
