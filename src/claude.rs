@@ -21,6 +21,8 @@ pub struct Listener<'a> {
     pub stop: &'a CancellationToken,
     /// Called once, at the first content event: a probe has succeeded then.
     pub on_content: &'a (dyn Fn() + Send + Sync),
+    /// Called with text as it comes: what text blocks gained since the last time, in order.
+    pub on_text: &'a (dyn Fn(&str) + Send + Sync),
 }
 
 /// The API.

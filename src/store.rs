@@ -27,7 +27,7 @@ use self::postgres::PostgresStore;
 use self::sqlite::SqliteStore;
 
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
-use crate::domain::ledger::{Answer, Call, Release, Settlement};
+use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 
 /// Why a database operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -251,6 +251,11 @@ pub trait Store: Send + Sync {
     /// Appends a call to the ledger. Not fenced: a late row is written with `late = true`, which
     /// the answer says.
     async fn append(&self, lease: &Lease, call: &Call, worker: WorkerId) -> Result<bool, StoreError>;
+
+    /// Keeps parts of running streams, fenced; a part that is there already stays as it is. They go
+    /// when the call's row is written, or are folded into the `lost` row by the rescue. Returns the
+    /// leases whose parts are kept; the others are lost, or somebody writes them just now.
+    async fn checkpoint(&self, parts: &[Arc<Checkpoint>]) -> Result<Vec<Lease>, StoreError>;
 
     /// Ends jobs: result, ledger row and state together, fenced. The ledger row of a job whose
     /// fence is lost is written all the same, as late.

@@ -6,6 +6,7 @@
 
 pub mod attempt;
 pub mod gate;
+pub mod notes;
 pub mod process;
 pub mod record;
 
@@ -54,6 +55,8 @@ pub struct Settings {
     pub grace: Duration,
     /// `--drain`: leave when nothing is left within this horizon.
     pub drain: Option<Duration>,
+    /// `worker.checkpoint_seconds` and `worker.checkpoint_bytes`.
+    pub checkpoints: notes::Pace,
     /// `worker.bytes_in_flight_max`.
     pub bytes_max: i64,
     /// `--queue`: only these; empty: all.

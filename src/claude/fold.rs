@@ -78,6 +78,8 @@ pub struct Fold {
     early_stop: Option<StopReason>,
     /// Content came behind the stop reason.
     content_after_stop: bool,
+    /// What text blocks gained since it was last asked for, escaped.
+    fresh: String,
 }
 
 #[derive(Deserialize)]
@@ -178,6 +180,17 @@ impl Fold {
         Ok(Seen::End)
     }
 
+    /// Returns what text blocks gained since the last time. A pair of surrogates that stands in two
+    /// chunks is lost to it; the reply itself has it.
+    pub fn take_fresh_text(&mut self) -> Option<String> {
+        if self.fresh.is_empty() {
+            return None;
+        }
+        let text = decode_string(&format!("\"{}\"", self.fresh));
+        self.fresh.clear();
+        Some(text)
+    }
+
     /// Whether a stop reason came.
     pub fn has_stop(&self) -> bool {
         self.head.stop.is_some()
@@ -262,7 +275,9 @@ impl Fold {
             self.blocks.len() - 1
         };
         let block = &mut self.blocks[at];
-        block.grow(delta)?;
+        if let Some(text) = block.grow(delta)? {
+            self.fresh.push_str(text);
+        }
         // An empty delta behind the end brings nothing that could be missing.
         if block.open {
             self.content_came();

@@ -122,7 +122,7 @@ impl HttpClaude {
         post: reqwest::Request,
         call: &mut Call,
         watch: &mut Watch<'_, '_>,
-        on_content: &(dyn Fn() + Send + Sync),
+        listener: &Listener<'_>,
     ) -> Result<(), Failure> {
         let sent = watch.over(self.client.execute(post)).await?;
         let mut response = sent.map_err(|err| self.unanswered(err))?;
@@ -137,13 +137,13 @@ impl HttpClaude {
         loop {
             let chunk = match watch.over(response.chunk()).await {
                 Ok(Ok(Some(chunk))) => chunk,
-                Ok(Ok(None)) => return call.intake.end().inspect(|()| call.note_content(on_content)),
+                Ok(Ok(None)) => return call.intake.end().inspect(|()| call.tell(listener)),
                 Ok(Err(err)) => return call.intake.cut(Failure::Lost(Lost::Reset, chain(err))),
                 Err(cut) => return call.intake.cut(cut),
             };
             watch.byte_came();
             let taken = call.intake.take(&chunk);
-            call.note_content(on_content);
+            call.tell(listener);
             if taken? == Progress::Over {
                 call.over = Some(Instant::now());
                 finish_body(&mut response, watch).await;
@@ -195,7 +195,7 @@ impl Claude for HttpClaude {
         let timer = limits.timer(sent.into());
         tokio::pin!(stop, timer);
         let mut watch = Watch::new(limits, sent.into(), stop, timer);
-        let mut end = self.talk(post, &mut call, &mut watch, listener.on_content).await;
+        let mut end = self.talk(post, &mut call, &mut watch, &listener).await;
         let ended = call.over.unwrap_or_else(Instant::now);
         // Whatever cut the tail off, the answer before it is whole and paid for.
         let cut = matches!(end, Err(Failure::Lost(..) | Failure::Unended | Failure::Stopped));
@@ -271,10 +271,14 @@ impl Claude for HttpClaude {
 }
 
 impl Call {
-    fn note_content(&mut self, on_content: &(dyn Fn() + Send + Sync)) {
+    /// Tells what the last chunk brought.
+    fn tell(&mut self, listener: &Listener<'_>) {
         if self.intake.content && self.first_token.is_none() {
             self.first_token = Some(Instant::now());
-            on_content();
+            (listener.on_content)();
+        }
+        if let Some(text) = self.intake.fold.take_fresh_text() {
+            (listener.on_text)(&text);
         }
     }
 }

@@ -119,6 +119,23 @@ pub struct Call {
     pub fault: Option<Fault>,
     /// The server's hint.
     pub retry_after: Option<Duration>,
+    /// Whether parts of it stand in `checkpoints`, which this row makes superfluous.
+    pub checkpointed: bool,
+}
+
+/// A part of a running stream's text, kept so that a crash does not lose it: only what came since
+/// the part before. Part 0 is the head: what the ledger's row of this call has to know if nobody
+/// else is left to write it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The fence.
+    pub lease: Lease,
+    /// The call's number in this claim.
+    pub seq: i32,
+    /// From 0.
+    pub part: i32,
+    /// Part 0: JSON with `kind`, `model`, `max_tokens`, `messages` and `request`. Else text.
+    pub content: String,
 }
 
 /// A row of the ledger as a resuming job needs it.

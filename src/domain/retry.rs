@@ -80,13 +80,29 @@ fn class_of_code(code: &str, hint: Option<Duration>) -> Option<Class> {
 
 /// Sentences by which a 400 says that the account may not spend. Only at the very start: further in,
 /// the same words may be a quotation of the prompt.
-const ACCOUNT_SENTENCES: [&str; 3] = [
-    "Your credit balance is too low",
-    "You have reached your specified API usage limits",
-    "You have reached your specified workspace API usage limits",
+///
+/// Each with our own words for it, which may stand in a gate and in a log.
+const ACCOUNT_SENTENCES: [(&str, &str); 3] = [
+    (
+        "Your credit balance is too low",
+        "the credit balance is too low: buy credits, then set this gate to 'flowing'",
+    ),
+    (
+        "You have reached your specified API usage limits",
+        "the usage limit of this account is reached: raise it, then set this gate to 'flowing'",
+    ),
+    (
+        "You have reached your specified workspace API usage limits",
+        "the usage limit of this workspace is reached: raise it, then set this gate to 'flowing'",
+    ),
 ];
 
 const PREFILL_SENTENCE: &str = "does not support assistant message prefill";
+
+fn account_words(error: &ApiError) -> Option<&'static str> {
+    let said = ACCOUNT_SENTENCES.iter().find(|(start, _)| error.message.starts_with(start));
+    said.filter(|_| effective_status(error) == 400).map(|(_, words)| *words)
+}
 
 fn class_of_error(error: &ApiError, prefilled: bool) -> Class {
     let hint = error.retry_after;
@@ -96,7 +112,7 @@ fn class_of_error(error: &ApiError, prefilled: bool) -> Class {
     let status = effective_status(error);
     let costly = Class::Sick { hint, costs: true };
     match status {
-        400 if ACCOUNT_SENTENCES.iter().any(|start| error.message.starts_with(start)) => Class::Account,
+        400 if account_words(error).is_some() => Class::Account,
         400 if prefilled && error.message.contains(PREFILL_SENTENCE) => Class::Prefill,
         401..=403 => Class::Suspect,
         404 if error.message.starts_with("model:") || error.message.contains("model") => Class::Model,
@@ -326,6 +342,12 @@ const fn lost_code(lost: Lost) -> &'static str {
 
 /// Why a job waits, for `job_state.reason` and the log: the kind of failure, never its message.
 pub fn reason(failure: &Failure) -> String {
+    if let Failure::Api(error) = failure
+        && error.code.is_none()
+        && let Some(words) = account_words(error)
+    {
+        return words.to_owned();
+    }
     let fault = fault(failure);
     match (failure, &fault.code) {
         (Failure::Api(error), Some(code)) if error.status >= 400 => {

@@ -210,18 +210,19 @@ impl Talk {
         if reply.stop.is_some() && !call.partial {
             return Some(reply);
         }
-        let wanted = self.job.policy.on_crash == OnCrash::Resume && built_on;
-        (wanted && self.worth_resuming(&reply)).then_some(Reply { stop: None, ..reply })
+        (built_on && self.worth_resuming(&reply)).then_some(Reply { stop: None, ..reply })
+    }
+
+    /// Whether the text of a lost stream could be gone on with: plain text, by a policy that wants it.
+    pub fn is_resumable(&self) -> bool {
+        let job = &self.job;
+        !job.tools && !job.structured && !job.thinking && job.policy.on_crash == OnCrash::Resume
     }
 
     /// Whether what a lost stream left is enough to go on with.
     fn worth_resuming(&self, reply: &Reply) -> bool {
         let text_only = reply.content.iter().all(|block| matches!(block.kind.as_str(), "text" | "thinking"));
-        text_only
-            && !self.job.tools
-            && !self.job.structured
-            && !self.job.thinking
-            && reply.text().chars().count() >= RESUME_MIN
+        text_only && self.is_resumable() && reply.text().chars().count() >= RESUME_MIN
     }
 
     fn crash_verdict(&self, calls: &[PastCall]) -> Option<Verdict> {

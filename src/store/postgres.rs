@@ -25,7 +25,7 @@ use super::lanes::Lanes;
 use super::migrations::Meta;
 use super::{Backlog, GateRow, Me, Migrate, Peer, Store, StoreError, StoreSettings, Wanted, Written, op};
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
-use crate::domain::ledger::{Answer, Call, Release, Settlement};
+use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 
 /// A Postgres database with our schema in it.
 pub struct PostgresStore {
@@ -145,6 +145,10 @@ impl Store for PostgresStore {
 
     async fn append(&self, lease: &Lease, call: &Call, worker: WorkerId) -> Result<bool, StoreError> {
         self.append_call(lease, call, worker).await
+    }
+
+    async fn checkpoint(&self, parts: &[Arc<Checkpoint>]) -> Result<Vec<Lease>, StoreError> {
+        self.keep_parts(parts).await
     }
 
     async fn settle(&self, settlements: &[Arc<Settlement>], worker: WorkerId) -> Result<Written, StoreError> {

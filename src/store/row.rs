@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::domain::job::{Claimed, JobId, Lease};
-use crate::domain::ledger::{Answer, Call, PastCall, Release};
+use crate::domain::ledger::{Answer, Call, Checkpoint, PastCall, Release};
 
 /// Longest delay that is written: far beyond any hint of a server, and no overflow in a database.
 const DELAY_MAX: Duration = Duration::from_hours(10 * 365 * 24);
@@ -47,6 +47,18 @@ struct CallRow<'a> {
     usage: Option<&'a str>,
     container: Option<&'a str>,
     content: Option<&'a str>,
+    checkpointed: bool,
+}
+
+/// A part of a running stream.
+#[derive(Debug, Serialize)]
+struct CheckpointRow<'a> {
+    job_id: i64,
+    claim: i64,
+    run: i64,
+    seq: i32,
+    part: i32,
+    content: &'a str,
 }
 
 /// A row of `results`, but for what comes from `jobs`.
@@ -129,6 +141,11 @@ pub(crate) fn leases(leases: &[Lease]) -> String {
     json(&rows)
 }
 
+/// Returns leases out of their columns.
+pub(crate) fn leases_of(rows: Vec<(i64, i64, i64)>) -> Vec<Lease> {
+    rows.into_iter().map(|(job, claim, run)| Lease { job: JobId(job), claim, run }).collect()
+}
+
 /// Returns the row of a call.
 pub(crate) fn call(lease: &Lease, call: &Call, now: Instant) -> Row {
     let fault = call.fault.as_ref();
@@ -163,8 +180,23 @@ pub(crate) fn call(lease: &Lease, call: &Call, now: Instant) -> Row {
         usage: call.usage_raw.as_deref(),
         container: call.container.as_deref(),
         content: call.content.as_deref(),
+        checkpointed: call.checkpointed,
     });
     Row { lease: *lease, json }
+}
+
+/// Returns the row of a checkpoint.
+pub(crate) fn checkpoint(part: &Checkpoint) -> Row {
+    let lease = part.lease;
+    let json = json(&CheckpointRow {
+        job_id: lease.job.0,
+        claim: lease.claim,
+        run: lease.run,
+        seq: part.seq,
+        part: part.part,
+        content: &part.content,
+    });
+    Row { lease, json }
 }
 
 /// Returns the row of a result.

@@ -33,7 +33,7 @@ use super::held::Held;
 use super::lanes::Lanes;
 use super::{Backlog, GateRow, Me, Migrate, Peer, Store, StoreError, StoreSettings, Wanted, Written, op};
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
-use crate::domain::ledger::{Answer, Call, Release, Settlement};
+use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 
 /// How often the file is looked at for changes by other programs.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -180,6 +180,10 @@ impl Store for SqliteStore {
 
     async fn append(&self, lease: &Lease, call: &Call, worker: WorkerId) -> Result<bool, StoreError> {
         self.append_call(lease, call, worker).await
+    }
+
+    async fn checkpoint(&self, parts: &[Arc<Checkpoint>]) -> Result<Vec<Lease>, StoreError> {
+        self.keep_parts(parts).await
     }
 
     async fn settle(&self, settlements: &[Arc<Settlement>], worker: WorkerId) -> Result<Written, StoreError> {

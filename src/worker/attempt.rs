@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Mill;
 use super::gate::{Permit, Refusal};
+use super::notes::Notes;
 use super::record::{Kept, waiting};
 use crate::claude::Listener;
 use crate::domain::breaker::Health;
@@ -28,11 +29,13 @@ pub enum Why {
     Lost,
 }
 
-/// The means to stop one attempt.
+/// The means to stop one attempt, and to keep what it hears.
 #[derive(Debug, Clone, Default)]
 pub struct Rein {
     token: CancellationToken,
     why: Arc<OnceLock<Why>>,
+    /// The text of the call that runs.
+    pub notes: Arc<Notes>,
 }
 
 impl Rein {
@@ -100,17 +103,24 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
         };
         let probe = permit.is_probe();
         let key = mill.claude.fingerprint();
-        let on_content = || permit.content(Instant::now());
-        let exchange =
-            mill.claude.ask(&request, Listener { stop: &rein.token, on_content: &on_content }).await;
         seq += 1;
+        if talk.is_resumable() {
+            rein.notes.begin(seq, &request, Instant::now());
+        }
+        let listener = Listener {
+            stop: &rein.token,
+            on_content: &|| permit.content(Instant::now()),
+            on_text: &|text| rein.notes.hear(text),
+        };
+        let exchange = mill.claude.ask(&request, listener).await;
         let mut call = ledger_row(&request, &exchange, seq, probe);
+        call.checkpointed = rein.notes.end();
         log_call(lease, &request, &exchange);
         talk.count(call.usage, call.request_id.as_deref(), call.sent);
         match exchange.end {
             Ok(()) => {
                 permit.accept(talk.job(), Instant::now());
-                call.request = talk.push(exchange.reply);
+                call.request = talk.push(exchange.reply).or(call.request);
                 pending = Some(call);
             }
             Err(failure) => {
@@ -394,6 +404,7 @@ fn ledger_row(request: &Request, exchange: &Exchange, seq: i32, probe: bool) -> 
             )
         }),
         retry_after,
+        checkpointed: false,
     }
 }
 

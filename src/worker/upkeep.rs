@@ -86,6 +86,7 @@ pub async fn tick(mill: Arc<Mill>, wake: Wake, stop: CancellationToken) {
 
 async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreError> {
     drop_lost(mill).await?;
+    keep_notes(mill).await?;
     if mill.store.promote(STEP).await? > 0 {
         wake.notify_one();
     }
@@ -109,6 +110,26 @@ async fn drop_lost(mill: &Mill) -> Result<(), StoreError> {
     for lease in mill.store.lost(&held).await? {
         if let Some(rein) = mill.running.lock().get(&lease) {
             rein.pull(Why::Lost);
+        }
+    }
+    Ok(())
+}
+
+/// Writes what running streams brought since the last time, of all of them in one statement.
+async fn keep_notes(mill: &Mill) -> Result<(), StoreError> {
+    let now = Instant::now();
+    let running: Vec<_> = mill.running.lock().iter().map(|(lease, rein)| (*lease, rein.clone())).collect();
+    let due: Vec<_> = running
+        .iter()
+        .flat_map(|(lease, rein)| rein.notes.due(*lease, mill.settings.checkpoints, now))
+        .collect();
+    if due.is_empty() {
+        return Ok(());
+    }
+    let kept = mill.store.checkpoint(&due).await?;
+    for (lease, rein) in running.iter().filter(|(lease, _)| kept.contains(lease)) {
+        if let Some(last) = due.iter().rfind(|part| part.lease == *lease) {
+            rein.notes.written(last.seq, last.part + 1);
         }
     }
     Ok(())

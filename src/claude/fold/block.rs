@@ -60,8 +60,8 @@ impl Growing {
         Ok(Self { index, kind, fields, input, grown: 0, open: true, foretold: false })
     }
 
-    /// Takes a delta.
-    pub(super) fn grow(&mut self, raw: &RawValue) -> Result<(), Broken> {
+    /// Takes a delta; returns the text that it brought to a text block, escaped.
+    pub(super) fn grow<'a>(&mut self, raw: &'a RawValue) -> Result<Option<&'a str>, Broken> {
         let delta = Delta::read(raw)?;
         self.grown += raw.get().len();
         match word(delta.kind).as_ref() {
@@ -87,7 +87,7 @@ impl Growing {
         // A delta behind the block's stop opens it again, until it is stopped again.
         let strings = [delta.text, delta.thinking, delta.partial_json];
         self.open |= !strings.iter().flatten().any(|raw| raw.get() == "\"\"");
-        Ok(())
+        Ok(delta.text.filter(|_| self.kind == "text").and_then(inside))
     }
 
     fn append_text(&mut self, text: Option<&RawValue>) -> Result<(), Broken> {

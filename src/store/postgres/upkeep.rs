@@ -77,7 +77,7 @@ pub(super) async fn lost(conn: &mut PgConnection, leases: &[Lease]) -> sqlx::Res
     .bind(runs)
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(|(job, claim, run)| Lease { job: JobId(job), claim, run }).collect())
+    Ok(row::leases_of(rows))
 }
 
 /// Makes due jobs pending.
@@ -185,13 +185,32 @@ pub(super) async fn rescue(conn: &mut PgConnection, dead: WorkerId, limit: i64) 
                FROM held h
               WHERE s.job_id = h.job_id AND s.job_id = ANY (ARRAY(SELECT job_id FROM held))
              RETURNING s.job_id, h.claims AS claim, s.run
-         ), lost AS (
-             INSERT INTO calls (job_id, claim, seq, run, kind, ended_at, error_type, error, worker)
-             SELECT b.job_id, b.claim,
-                    1 + coalesce((SELECT max(seq) FROM calls c WHERE c.job_id = b.job_id AND c.claim = b.claim), 0),
-                    b.run, 'ask', now(), 'lost', 'the worker vanished; the call may have been made and paid for', $1
+         ), last AS MATERIALIZED (
+             SELECT b.job_id, b.claim, b.run,
+                    1 + coalesce((SELECT max(seq) FROM calls c WHERE c.job_id = b.job_id AND c.claim = b.claim), 0) AS seq
                FROM back b
+         ), kept AS MATERIALIZED (
+             SELECT l.job_id, max(k.content) FILTER (WHERE k.part = 0)::json AS head,
+                    string_agg(k.content, '' ORDER BY k.part) FILTER (WHERE k.part > 0) AS text
+               FROM last l
+               JOIN checkpoints k ON k.job_id = l.job_id AND k.claim = l.claim AND k.seq = l.seq
+              GROUP BY l.job_id
+             HAVING count(*) = max(k.part) + 1
+         ), lost AS (
+             INSERT INTO calls (job_id, claim, seq, run, kind, model, max_tokens, messages, request, output_tokens,
+                                partial, content, ended_at, error_type, error, worker)
+             SELECT l.job_id, l.claim, l.seq, l.run, coalesce(k.head ->> 'kind', 'ask'), k.head ->> 'model',
+                    (k.head ->> 'max_tokens')::bigint, (k.head ->> 'messages')::integer,
+                    (k.head ->> 'request')::json, coalesce(ceil(octet_length(k.text) / 3.5), 0)::bigint,
+                    k.text IS NOT NULL,
+                    CASE WHEN k.text IS NOT NULL
+                         THEN json_build_array(json_build_object('type', 'text', 'text', k.text)) END,
+                    now(), 'lost', 'the worker vanished; the call may have been made and paid for', $1
+               FROM last l
+               LEFT JOIN kept k ON k.job_id = l.job_id
              ON CONFLICT (job_id, claim, seq) DO NOTHING
+         ), swept AS (
+             DELETE FROM checkpoints WHERE job_id = ANY (ARRAY(SELECT job_id FROM back))
          )
          SELECT job_id FROM back ORDER BY job_id",
     )

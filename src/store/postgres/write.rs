@@ -13,7 +13,7 @@ use sqlx::postgres::{PgConnection, PgRow};
 
 use super::PostgresStore;
 use crate::domain::job::{Lease, WorkerId};
-use crate::domain::ledger::{Answer, Call, Release, Settlement};
+use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 use crate::store::row::{self, Row};
 use crate::store::{StoreError, Written};
 
@@ -28,7 +28,8 @@ macro_rules! calls {
                     http_status integer, request_id text, message_id text, stop_reason text, input_tokens bigint,
                     output_tokens bigint, cache_creation_input_tokens bigint, cache_read_input_tokens bigint,
                     partial boolean, error_type text, error_code text, error text, retry_after_ms bigint,
-                    stop_details text, request text, usage text, container text, content text)
+                    stop_details text, request text, usage text, container text, content text,
+                    checkpointed boolean)
          )"
     };
 }
@@ -108,6 +109,10 @@ macro_rules! ledger {
                     container = excluded.container, content = excluded.content
               WHERE old.error_type = 'lost'
              RETURNING late
+         ), swept AS (
+             DELETE FROM checkpoints k
+              USING call c
+              WHERE c.checkpointed AND k.job_id = c.job_id AND k.claim = c.claim AND k.seq <= c.seq
          )"
     };
 }
@@ -145,6 +150,12 @@ impl PostgresStore {
         let late =
             self.run((call, worker), |conn, params| Box::pin(append(conn, &params.0, params.1))).await?;
         late.ok_or_else(|| StoreError::Unavailable(format!("job {job} is locked by somebody who deletes it")))
+    }
+
+    pub(super) async fn keep_parts(&self, parts: &[Arc<Checkpoint>]) -> Result<Vec<Lease>, StoreError> {
+        let mut rows: Vec<Row> = parts.iter().map(|part| row::checkpoint(part)).collect();
+        rows.sort_by_key(|row| row.lease.job);
+        self.run(row::array(&rows), |conn, rows| Box::pin(checkpoint(conn, rows))).await
     }
 
     pub(super) async fn settle_jobs(
@@ -224,6 +235,39 @@ async fn append(conn: &mut PgConnection, call: &Row, worker: WorkerId) -> sqlx::
     }
     // Written before (a second try after a lost answer), or the job is gone.
     Ok(Some(found.try_get::<Option<bool>, _>("known")?.unwrap_or(true)))
+}
+
+/// Keeps parts of running streams. A job whose row somebody writes just now is passed over, be it
+/// by ourselves who settle it: no part may come after the row that makes it superfluous.
+async fn checkpoint(conn: &mut PgConnection, parts: &str) -> sqlx::Result<Vec<Lease>> {
+    let held: Vec<(i64, i64, i64)> = sqlx::query_as(
+        "WITH d AS MATERIALIZED (
+             SELECT *
+               FROM json_to_recordset($1::json) AS d(
+                    job_id bigint, claim bigint, run bigint, seq integer, part integer, content text)
+         ), held AS MATERIALIZED (
+             SELECT d.job_id, d.claim, d.run
+               FROM (SELECT DISTINCT job_id, claim, run FROM d ORDER BY job_id) d
+              CROSS JOIN LATERAL (
+                    SELECT FROM job_state
+                     WHERE job_id = d.job_id AND claims = d.claim AND run = d.run AND state = 'running'
+                     LIMIT 1
+                       FOR SHARE SKIP LOCKED) s
+         ), kept AS (
+             INSERT INTO checkpoints (job_id, claim, seq, part, content)
+             SELECT d.job_id, d.claim, d.seq, d.part, d.content
+               FROM d
+              WHERE d.job_id IN (SELECT job_id FROM held)
+                AND NOT EXISTS (SELECT FROM calls c
+                                 WHERE c.job_id = d.job_id AND c.claim = d.claim AND c.seq = d.seq)
+                 ON CONFLICT DO NOTHING
+         )
+         SELECT job_id, claim, run FROM held",
+    )
+    .bind(parts)
+    .fetch_all(conn)
+    .await?;
+    Ok(row::leases_of(held))
 }
 
 async fn settle(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written> {

@@ -365,7 +365,7 @@ impl Desk for SqliteStore {
                     j.created_at, s.state, s.available_at, s.deadline_at, s.priority, s.run, s.claims, s.failures,
                     (SELECT o.reason FROM job_overview o WHERE o.id = j.id) AS reason,
                     (SELECT coalesce(sum(length(p.content)), 0) FROM checkpoints p
-                      WHERE p.job_id = j.id AND p.claim = s.claims) AS arrived
+                      WHERE p.job_id = j.id AND p.claim = s.claims AND p.part > 0) AS arrived
                FROM jobs j
                JOIN job_state s ON s.job_id = j.id
               WHERE j.id = $1",

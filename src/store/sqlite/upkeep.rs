@@ -65,7 +65,7 @@ pub(super) async fn lost(conn: &mut SqliteConnection, leases: &[Lease]) -> sqlx:
     .bind(row::leases(leases))
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(|(job, claim, run)| Lease { job: JobId(job), claim, run }).collect())
+    Ok(row::leases_of(rows))
 }
 
 /// Makes due jobs pending.
@@ -194,14 +194,32 @@ pub(super) async fn rescue(
     .await?;
     let held = row::ids(&ids);
     sqlx::query(concat!(
-        "INSERT INTO calls (job_id, claim, seq, run, kind, ended_at, error_type, error, worker)
-         SELECT s.job_id, s.claims,
-                1 + coalesce((SELECT max(c.seq) FROM calls c WHERE c.job_id = s.job_id AND c.claim = s.claims), 0),
-                s.run, 'ask', ",
+        "WITH last AS MATERIALIZED (
+             SELECT s.job_id, s.claims AS claim, s.run,
+                    1 + coalesce((SELECT max(c.seq) FROM calls c WHERE c.job_id = s.job_id AND c.claim = s.claims), 0) AS seq
+               FROM json_each($1) d
+              CROSS JOIN job_state s ON s.job_id = d.value
+         ), kept AS MATERIALIZED (
+             SELECT p.job_id, max(p.content) FILTER (WHERE p.part = 0) AS head,
+                    group_concat(p.content, '') FILTER (WHERE p.part > 0) AS text
+               FROM (SELECT k.job_id, k.part, k.content
+                       FROM last l
+                      CROSS JOIN checkpoints k ON k.job_id = l.job_id AND k.claim = l.claim AND k.seq = l.seq
+                      ORDER BY k.job_id, k.part) p
+              GROUP BY p.job_id
+             HAVING count(*) = max(p.part) + 1
+         )
+         INSERT INTO calls (job_id, claim, seq, run, kind, model, max_tokens, messages, request, output_tokens,
+                            partial, content, ended_at, error_type, error, worker)
+         SELECT l.job_id, l.claim, l.seq, l.run, coalesce(k.head ->> 'kind', 'ask'), k.head ->> 'model',
+                k.head ->> 'max_tokens', k.head ->> 'messages', k.head ->> 'request',
+                coalesce((length(CAST(k.text AS BLOB)) * 2 + 6) / 7, 0), k.text IS NOT NULL,
+                CASE WHEN k.text IS NOT NULL
+                     THEN json_array(json_object('type', 'text', 'text', k.text)) END, ",
         now!(),
         ", 'lost', 'the worker vanished; the call may have been made and paid for', $2
-           FROM json_each($1) d
-          CROSS JOIN job_state s ON s.job_id = d.value
+           FROM last l
+           LEFT JOIN kept k ON k.job_id = l.job_id
           WHERE true
          ON CONFLICT (job_id, claim, seq) DO NOTHING",
     ))
@@ -209,6 +227,10 @@ pub(super) async fn rescue(
     .bind(dead.0)
     .execute(&mut *conn)
     .await?;
+    sqlx::query("DELETE FROM checkpoints WHERE job_id IN (SELECT value FROM json_each($1))")
+        .bind(&held)
+        .execute(&mut *conn)
+        .await?;
     sqlx::query(
         "UPDATE job_state
             SET state = 'pending', claims = claims + 1, claimed_by = NULL, crashes = crashes + 1,

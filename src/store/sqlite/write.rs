@@ -11,7 +11,7 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::SqliteStore;
 use crate::domain::job::{Lease, WorkerId};
-use crate::domain::ledger::{Answer, Call, Release, Settlement};
+use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 use crate::store::row::{self, Row};
 use crate::store::{StoreError, Written};
 
@@ -38,6 +38,11 @@ impl SqliteStore {
     ) -> Result<bool, StoreError> {
         let call = row::call(lease, call, Instant::now());
         self.write((call, worker), |conn, params| Box::pin(append(conn, &params.0, params.1))).await
+    }
+
+    pub(super) async fn keep_parts(&self, parts: &[Arc<Checkpoint>]) -> Result<Vec<Lease>, StoreError> {
+        let rows: Vec<Row> = parts.iter().map(|part| row::checkpoint(part)).collect();
+        self.write(row::array(&rows), |conn, rows| Box::pin(checkpoint(conn, rows))).await
     }
 
     pub(super) async fn settle_jobs(
@@ -92,6 +97,34 @@ async fn append(conn: &mut SqliteConnection, call: &Row, worker: WorkerId) -> sq
     let when = if late { When::Late } else { When::InTime };
     ledger(conn, row::array([call]), worker, when).await?;
     Ok(late)
+}
+
+/// Keeps parts of running streams.
+async fn checkpoint(conn: &mut SqliteConnection, parts: &str) -> sqlx::Result<Vec<Lease>> {
+    let held: Vec<(i64, i64, i64)> = sqlx::query_as(
+        "SELECT DISTINCT s.job_id, s.claims, s.run
+           FROM jsonb_each(jsonb($1)) d
+          CROSS JOIN job_state s ON s.job_id = d.value ->> 'job_id'
+          WHERE s.claims = d.value ->> 'claim' AND s.run = d.value ->> 'run' AND s.state = 'running'",
+    )
+    .bind(parts)
+    .fetch_all(&mut *conn)
+    .await?;
+    sqlx::query(
+        "INSERT INTO checkpoints (job_id, claim, seq, part, content)
+         SELECT d.value ->> 'job_id', d.value ->> 'claim', d.value ->> 'seq', d.value ->> 'part',
+                d.value ->> 'content'
+           FROM jsonb_each(jsonb($1)) d
+          CROSS JOIN job_state s ON s.job_id = d.value ->> 'job_id'
+          WHERE s.claims = d.value ->> 'claim' AND s.run = d.value ->> 'run' AND s.state = 'running'
+            AND NOT EXISTS (SELECT 1 FROM calls c
+                             WHERE c.job_id = s.job_id AND c.claim = s.claims AND c.seq = d.value ->> 'seq')
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(parts)
+    .execute(conn)
+    .await?;
+    Ok(row::leases_of(held))
 }
 
 async fn settle(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Written> {
@@ -267,9 +300,18 @@ async fn ledger(
                 container = excluded.container, content = excluded.content
           WHERE calls.error_type = 'lost'",
     ))
-    .bind(calls)
+    .bind(&calls)
     .bind(worker.0)
     .bind(matches!(when, When::Late))
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query(
+        "DELETE FROM checkpoints
+          WHERE (job_id, claim) IN (SELECT c.value ->> 'job_id', c.value ->> 'claim'
+                                      FROM jsonb_each(jsonb($1)) c
+                                     WHERE c.value ->> 'checkpointed')",
+    )
+    .bind(&calls)
     .execute(conn)
     .await
     .map(drop)

@@ -60,7 +60,8 @@ async fn ask_with(settings: ClaudeSettings, request: Request) -> (Exchange, usiz
     let on_content = || {
         heard.fetch_add(1, Ordering::Relaxed);
     };
-    let exchange = claude.ask(&request, Listener { stop: &stop, on_content: &on_content }).await;
+    let exchange =
+        claude.ask(&request, Listener { stop: &stop, on_content: &on_content, on_text: &|_| {} }).await;
     (exchange, heard.into_inner())
 }
 
@@ -155,7 +156,7 @@ async fn connections_are_used_again() {
     let claude = HttpClaude::new(settings(&server.base)).unwrap();
     let stop = CancellationToken::new();
     for _ in 0..5 {
-        let listener = Listener { stop: &stop, on_content: &|| {} };
+        let listener = Listener { stop: &stop, on_content: &|| {}, on_text: &|_| {} };
         claude.ask(&request(), listener).await.end.unwrap();
     }
     assert_eq!((server.requests().len(), server.connections()), (5, 1));
@@ -317,7 +318,7 @@ async fn a_stream_cut_at_any_byte_is_whole_or_an_error() {
     let stop = CancellationToken::new();
     let mut answered = 0;
     for end in 0..=body.len() {
-        let listener = Listener { stop: &stop, on_content: &|| {} };
+        let listener = Listener { stop: &stop, on_content: &|| {}, on_text: &|_| {} };
         let exchange = claude.ask(&request(), listener).await;
         match &exchange.end {
             Ok(()) => {
@@ -411,7 +412,7 @@ async fn hanging_up_gives_what_had_arrived() {
     let stop = CancellationToken::new();
     let on_content = || said.notify_one();
     let request = request();
-    let asking = claude.ask(&request, Listener { stop: &stop, on_content: &on_content });
+    let asking = claude.ask(&request, Listener { stop: &stop, on_content: &on_content, on_text: &|_| {} });
     let hanging_up = async {
         said.notified().await;
         stop.cancel();
@@ -420,7 +421,8 @@ async fn hanging_up_gives_what_had_arrived() {
     assert_eq!(exchange.end, Err(Failure::Stopped));
     assert_eq!(exchange.reply.text(), "Grüße, \"Welt\"!\n");
     // Before anything was sent.
-    let exchange = claude.ask(&request, Listener { stop: &stop, on_content: &on_content }).await;
+    let exchange =
+        claude.ask(&request, Listener { stop: &stop, on_content: &on_content, on_text: &|_| {} }).await;
     assert_eq!((exchange.end, server.requests().len()), (Err(Failure::Stopped), 1));
 }
 
@@ -443,7 +445,8 @@ async fn content_is_told_when_it_comes_and_only_once() {
         heard.fetch_add(1, Ordering::Relaxed);
         go.notify_one();
     };
-    let exchange = claude.ask(&request(), Listener { stop: &stop, on_content: &on_content }).await;
+    let exchange =
+        claude.ask(&request(), Listener { stop: &stop, on_content: &on_content, on_text: &|_| {} }).await;
     assert_eq!((exchange.end, heard.into_inner()), (Ok(()), 1));
 }
 
@@ -510,7 +513,7 @@ async fn the_key_file_is_read_again() {
     std::fs::remove_file(&path).unwrap();
     assert!(!claude.reload_key());
     let stop = CancellationToken::new();
-    claude.ask(&request(), Listener { stop: &stop, on_content: &|| {} }).await.end.unwrap();
+    claude.ask(&request(), Listener { stop: &stop, on_content: &|| {}, on_text: &|_| {} }).await.end.unwrap();
     assert!(server.requests()[0].contains("\r\nx-api-key: second-key\r\n"));
 }
 

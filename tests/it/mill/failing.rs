@@ -88,7 +88,7 @@ async fn an_exhausted_credit_stops_everything_and_one_update_lets_it_go_on(groun
         "0"
     );
     let gate = ground.line("SELECT state, reason FROM gates WHERE scope LIKE 'key:%'").await;
-    assert_eq!(gate, "blocked|invalid_request_error (400)");
+    assert_eq!(gate, "blocked|the credit balance is too low: buy credits, then set this gate to 'flowing'");
     assert_eq!(
         ground.line("SELECT count(*) FROM job_overview WHERE reason IS NULL").await,
         "0",

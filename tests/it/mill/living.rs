@@ -8,6 +8,7 @@ use crate::support::{Ground, Kind, on_both};
 on_both! {
     what_another_program_inserts_is_picked_up_by_an_idle_daemon,
     a_killed_daemon_loses_no_job_and_its_successor_goes_on_at_once,
+    what_a_killed_daemon_had_heard_is_gone_on_with,
     a_dead_workers_jobs_are_taken_over_after_its_lease,
     a_stop_lets_calls_finish_and_gives_the_rest_back_without_a_failure,
     a_cancelled_jobs_running_call_is_hung_up_and_what_was_said_is_kept,
@@ -62,6 +63,38 @@ async fn a_killed_daemon_loses_no_job_and_its_successor_goes_on_at_once(ground: 
     );
     mill.until("SELECT count(*) FROM results WHERE outcome = 'complete'", "40").await;
     assert_eq!(successor.stop().await.code, 0);
+    mill.holds().await;
+}
+
+async fn what_a_killed_daemon_had_heard_is_gone_on_with(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_WORKER__CHECKPOINT_SECONDS", "0.05");
+    // Two thirds come at once, then nothing; of the second half of a cut answer too.
+    ground
+        .run("INSERT INTO jobs (prompt) VALUES ('[[seed ask]] [[tokens 1500]] [[hang after=1000 x1]]')")
+        .await;
+    ground.run("INSERT INTO jobs (prompt, max_tokens) VALUES ('[[seed go on]] [[tokens 2900]] [[hang after=1500 skip=1 x1]]', 1000)").await;
+    let daemon = mill.start();
+    mill.until(
+        "SELECT count(DISTINCT job_id) FROM checkpoints WHERE part > 0 AND (SELECT count(*) FROM calls) = 1",
+        "2",
+    )
+    .await;
+    daemon.kill().await;
+    let kept = ground.line("SELECT count(*) FROM checkpoints WHERE part = 0").await;
+    assert_eq!(kept, "2");
+    let successor = mill.start();
+    mill.until("SELECT count(*) FROM results WHERE outcome = 'complete'", "2").await;
+    assert_eq!(successor.stop().await.code, 0);
+    assert_eq!(
+        ground.lines("SELECT job_id, kind, error_type FROM calls ORDER BY job_id, claim, seq").await,
+        ["1|ask|lost", "1|resume|NULL", "2|ask|NULL", "2|continue|lost", "2|resume|NULL"]
+    );
+    for (job, seed, tokens) in [(1, "ask", 1500), (2, "go on", 2900)] {
+        let text = ground.line(&format!("SELECT text FROM results WHERE job_id = {job}")).await;
+        assert!(text == promptmill::stand_in::text(seed, tokens), "{seed} is not whole, letter for letter");
+    }
+    assert_eq!(ground.line("SELECT count(*) FROM checkpoints").await, "0");
     mill.holds().await;
 }
 

@@ -122,6 +122,7 @@ fn call(seq: i32) -> Call {
         partial: false,
         fault: None,
         retry_after: None,
+        checkpointed: false,
     }
 }
 

@@ -1,7 +1,10 @@
 //! Beats, rescue, deadlines, promotion, counts, and the knock of an INSERT.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use promptmill::domain::job::Lease;
+use promptmill::domain::ledger::{Call, Checkpoint};
 use promptmill::store::Backlog;
 
 use super::{Bench, answer, back, call, ids, job, jobs, one_job};
@@ -11,6 +14,9 @@ on_both!(
     a_beat_goes_up_and_says_when_the_worker_is_gone,
     a_rescue_takes_the_jobs_of_a_dead_worker_and_writes_the_lost_call,
     a_call_that_comes_after_the_rescue_takes_the_place_of_the_lost_one,
+    the_rescue_folds_what_was_kept_of_a_stream_into_the_lost_call,
+    parts_of_a_stream_are_kept_once_and_only_by_the_holder,
+    a_calls_row_makes_its_parts_superfluous,
     jobs_of_a_worker_without_a_row_are_found,
     a_deadline_ends_jobs_wherever_they_are,
     due_jobs_become_pending,
@@ -69,6 +75,57 @@ async fn a_call_that_comes_after_the_rescue_takes_the_place_of_the_lost_one(grou
         ground.line("SELECT seq, late, error_type, output_tokens FROM calls").await,
         ground.either("1|1|NULL|20", "1|t|NULL|20")
     );
+}
+
+const HEAD: &str =
+    r#"{"kind":"continue","model":"m","max_tokens":10,"messages":3,"request":"{\"how\":\"anchor\"}"}"#;
+
+fn part(lease: &Lease, part: i32, content: &str) -> Arc<Checkpoint> {
+    Arc::new(Checkpoint { lease: *lease, seq: 1, part, content: content.to_owned() })
+}
+
+async fn the_rescue_folds_what_was_kept_of_a_stream_into_the_lost_call(ground: &Ground) {
+    jobs(ground, 2, "queue", "'default'").await;
+    let bench = Bench::on(ground).await;
+    let held = bench.claim(2).await;
+    let (whole, gap) = (held[0].lease, held[1].lease);
+    let parts = [part(&whole, 0, HEAD), part(&whole, 1, "Once \"upon"), part(&whole, 2, "\na time")];
+    bench.store.checkpoint(&parts).await.expect("kept");
+    bench.store.checkpoint(&[part(&gap, 0, HEAD), part(&gap, 2, "no beginning")]).await.expect("kept");
+    bench.store.rescue(bench.worker, 10).await.expect("a rescue");
+    assert_eq!(
+        ground.lines("SELECT kind, model, max_tokens, messages, CAST(request AS text), output_tokens, error_type FROM calls ORDER BY job_id").await,
+        [r#"continue|m|10|3|{"how":"anchor"}|5|lost"#, "ask|NULL|NULL|NULL|NULL|0|lost"]
+    );
+    let contents = ground.lines("SELECT CAST(content AS text) FROM calls WHERE partial").await;
+    assert_eq!(contents.len(), 1, "a text with a gap is no text");
+    let blocks = promptmill::domain::reply::Block::read_all(&contents[0]);
+    assert_eq!(blocks[0].text.as_deref(), Some("Once \"upon\na time"));
+    assert_eq!(ground.line("SELECT count(*) FROM checkpoints").await, "0");
+}
+
+async fn parts_of_a_stream_are_kept_once_and_only_by_the_holder(ground: &Ground) {
+    one_job(ground).await;
+    let bench = Bench::on(ground).await;
+    let lease = bench.lease().await;
+    let parts = [part(&lease, 0, HEAD), part(&lease, 1, "one")];
+    assert_eq!(bench.store.checkpoint(&parts).await.expect("kept"), [lease]);
+    assert_eq!(bench.store.checkpoint(&parts).await.expect("kept again"), [lease]);
+    assert_eq!(ground.lines("SELECT part, content FROM checkpoints WHERE part > 0").await, ["1|one"]);
+    ground.run("UPDATE job_state SET state = 'cancelled'").await;
+    assert!(bench.store.checkpoint(&[part(&lease, 2, "late")]).await.expect("an answer").is_empty());
+    assert_eq!(ground.line("SELECT count(*) FROM checkpoints WHERE part > 1").await, "0");
+}
+
+async fn a_calls_row_makes_its_parts_superfluous(ground: &Ground) {
+    one_job(ground).await;
+    let bench = Bench::on(ground).await;
+    let lease = bench.lease().await;
+    bench.store.checkpoint(&[part(&lease, 0, HEAD), part(&lease, 1, "one")]).await.expect("kept");
+    bench.append(&lease, &Call { checkpointed: true, ..call(1) }).await;
+    assert_eq!(ground.line("SELECT count(*) FROM checkpoints").await, "0");
+    bench.store.checkpoint(&[part(&lease, 2, "a straggler")]).await.expect("an answer");
+    assert_eq!(ground.line("SELECT count(*) FROM checkpoints").await, "0");
 }
 
 async fn jobs_of_a_worker_without_a_row_are_found(ground: &Ground) {
