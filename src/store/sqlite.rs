@@ -23,10 +23,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use sqlx::Executor as _;
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
+use sqlx::{Executor as _, Row as _};
 use tokio::time::Instant;
 
 use super::held::Held;
@@ -262,4 +262,11 @@ impl Store for SqliteStore {
             tokio::time::sleep(LOOK_EVERY.min(left)).await;
         }
     }
+}
+
+/// Reads a text that somebody else's program wrote: SQLite keeps any bytes in a TEXT column, and
+/// one row must not stop all others.
+fn text(found: &SqliteRow, column: &str) -> sqlx::Result<Option<String>> {
+    let bytes: Option<&[u8]> = found.try_get(column)?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned()))
 }
