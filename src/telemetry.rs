@@ -4,7 +4,7 @@
 //! bodies. So they are capped here, whatever was asked for, and no key, prompt or password can come
 //! out of them. What our own code may log is its own duty.
 
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write};
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Subscriber};
@@ -43,7 +43,7 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    let layer = tracing_subscriber::fmt::layer().with_writer(OneLine(writer));
     match format {
         LogFormat::Text => layer.with_ansi(colour).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).with_current_span(false).boxed(),
@@ -71,9 +71,57 @@ fn is_ours(target: &str) -> bool {
     target.strip_prefix(OURS).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
+/// Keeps one event on one line: a line end inside a model's, a queue's or a batch's name must not
+/// look like a line of ours.
+struct OneLine<W>(W);
+
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for OneLine<W> {
+    type Writer = OneLine<W::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        OneLine(self.0.make_writer())
+    }
+
+    fn make_writer_for(&'a self, metadata: &tracing::Metadata<'_>) -> Self::Writer {
+        OneLine(self.0.make_writer_for(metadata))
+    }
+}
+
+impl<W: Write> Write for OneLine<W> {
+    /// Takes a whole event, which is what the layer writes at a time.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let line = event.strip_suffix(b"\n").unwrap_or(event);
+        if line.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+            let mut whole = String::from_utf8_lossy(line).replace('\r', "\\r").replace('\n', "\\n");
+            whole.push('\n');
+            self.0.write_all(whole.as_bytes())?;
+        } else {
+            self.0.write_all(event)?;
+        }
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_event_is_one_line_whatever_stands_in_it() {
+        for (event, line) in [
+            ("plain\n", "plain\n"),
+            ("model a\nINFO all is well\r\n", "model a\\nINFO all is well\\r\n"),
+            ("no end", "no end"),
+        ] {
+            let mut written = OneLine(Vec::new());
+            written.write_all(event.as_bytes()).unwrap();
+            assert_eq!(written.0, line.as_bytes(), "{event:?}");
+        }
+    }
 
     fn allows(asked: &str, target: &str, level: Level) -> bool {
         capped(&asked.parse().unwrap()).would_enable(target, &level) && may_speak(target, level)

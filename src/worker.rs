@@ -207,8 +207,13 @@ pub async fn run(
     let mut writing: JoinSet<()> = JoinSet::new();
     writing.spawn(recording.run(Arc::clone(&mill.store), move || at.worker()));
 
-    let mut turning =
-        Turning { mill: Arc::clone(&mill), attempts: JoinSet::new(), ids: HashMap::new(), bytes: 0 };
+    let mut turning = Turning {
+        mill: Arc::clone(&mill),
+        attempts: JoinSet::new(),
+        ids: HashMap::new(),
+        bytes: 0,
+        ailing: None,
+    };
     let mut end = turning.until_stopped(&wake, &signals.stop).await;
     if !turning.let_finish().await {
         end = End::Unwritten;
@@ -257,6 +262,8 @@ struct Turning {
     /// Lease and input size of each attempt, for the one that panics.
     ids: HashMap<Id, (Lease, i64)>,
     bytes: i64,
+    /// What the last claim failed of: said once, not five times a second.
+    ailing: Option<String>,
 }
 
 impl Turning {
@@ -355,6 +362,9 @@ impl Turning {
         };
         match self.mill.store.claim(&wanted).await {
             Ok(claimed) => {
+                if self.ailing.take().is_some() {
+                    tracing::info!("the database is back: could claim");
+                }
                 let many = claimed.len();
                 for job in claimed {
                     self.spawn(job);
@@ -367,7 +377,11 @@ impl Turning {
                 if many < wanted.slots { Found::Some } else { Found::Full }
             }
             Err(err) => {
-                tracing::warn!(error = %err, "failed to claim: trying again");
+                let why = err.to_string();
+                if self.ailing.as_ref() != Some(&why) {
+                    tracing::warn!(error = %why, "failed to claim: trying again until it works");
+                    self.ailing = Some(why);
+                }
                 tokio::time::sleep(POLL).await;
                 Found::Shut
             }

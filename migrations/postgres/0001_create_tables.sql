@@ -52,6 +52,7 @@ CREATE TABLE jobs (
          AND (max_tokens IS NULL OR json_field(params, 'max_tokens') IS NULL) END),
     CONSTRAINT max_tokens_is_positive CHECK (max_tokens >= 1),
     CONSTRAINT run_at_is_finite CHECK (run_at >= '0001-01-01 00:00:00+00' AND run_at < '10000-01-01 00:00:00+00'),
+    CONSTRAINT created_at_is_finite CHECK (created_at >= '0001-01-01 00:00:00+00' AND created_at < '10000-01-01 00:00:00+00'),
     -- An index entry holds 2,704 bytes.
     CONSTRAINT names_are_short CHECK (length(queue) <= 200 AND length(batch) <= 200 AND length(model) <= 200 AND length(key) <= 500)
 );

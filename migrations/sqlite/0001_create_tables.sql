@@ -54,10 +54,24 @@ CREATE TRIGGER jobs_checked BEFORE INSERT ON jobs BEGIN
             THEN RAISE(ABORT, 'max_tokens_is_positive: max_tokens is less than 1; give the longest answer in tokens, or leave it out')
         WHEN NEW.run_at NOT BETWEEN 100000000000 AND 253402300799999
             THEN RAISE(ABORT, 'run_at_is_milliseconds: run_at is not in milliseconds since 1970 (seconds? multiply by 1000)')
+        WHEN NEW.created_at NOT BETWEEN 100000000000 AND 253402300799999
+            THEN RAISE(ABORT, 'created_at_is_milliseconds: created_at is not in milliseconds since 1970; leave it out, it is the time of the INSERT')
         WHEN NEW.priority NOT BETWEEN -2147483648 AND 2147483647
             THEN RAISE(ABORT, 'priority_is_32_bits: priority is not between -2147483648 and 2147483647')
         WHEN length(NEW.queue) > 200 OR length(NEW.batch) > 200 OR length(NEW.model) > 200 OR length(NEW.key) > 500
             THEN RAISE(ABORT, 'names_are_short: queue, batch or model is longer than 200 characters, or key longer than 500; shorten it')
+        -- SQLite keeps any bytes as TEXT. In a name they would stop everybody who reads the table; elsewhere they make
+        -- one job invalid. A name outside of ASCII is spelt anew by character: only UTF-8 comes out as it was.
+        WHEN EXISTS (
+             SELECT 1
+               FROM (SELECT NEW.queue AS name UNION ALL SELECT NEW.batch UNION ALL SELECT NEW.model UNION ALL SELECT NEW.key)
+              WHERE name GLOB '*[^ -~]*'
+                AND name <> (SELECT group_concat(char(unicode(substr(name, 1 + a.value * 100 + b.value * 10 + c.value, 1))), '')
+                               FROM json_each('[0,1,2,3,4]') a
+                              CROSS JOIN json_each('[0,1,2,3,4,5,6,7,8,9]') b
+                              CROSS JOIN json_each('[0,1,2,3,4,5,6,7,8,9]') c
+                              WHERE a.value * 100 + b.value * 10 + c.value < length(name)))
+            THEN RAISE(ABORT, 'names_are_text: queue, batch, model or key holds bytes that are not UTF-8; write it in UTF-8')
         WHEN NEW.metadata IS NOT NULL AND NOT json_valid(NEW.metadata)
             THEN RAISE(ABORT, 'metadata_is_json: metadata is not valid JSON; text needs quotes: "text"')
     END;
@@ -187,7 +201,8 @@ CREATE TABLE checkpoints (
 CREATE TABLE queues (
     name        TEXT    NOT NULL CONSTRAINT queues_name PRIMARY KEY,
     paused      INTEGER NOT NULL DEFAULT 0 CONSTRAINT paused_is_true_or_false CHECK (paused IN (0, 1)),
-    max_running INTEGER CONSTRAINT max_running_is_not_negative CHECK (max_running >= 0),
+    max_running INTEGER CONSTRAINT max_running_is_not_negative CHECK (max_running >= 0)
+                        CONSTRAINT max_running_is_32_bits CHECK (max_running <= 2147483647),
     model       TEXT,
     policy      TEXT    CONSTRAINT queue_policy_is_a_json_object
         CHECK (policy IS NULL OR CASE WHEN json_valid(policy) THEN json_type(policy) = 'object' ELSE 0 END)

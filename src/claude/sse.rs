@@ -20,7 +20,7 @@ pub struct Event<'a> {
 
 /// A line or an event is larger than the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("an event of the stream is larger than {max} bytes (api.event_max)")]
+#[error("an event of the stream is larger than {max} bytes (api.event_max_bytes)")]
 pub struct TooLarge {
     /// The limit in bytes.
     pub max: usize,

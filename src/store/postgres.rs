@@ -100,12 +100,16 @@ fn with_start_up(options: PgConnectOptions, settings: &StoreSettings) -> PgConne
     ])
 }
 
+/// How long one operation waits for a connection. What waits longer is tried again anyway.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+
 /// Returns a pool whose every new connection proves that it sees the right tables.
 fn pool(options: &PgConnectOptions, meta: &Arc<Meta>, connections_max: u32, wait_max: Duration) -> PgPool {
     let meta = Arc::clone(meta);
     PgPoolOptions::new()
         .max_connections(connections_max)
-        .acquire_timeout(wait_max)
+        // The pauses between tries to connect grow to a fifth of this: a server that is back is found within a second.
+        .acquire_timeout(wait_max.min(CONNECT_MAX))
         // A ping a statement; a dead connection is found by the statement itself.
         .test_before_acquire(false)
         .after_connect(move |conn, _| {

@@ -15,6 +15,7 @@ mod claim;
 mod desk;
 mod gates;
 mod migrate;
+mod place;
 mod upkeep;
 mod write;
 
@@ -23,10 +24,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use sqlx::Executor as _;
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
+use sqlx::{Executor as _, Row as _};
 use tokio::time::Instant;
 
 use super::held::Held;
@@ -40,6 +41,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// A SQLite file with our schema in it.
 pub struct SqliteStore {
+    place: place::Place,
     writer: SqlitePool,
     reader: SqlitePool,
     beats: SqlitePool,
@@ -68,6 +70,7 @@ impl SqliteStore {
         migrate::prepare(file, &options, migrate).await?;
         let reading = options.clone().pragma("query_only", "ON");
         Ok(Self {
+            place: place::Place::of(file)?,
             writer: pool(options.clone(), 1, limit),
             reader: pool(reading.clone(), settings.connections_max.clamp(1, 4), limit),
             beats: pool(options, 1, limit),
@@ -99,6 +102,7 @@ impl SqliteStore {
         P: Send + Sync + 'static,
         T: Send + 'static,
     {
+        self.place.is_the_same()?;
         op::run(&self.reader, self.limit, params, work).await
     }
 
@@ -112,6 +116,7 @@ impl SqliteStore {
         P: Send + Sync + 'static,
         T: Send + 'static,
     {
+        self.place.is_the_same()?;
         op::run(&self.writer, self.limit, (params, work), |conn, params| {
             Box::pin(immediately(conn, &params.0, params.1))
         })
@@ -162,6 +167,7 @@ impl Store for SqliteStore {
         ) -> BoxFuture<'a, sqlx::Result<bool>> {
             Box::pin(upkeep::beat(conn, params.0, params.1, params.2))
         }
+        self.place.is_the_same()?;
         op::run(&self.beats, self.limit, (worker, running, asleep), work).await
     }
 
@@ -266,4 +272,11 @@ impl Store for SqliteStore {
             tokio::time::sleep(LOOK_EVERY.min(left)).await;
         }
     }
+}
+
+/// Reads a text that somebody else's program wrote: SQLite keeps any bytes in a TEXT column, and
+/// one row must not stop all others.
+fn text(found: &SqliteRow, column: &str) -> sqlx::Result<Option<String>> {
+    let bytes: Option<&[u8]> = found.try_get(column)?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned()))
 }

@@ -63,7 +63,7 @@ impl Intake {
         if self.taken > self.sizes.response_max {
             let max = self.sizes.response_max;
             return Err(Failure::Unreadable(format!(
-                "the reply is larger than {max} bytes (api.response_max)"
+                "the reply is larger than {max} bytes (api.response_max_bytes)"
             )));
         }
         if let Body::Unknown(head) = &mut self.body {

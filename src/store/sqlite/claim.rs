@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::SqliteStore;
+use super::{SqliteStore, text};
 use crate::domain::job::{Claimed, JobId, Lease, Tally};
 use crate::domain::ledger::PastCall;
 use crate::domain::outcome::Usage;
@@ -215,7 +215,7 @@ async fn scan(conn: &mut SqliteConnection, wanted: &Wanted, cursor: &Cursor) -> 
                 model: scan.last.1.clone(),
                 priority,
                 batch: found.try_get("batch")?,
-                queue_model: found.try_get("queue_model")?,
+                queue_model: text(found, "queue_model")?,
                 limit: found.try_get("max_running")?,
                 count: count as usize,
                 after: 0,
@@ -353,13 +353,6 @@ fn claimed(found: &SqliteRow) -> sqlx::Result<Claimed> {
         deadline_in: found.try_get::<Option<i64>, _>("deadline_in")?.map(row::left),
         calls: Vec::new(),
     })
-}
-
-/// Reads a text that somebody else's program wrote: SQLite keeps any bytes in a TEXT column, and
-/// one row must not stop a claim.
-fn text(found: &SqliteRow, column: &str) -> sqlx::Result<Option<String>> {
-    let bytes: Option<&[u8]> = found.try_get(column)?;
-    Ok(bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned()))
 }
 
 /// Reads the ledger of these runs, oldest first.

@@ -3,6 +3,7 @@
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 
+use super::text;
 use crate::store::GateRow;
 use crate::store::row;
 
@@ -20,9 +21,9 @@ pub(super) async fn all(conn: &mut SqliteConnection) -> sqlx::Result<Vec<GateRow
     rows.iter()
         .map(|gate| {
             Ok(GateRow {
-                scope: gate.try_get("scope")?,
+                scope: text(gate, "scope")?.unwrap_or_default(),
                 state: gate.try_get("state")?,
-                reason: gate.try_get("reason")?,
+                reason: text(gate, "reason")?,
                 until_in: gate.try_get::<Option<i64>, _>("until_in")?.map(row::left),
                 generation: gate.try_get("generation")?,
             })

@@ -128,7 +128,12 @@ fn sentence(file: &str, error: sqlx::Error) -> StoreError {
     if not_ours {
         return StoreError::Schema(format!("{file} is not a SQLite file; give promptmill a file of its own"));
     }
+    // 14: SQLITE_CANTOPEN
+    let closed = error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("14"));
     match said(error) {
+        StoreError::Unavailable(_) if closed => StoreError::Unavailable(format!(
+            "{file} cannot be opened: see that its folder exists and that this user may write into it"
+        )),
         StoreError::Unavailable(why) => StoreError::Unavailable(format!("{file}: {why}")),
         other => other,
     }

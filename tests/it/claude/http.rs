@@ -275,10 +275,10 @@ async fn an_error_event_behind_a_200_is_the_apis_and_keeps_the_text() {
 async fn streams_over_a_limit_are_refused_by_its_name() {
     let endless = "data: {\"type\":\"ping\"}\n\n".repeat(60_000);
     let exchange = ask_script(stream(&endless)).await;
-    assert!(unreadable(&exchange).contains("api.response_max"));
+    assert!(unreadable(&exchange).contains("api.response_max_bytes"));
     let line = events(text_stream(), 4) + "data: " + &"x".repeat(300_000);
     let exchange = ask_script(stream(&line)).await;
-    assert!(unreadable(&exchange).contains("api.event_max"));
+    assert!(unreadable(&exchange).contains("api.event_max_bytes"));
     assert!(exchange.reply.text().starts_with("Grüße"));
     let json = format!("{{\"content\":\"{}\"}}", "x".repeat(2 << 20));
     assert!(unreadable(&ask_script(answer("200 OK", &[], json.as_bytes())).await).contains("response_max"));

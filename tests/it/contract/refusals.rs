@@ -208,6 +208,53 @@ mod sqlite_only {
     }
 
     #[tokio::test]
+    async fn a_created_at_that_is_not_milliseconds_is_refused() {
+        let ground = Ground::sqlite().await;
+        for created_at in ["1795000000", "9223372036854775807", "-9223372036854775807"] {
+            let sentence = ground
+                .refused(&format!("INSERT INTO jobs (prompt, created_at) VALUES ('a', {created_at})"))
+                .await;
+            assert!(sentence.contains("created_at_is_milliseconds"), "{sentence}");
+        }
+        ground.close().await;
+    }
+
+    #[tokio::test]
+    async fn names_that_are_not_utf_8_are_refused_and_all_others_taken() {
+        let ground = Ground::sqlite().await;
+        for name in ["61ff62", "80", "c3", "c0af", "eda080", "e282", "c3a4c3", "f4908080", "f880808080"] {
+            for column in ["queue", "batch", "model", "key"] {
+                let sentence = ground
+                    .refused(&format!(
+                        "INSERT INTO jobs (prompt, {column}) VALUES ('a', CAST(x'{name}' AS TEXT))"
+                    ))
+                    .await;
+                assert!(sentence.contains("names_are_text"), "{column} {name}: {sentence}");
+            }
+        }
+        for name in
+            ["", "über", "日本語", "😀 and\nmore", "\u{fffd}", "\u{7f}\u{80}\u{10fffd}", &"ж".repeat(200)]
+        {
+            ground
+                .run(&format!(
+                    "INSERT INTO jobs (prompt, queue, batch, model, key) VALUES ('a', '{name}', '{name}', '{name}', '{name}')"
+                ))
+                .await;
+        }
+        assert_eq!(ground.line("SELECT count(*) FROM job_state").await, "7");
+        ground.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_max_running_beyond_32_bits_is_refused() {
+        let ground = Ground::sqlite().await;
+        let sentence =
+            ground.refused("INSERT INTO queues (name, max_running) VALUES ('q', 2147483648)").await;
+        assert!(sentence.contains("max_running_is_32_bits"), "{sentence}");
+        ground.close().await;
+    }
+
+    #[tokio::test]
     async fn broken_json_and_big_priorities_are_refused_by_name() {
         let ground = Ground::sqlite().await;
         for (columns, values, constraint) in [
@@ -245,6 +292,11 @@ mod postgres_only {
         let ground = Ground::postgres().await;
         let sentence = ground.refused("INSERT INTO jobs (prompt, run_at) VALUES ('a', 'infinity')").await;
         assert!(sentence.contains("run_at_is_finite"), "{sentence}");
+        for created_at in ["infinity", "-infinity"] {
+            let insert = format!("INSERT INTO jobs (prompt, created_at) VALUES ('a', '{created_at}')");
+            let sentence = ground.refused(&insert).await;
+            assert!(sentence.contains("created_at_is_finite"), "{sentence}");
+        }
         ground.run("INSERT INTO jobs (prompt) VALUES ('a')").await;
         let sentence = ground.refused("UPDATE job_state SET available_at = 'infinity'").await;
         assert!(sentence.contains("available_at_is_finite"), "{sentence}");

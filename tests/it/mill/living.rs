@@ -17,6 +17,24 @@ on_both! {
     priorities_pauses_and_times_are_kept,
     deadlines_end_what_waits_and_what_runs,
     a_job_run_again_is_a_run_of_its_own,
+    a_claim_that_fails_is_said_once_and_the_daemon_goes_on,
+}
+
+async fn a_claim_that_fails_is_said_once_and_the_daemon_goes_on(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_WORKER__LEASE_SECONDS", "8");
+    let daemon = mill.start();
+    mill.insert(&["one"]).await;
+    mill.until("SELECT count(*) FROM results", "1").await;
+    // A claim is tried five times a second, the beat goes on every other second.
+    let beats = ground.line("SELECT max(beat) + 2 FROM workers").await;
+    ground.run("ALTER TABLE queues RENAME TO away").await;
+    mill.until(&format!("SELECT max(beat) >= {beats} FROM workers"), ground.either("1", "t")).await;
+    ground.run("ALTER TABLE away RENAME TO queues").await;
+    mill.insert(&["two"]).await;
+    mill.until("SELECT count(*) FROM results WHERE outcome = 'complete'", "2").await;
+    let ran = daemon.stop().await;
+    assert_eq!(ran.stderr.matches("failed to claim").count(), 1, "{}", ran.stderr);
 }
 
 async fn what_another_program_inserts_is_picked_up_by_an_idle_daemon(ground: &Ground) {

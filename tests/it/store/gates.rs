@@ -54,3 +54,20 @@ async fn a_gate_that_a_person_made_can_be_changed(ground: &Ground) {
     let next = bench.store.set_gate(&gate("flowing", found.generation)).await.expect("an answer");
     assert_eq!(next, Some(found.generation + 1));
 }
+
+mod sqlite_only {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_gate_whose_text_is_not_utf_8_hides_no_other() {
+        let ground = Ground::sqlite().await;
+        ground
+            .run("INSERT INTO gates (scope, state, reason) VALUES (CAST(x'61ff' AS TEXT), 'blocked', CAST(x'ff' AS TEXT)), ('model:p/m', 'blocked', NULL)")
+            .await;
+        let bench = Bench::on(&ground).await;
+        let scopes: Vec<String> =
+            bench.store.gates().await.expect("gates").into_iter().map(|gate| gate.scope).collect();
+        assert_eq!(scopes, ["a\u{fffd}", "model:p/m"]);
+        ground.close().await;
+    }
+}

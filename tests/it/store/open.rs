@@ -194,3 +194,41 @@ async fn the_worker_role_may_do_all_that_the_store_does() {
     ground.run(&format!("DROP ROLE {role}")).await;
     ground.close().await;
 }
+
+mod file {
+    use super::*;
+
+    fn unavailable<T>(done: Result<T, StoreError>) -> String {
+        match done {
+            Err(StoreError::Unavailable(sentence)) => sentence,
+            Err(other) => panic!("another error: {other:?}"),
+            Ok(_) => panic!("it was done"),
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_done_with_a_file_that_was_deleted_or_replaced_until_it_is_back() {
+        let ground = Ground::sqlite().await;
+        ground.run("INSERT INTO jobs (prompt) VALUES ('a')").await;
+        let bench = Bench::on(&ground).await;
+        let file = ground.url().trim_start_matches("sqlite:").to_owned();
+        let aside = format!("{file}.aside");
+        std::fs::rename(&file, &aside).expect("moved");
+        let said = unavailable(bench.store.claim(&bench.wanted(5)).await);
+        assert!(said.contains("moved or deleted"), "{said}");
+        std::fs::copy(&aside, &file).expect("copied");
+        let said = unavailable(bench.store.claim(&bench.wanted(5)).await);
+        assert!(said.contains("replaced by another file"), "{said}");
+        std::fs::rename(&aside, &file).expect("moved back");
+        assert_eq!(bench.store.claim(&bench.wanted(5)).await.expect("a claim").len(), 1);
+        ground.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_file_in_a_folder_that_is_not_there_is_refused_in_words_that_help() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let url = format!("sqlite:{}/nowhere/mill.db", folder.path().display());
+        let said = unavailable(open(&url, &settings(""), Migrate::Now).await);
+        assert!(said.contains("see that its folder exists"), "{said}");
+    }
+}
