@@ -88,6 +88,14 @@ const ACCOUNT_SENTENCES: [&str; 3] = [
 
 const PREFILL_SENTENCE: &str = "does not support assistant message prefill";
 
+/// Whether a 404 says that the model is not there: `model: NAME` of the API, `The model ... does not
+/// exist` or `model '...' not found` of compatible servers. A file or a skill that is missing may
+/// name the model too, further in, and must not stop everybody who asks it.
+fn is_about_the_model(message: &str) -> bool {
+    let start: String = message.chars().take(10).flat_map(char::to_lowercase).collect();
+    start.starts_with("model") || start.starts_with("the model")
+}
+
 fn class_of_error(error: &ApiError, prefilled: bool) -> Class {
     let hint = error.retry_after;
     if let Some(class) = error.code.as_deref().and_then(|code| class_of_code(code, hint)) {
@@ -99,7 +107,7 @@ fn class_of_error(error: &ApiError, prefilled: bool) -> Class {
         400 if ACCOUNT_SENTENCES.iter().any(|start| error.message.starts_with(start)) => Class::Account,
         400 if prefilled && error.message.contains(PREFILL_SENTENCE) => Class::Prefill,
         401..=403 => Class::Suspect,
-        404 if error.message.starts_with("model:") || error.message.contains("model") => Class::Model,
+        404 if is_about_the_model(&error.message) => Class::Model,
         429 => Class::Limit { hint, ramp: false },
         503 | 529 => Class::Sick { hint, costs: false },
         // The server says that trying again cannot help, or that it can: it knows better than we do.
