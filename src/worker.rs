@@ -282,6 +282,13 @@ impl Turning {
                 && self.attempts.is_empty()
                 && let Some(end) = drain.is_over(&self.mill).await
             {
+                // What blocks may be the key itself, which is said by another exit code.
+                if matches!(end, End::Blocked(_))
+                    && let Some(Ok(checked)) = check.join_next().await
+                    && let Some(why) = key_refused(checked)
+                {
+                    return End::KeyRefused(why);
+                }
                 return end;
             }
             self.wait(wake, stop, found == Found::Full).await;
