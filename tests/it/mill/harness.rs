@@ -1,5 +1,7 @@
 //! Starts the real binary with a clean environment, and reads what it left in the tables.
 
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -84,7 +86,11 @@ impl<'g> Mill<'g> {
 
     /// Starts the daemon.
     pub fn start(&self) -> Daemon {
-        Daemon { child: Some(self.command(&["run"]).spawn().expect("the binary starts")) }
+        // A pipe that nobody reads is full after a few hundred lines, and the daemon stands still then.
+        let said = tempfile::tempfile().expect("a temporary file");
+        let mut command = self.command(&["run"]);
+        command.stdout(Stdio::null()).stderr(said.try_clone().expect("a second handle"));
+        Daemon { child: Some(command.spawn().expect("the binary starts")), said }
     }
 
     /// Inserts prompts, one job each.
@@ -142,6 +148,7 @@ impl<'g> Mill<'g> {
 /// A daemon that runs until it is stopped; killed when it is dropped.
 pub struct Daemon {
     child: Option<Child>,
+    said: File,
 }
 
 impl Daemon {
@@ -151,10 +158,17 @@ impl Daemon {
         assert!(sent.success());
     }
 
+    async fn over(&mut self) -> Ran {
+        let mut ran = wait(self.child.take().expect("it runs")).await;
+        self.said.rewind().expect("a file goes back to its start");
+        self.said.read_to_string(&mut ran.stderr).expect("the log is text");
+        ran
+    }
+
     /// SIGTERM, and its end.
     pub async fn stop(mut self) -> Ran {
         self.signal("-TERM");
-        wait(self.child.take().expect("it runs")).await
+        self.over().await
     }
 
     /// SIGTERM without waiting.
@@ -164,13 +178,13 @@ impl Daemon {
 
     /// Waits for its end.
     pub async fn ended(mut self) -> Ran {
-        wait(self.child.take().expect("it runs")).await
+        self.over().await
     }
 
     /// SIGKILL: it gets to do nothing more.
     pub async fn kill(mut self) -> Ran {
         self.signal("-KILL");
-        wait(self.child.take().expect("it runs")).await
+        self.over().await
     }
 }
 
