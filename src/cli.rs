@@ -33,7 +33,6 @@ use clap::{Parser, Subcommand};
 
 pub use exit::{Exit, Stop};
 pub use open::{Absent, Context};
-pub use roles::{RoleNames, roles_sql};
 
 /// Takes prompts from a SQL table through the Claude Messages API into a results table.
 #[derive(Debug, Parser)]

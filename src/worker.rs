@@ -55,8 +55,8 @@ pub struct Settings {
     pub grace: Duration,
     /// `--drain`: leave when nothing is left within this horizon.
     pub drain: Option<Duration>,
-    /// `worker.checkpoint_seconds` and `worker.checkpoint_bytes`.
-    pub checkpoints: notes::Pace,
+    /// `worker.checkpoint_seconds`.
+    pub checkpoint: Duration,
     /// `worker.bytes_in_flight_max`.
     pub bytes_max: i64,
     /// `--queue`: only these; empty: all.
@@ -292,6 +292,13 @@ impl Turning {
                 && self.attempts.is_empty()
                 && let Some(end) = drain.is_over(&self.mill).await
             {
+                // What blocks may be the key itself, which is said by another exit code.
+                if matches!(end, End::Blocked(_))
+                    && let Some(Ok(checked)) = check.join_next().await
+                    && let Some(why) = key_refused(checked)
+                {
+                    return End::KeyRefused(why);
+                }
                 return end;
             }
             self.wait(wake, stop, found == Found::Full).await;

@@ -20,7 +20,7 @@ use reqwest::{Client, Method, Response, Url};
 use secrecy::ExposeSecret;
 use tokio_util::sync::CancellationToken;
 
-pub use self::setup::{Auth, ClaudeSettings, SetupError};
+pub use self::setup::{Auth, ClaudeSettings, SetupError, check_key};
 
 use self::intake::{Intake, Progress, Sizes, first_character, foreign};
 use self::setup::Credentials;

@@ -11,7 +11,6 @@ use crate::domain::breaker::BreakerSettings;
 use crate::domain::job::{Defaults, ModelFacts};
 use crate::domain::retry::Curve;
 use crate::worker::Settings;
-use crate::worker::notes::Pace;
 
 /// Longest time a probe may keep the others waiting.
 const PROBE_LEASE: Duration = Duration::from_mins(1);
@@ -24,7 +23,7 @@ pub fn settings(config: &Config) -> Settings {
         lease: config.worker.lease,
         grace: config.worker.drain,
         drain: None,
-        checkpoints: Pace { every: config.worker.checkpoint, bytes: config.worker.checkpoint_bytes },
+        checkpoint: config.worker.checkpoint,
         bytes_max: config.worker.bytes_in_flight_max,
         queues: Vec::new(),
         curve: Curve { base: config.retry.base, max: config.retry.max, still: Instant::now() },

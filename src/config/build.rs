@@ -2,7 +2,7 @@
 //!
 //! Bounds are wide: they keep out what cannot work, not what is unwise.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::header::{HeaderName, HeaderValue};
@@ -29,7 +29,7 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
     let mut r = Reader::new(merged.root, merged.problems);
     let database = database(&mut r);
     let api = api(&mut r, around);
-    let worker = worker(&mut r, &database.url, around);
+    let worker = worker(&mut r);
     let retry = retry(&mut r);
     let breaker = breaker(&mut r);
     let defaults = defaults(&mut r);
@@ -207,33 +207,15 @@ fn headers(r: &mut Reader) -> Vec<(String, SecretString)> {
     headers
 }
 
-fn worker(r: &mut Reader, database: &DatabaseUrl, around: &Surroundings) -> WorkerSettings {
+fn worker(r: &mut Reader) -> WorkerSettings {
     let s = ["worker"];
-    let mut settings = WorkerSettings {
+    WorkerSettings {
         concurrency: r.integer(&s, "concurrency", &(1..=100_000)) as usize,
         lease: r.seconds(&s, "lease_seconds", &(1.0..=DAY)),
         drain: r.seconds(&s, "drain_seconds", &(0.0..=DAY)),
         drain_horizon: r.seconds(&s, "drain_horizon_seconds", &(0.0..=7.0 * DAY)),
         bytes_in_flight_max: r.bytes(&s, "bytes_in_flight_max", &(1..=1 << 50)) as i64,
         checkpoint: r.seconds(&s, "checkpoint_seconds", &(0.05..=DAY)),
-        checkpoint_bytes: r.bytes(&s, "checkpoint_bytes", &(1..=4096 * MIB)) as usize,
-        state_dir: PathBuf::new(),
-    };
-    settings.state_dir = match r.optional_text(&s, "state_dir") {
-        Some(dir) => PathBuf::from(dir),
-        None => state_dir(database, around),
-    };
-    settings
-}
-
-fn state_dir(database: &DatabaseUrl, around: &Surroundings) -> PathBuf {
-    // systemd's list of folders, separated by colons; the first is ours.
-    if let Some(dirs) = around.var("STATE_DIRECTORY") {
-        return PathBuf::from(dirs.split(':').next().unwrap_or(dirs));
-    }
-    match database.file().and_then(Path::parent) {
-        Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
-        _ => PathBuf::from("."),
     }
 }
 

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
+use crate::claude::http::check_key;
+
 /// How a key is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthStyle {
@@ -97,17 +99,11 @@ impl KeySource {
                 (text, false)
             }
         };
-        let text = text.trim();
-        if text.is_empty() {
-            return Err(fail("the key is empty: put the key there, and nothing else".into()));
-        }
-        if !text.chars().all(|letter| letter.is_ascii_graphic()) {
-            return Err(fail("the key has spaces, lines or letters in it that no key has".into()));
-        }
+        let secret = check_key(&text).map_err(|why| fail(format!("the key is not usable: {why}")))?;
         // What the OAuth endpoint hands out is taken as Bearer only, wherever it was put.
-        let bearer = bearer || text.starts_with("sk-ant-oat");
+        let bearer = bearer || secret.expose_secret().starts_with("sk-ant-oat");
         let style = self.style.unwrap_or(if bearer { AuthStyle::Bearer } else { AuthStyle::XApiKey });
-        Ok(Some(Credential { style, secret: text.into() }))
+        Ok(Some(Credential { style, secret }))
     }
 
     /// Returns the file that the key is read from, if it is one.

@@ -1,7 +1,6 @@
 //! The sections as typed fields: what the rest of the program reads.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -87,10 +86,6 @@ pub struct WorkerSettings {
     pub bytes_in_flight_max: i64,
     /// `checkpoint_seconds`.
     pub checkpoint: Duration,
-    /// `checkpoint_bytes`.
-    pub checkpoint_bytes: usize,
-    /// `state_dir`, or the folder that stands for it.
-    pub state_dir: PathBuf,
 }
 
 /// `[retry]`.

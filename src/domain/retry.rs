@@ -104,6 +104,14 @@ fn account_words(error: &ApiError) -> Option<&'static str> {
     said.filter(|_| effective_status(error) == 400).map(|(_, words)| *words)
 }
 
+/// Whether a 404 says that the model is not there: `model: NAME` of the API, `The model ... does not
+/// exist` or `model '...' not found` of compatible servers. A file or a skill that is missing may
+/// name the model too, further in, and must not stop everybody who asks it.
+fn is_about_the_model(message: &str) -> bool {
+    let start: String = message.chars().take(10).flat_map(char::to_lowercase).collect();
+    start.starts_with("model") || start.starts_with("the model")
+}
+
 fn class_of_error(error: &ApiError, prefilled: bool) -> Class {
     let hint = error.retry_after;
     if let Some(class) = error.code.as_deref().and_then(|code| class_of_code(code, hint)) {
@@ -115,7 +123,7 @@ fn class_of_error(error: &ApiError, prefilled: bool) -> Class {
         400 if account_words(error).is_some() => Class::Account,
         400 if prefilled && error.message.contains(PREFILL_SENTENCE) => Class::Prefill,
         401..=403 => Class::Suspect,
-        404 if error.message.starts_with("model:") || error.message.contains("model") => Class::Model,
+        404 if is_about_the_model(&error.message) => Class::Model,
         429 => Class::Limit { hint, ramp: false },
         503 | 529 => Class::Sick { hint, costs: false },
         // The server says that trying again cannot help, or that it can: it knows better than we do.

@@ -7,36 +7,40 @@
 const ENQUEUED: &str =
     "queue, batch, key, prompt, system, model, max_tokens, params, policy, metadata, priority, run_at";
 
-/// Returns the SQL that makes the roles of the tables in `schema`, for a person to read and run with `psql`.
-pub fn roles(schema: &str) -> String {
+const ROLES: [&str; 6] = ["owner", "enqueuer", "reader", "operator", "tool", "worker"];
+
+/// Returns the SQL that makes the roles of the tables in `schema`, for a person to read and run with
+/// `psql`. Their names begin with `prefix` and an underscore.
+pub fn roles(schema: &str, prefix: &str) -> String {
     let schema = quoted(schema);
-    let names = ["owner", "enqueuer", "reader", "operator", "tool", "worker"];
+    let [owner, enqueuer, reader, operator, tool, worker] =
+        ROLES.map(|role| quoted(&format!("{prefix}_{role}")));
     let mut sql = format!(
         "-- Roles of promptmill. Run with psql as a superuser, or as a role that may create roles and owns the tables;
 -- again after each `promptmill migrate`. Schema: {schema}.
 --
 -- None of them can log in. Either lend one to a role of yours:
---     GRANT promptmill_enqueuer TO my_application;
+--     GRANT {enqueuer} TO my_application;
 -- or let it log in itself:
---     ALTER ROLE promptmill_worker LOGIN PASSWORD '…';
+--     ALTER ROLE {worker} LOGIN PASSWORD '…';
 BEGIN;
 "
     );
-    for name in names {
-        sql.push_str("DO $$ BEGIN CREATE ROLE promptmill_");
-        sql.push_str(name);
+    for role in [&owner, &enqueuer, &reader, &operator, &tool, &worker] {
+        sql.push_str("DO $$ BEGIN CREATE ROLE ");
+        sql.push_str(role);
         sql.push_str(" NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;\n");
     }
-    sql + &owner(&schema) + &grants(&schema)
+    sql + &owned(&schema, &owner) + &grants(&schema, [&enqueuer, &reader, &operator, &tool, &worker])
 }
 
 /// The owner has the tables and runs the triggers; nobody works as the owner.
-fn owner(schema: &str) -> String {
+fn owned(schema: &str, owner: &str) -> String {
     format!(
         "
 -- Owner: the tables are its own, and their triggers run as it.
-GRANT promptmill_owner TO CURRENT_USER;
-ALTER SCHEMA {schema} OWNER TO promptmill_owner;
+GRANT {owner} TO CURRENT_USER;
+ALTER SCHEMA {schema} OWNER TO {owner};
 DO $$
 DECLARE
     thing text;
@@ -50,45 +54,49 @@ BEGIN
           FROM pg_proc p
          WHERE p.pronamespace = {literal}::regnamespace
     LOOP
-        EXECUTE format('ALTER %s OWNER TO promptmill_owner', thing);
+        EXECUTE format('ALTER %s OWNER TO %s', thing, {owner_literal});
     END LOOP;
 END $$;
 ",
         literal = literal(schema),
+        owner_literal = literal(owner),
     )
 }
 
-fn grants(schema: &str) -> String {
+fn grants(schema: &str, [enqueuer, reader, operator, tool, worker]: [&str; 5]) -> String {
     format!(
         "
+REVOKE ALL ON SCHEMA {schema} FROM PUBLIC;
 GRANT USAGE ON SCHEMA {schema}
-   TO promptmill_enqueuer, promptmill_reader, promptmill_operator, promptmill_tool, promptmill_worker;
+   TO {enqueuer}, {reader}, {operator}, {tool}, {worker};
+-- Every connection of ours proves that it sees the right tables.
+GRANT SELECT ON {schema}.meta TO {enqueuer}, {tool};
 
 -- Enqueuer: puts jobs in, and sees their ids and keys (ON CONFLICT (key) has to).
 GRANT INSERT ({ENQUEUED}), SELECT (id, key)
-   ON {schema}.jobs TO promptmill_enqueuer;
+   ON {schema}.jobs TO {enqueuer};
 
 -- Reader: sees everything.
-GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO promptmill_reader, promptmill_operator, promptmill_worker;
+GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {reader}, {operator}, {worker};
 
 -- Operator: a reader who cancels, moves and runs again, and turns queues and gates.
-GRANT UPDATE (state, priority, available_at) ON {schema}.job_state TO promptmill_operator;
-GRANT INSERT, UPDATE ON {schema}.queues, {schema}.gates TO promptmill_operator;
+GRANT UPDATE (state, priority, available_at) ON {schema}.job_state TO {operator};
+GRANT INSERT, UPDATE ON {schema}.queues, {schema}.gates TO {operator};
 
 -- Tool: answers tool calls; in this version there are none to answer.
 
 -- Worker: the daemon, and the commands of whoever runs it. No DDL.
 GRANT INSERT ({ENQUEUED}), DELETE
-   ON {schema}.jobs TO promptmill_worker;
+   ON {schema}.jobs TO {worker};
 -- Lets it lock rows of jobs; the update itself is refused by a trigger.
-GRANT UPDATE (id) ON {schema}.jobs TO promptmill_worker;
-GRANT UPDATE ON {schema}.job_state TO promptmill_worker;
-GRANT INSERT, UPDATE ON {schema}.results, {schema}.calls, {schema}.queues TO promptmill_worker;
-GRANT INSERT, UPDATE, DELETE ON {schema}.checkpoints, {schema}.gates, {schema}.workers TO promptmill_worker;
+GRANT UPDATE (id) ON {schema}.jobs TO {worker};
+GRANT UPDATE ON {schema}.job_state TO {worker};
+GRANT INSERT, UPDATE ON {schema}.results, {schema}.calls, {schema}.queues TO {worker};
+GRANT INSERT, UPDATE, DELETE ON {schema}.checkpoints, {schema}.gates, {schema}.workers TO {worker};
 
 -- Counts where a pooler drops what a connection sets for itself, and only for a role that logs in itself:
 -- do the same for a role of yours that a daemon logs in with.
-ALTER ROLE promptmill_worker SET search_path = {schema}, pg_temp;
+ALTER ROLE {worker} SET search_path = {schema}, pg_temp;
 COMMIT;
 "
     )
@@ -111,8 +119,9 @@ mod tests {
 
     #[test]
     fn a_plain_schema_is_not_quoted_and_an_odd_one_is() {
-        assert!(roles("promptmill").contains("GRANT USAGE ON SCHEMA promptmill\n"));
-        assert!(roles("My \"Mill\"").contains("GRANT USAGE ON SCHEMA \"My \"\"Mill\"\"\"\n"));
-        assert!(roles("it's").contains("'\"it''s\"'::regnamespace"));
+        assert!(roles("promptmill", "pm").contains("GRANT USAGE ON SCHEMA promptmill\n"));
+        assert!(roles("My \"Mill\"", "pm").contains("GRANT USAGE ON SCHEMA \"My \"\"Mill\"\"\"\n"));
+        assert!(roles("s", "p\"m").contains("GRANT USAGE ON SCHEMA s\n   TO \"p\"\"m_enqueuer\","));
+        assert!(roles("it's", "pm").contains("'\"it''s\"'::regnamespace"));
     }
 }

@@ -2,7 +2,7 @@
 //! and settle. IO and pure steps alternate; nothing else is on the path.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -13,12 +13,15 @@ use super::record::{Kept, waiting};
 use crate::claude::Listener;
 use crate::domain::breaker::Health;
 use crate::domain::job::{Claimed, Job, Lease, Tally};
-use crate::domain::ledger::{Answer, Call, Release, Settlement};
+use crate::domain::ledger::{Answer, Call, PastCall, Release, Settlement};
 use crate::domain::outcome::{Failure, Fault, Outcome, Usage};
 use crate::domain::reply::{Block, Exchange, sanitise};
 use crate::domain::retry::{self, Circumstances, Class, Disposition, News};
 use crate::domain::stop::StopReason;
 use crate::domain::talk::{Request, Step, Talk, Verdict};
+
+/// How long a job waits that no claim can see to be blocked.
+const GATE_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a running attempt is told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,8 +73,11 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
     let mut tally = claimed.tally;
     let job = match Job::read(&claimed, &mill.defaults) {
         Ok(job) => job,
-        Err(invalid) => return settle(mill, lease, refused_by_us(invalid.fault(), tally), None).await,
+        Err(invalid) => {
+            return settle(mill, lease, refused_by_us(invalid.fault(), tally, &claimed.calls), None).await;
+        }
     };
+    let lane_model = job.model.clone();
     let mut talk = Talk::resume(job, &claimed.calls, Instant::now());
     if mill.refuses_prefill(&talk.job().model) {
         talk.prefill_refused();
@@ -95,7 +101,12 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
         }
         let permit = match mill.gates.admit(talk.job(), Instant::now()) {
             Ok(permit) => permit,
-            Err(Refusal::Blocked(reason)) => return release(mill, lease, tally, None, reason, None).await,
+            Err(Refusal::Blocked(reason)) => {
+                // A claim passes by what blocks, but for a run that began with another model than its
+                // lane names: put back at once, it would be claimed again at once.
+                let pause = (talk.job().model != lane_model).then_some(GATE_PAUSE);
+                return release(mill, lease, tally, pause, reason, None).await;
+            }
             Err(Refusal::Missing(fault)) => {
                 let verdict = Verdict { outcome: Outcome::Failed, fault: Some(fault) };
                 return settle(mill, lease, talk.answer(verdict, tally), None).await;
@@ -318,7 +329,7 @@ async fn release(
     mill: &Mill,
     lease: Lease,
     tally: Tally,
-    delay: Option<std::time::Duration>,
+    delay: Option<Duration>,
     reason: String,
     call: Pending,
 ) -> Ended {
@@ -340,11 +351,16 @@ async fn release(
 pub async fn settle_panicked(mill: &Mill, lease: Lease) -> Ended {
     let fault =
         Fault::new("internal_error", None, "promptmill failed on this job: please report it with the log");
-    let answer = Answer { outcome: Outcome::Failed, ..refused_by_us(fault, Tally::default()) };
+    let answer = Answer { outcome: Outcome::Failed, ..refused_by_us(fault, Tally::default(), &[]) };
     settle(mill, lease, answer, None).await
 }
 
-fn refused_by_us(fault: Fault, tally: Tally) -> Answer {
+/// The answer to a job that no call is made for; earlier claims may have made some.
+fn refused_by_us(fault: Fault, tally: Tally, calls: &[PastCall]) -> Answer {
+    let mut usage = Usage::default();
+    for call in calls {
+        usage += call.usage;
+    }
     Answer {
         outcome: Outcome::Invalid,
         stop_reason: None,
@@ -355,8 +371,8 @@ fn refused_by_us(fault: Fault, tally: Tally) -> Answer {
         output: None,
         sanitised: 0,
         model: None,
-        usage: Usage::default(),
-        calls: 0,
+        usage,
+        calls: calls.len() as i32,
         continuations: 0,
         seams: 0,
         failures: tally.failures,

@@ -12,14 +12,8 @@ use crate::domain::ledger::Checkpoint;
 use crate::domain::reply::sanitise;
 use crate::domain::talk::Request;
 
-/// When a part is worth a write.
-#[derive(Debug, Clone, Copy)]
-pub struct Pace {
-    /// `worker.checkpoint_seconds`.
-    pub every: Duration,
-    /// `worker.checkpoint_bytes`: sooner where so much came.
-    pub bytes: usize,
-}
+/// So many bytes are worth a write before their time.
+const BYTES: usize = 16 * 1024;
 
 /// The notes of one attempt.
 #[derive(Debug, Default)]
@@ -59,12 +53,12 @@ impl Notes {
         self.lock().take().is_some_and(|call| call.parts > 0)
     }
 
-    /// Returns the parts that are to be written now.
-    pub fn due(&self, lease: Lease, pace: Pace, now: Instant) -> Vec<Arc<Checkpoint>> {
+    /// Returns the parts that are to be written now: the text of `every`, or of less where much came.
+    pub fn due(&self, lease: Lease, every: Duration, now: Instant) -> Vec<Arc<Checkpoint>> {
         let mut call = self.lock();
         let Some(call) = &mut *call else { return Vec::new() };
-        let late = now.saturating_duration_since(call.since) >= pace.every;
-        if !call.fresh.is_empty() && (late || call.fresh.len() >= pace.bytes) {
+        let late = now.saturating_duration_since(call.since) >= every;
+        if !call.fresh.is_empty() && (late || call.fresh.len() >= BYTES) {
             if call.parts == 0 {
                 let head = std::mem::take(&mut call.head);
                 call.cut(lease, head);
@@ -120,7 +114,7 @@ mod tests {
     use crate::domain::ledger::CallKind;
 
     const LEASE: Lease = Lease { job: JobId(1), claim: 2, run: 1 };
-    const PACE: Pace = Pace { every: Duration::from_secs(5), bytes: 100 };
+    const EVERY: Duration = Duration::from_secs(5);
 
     fn begun(now: Instant) -> Notes {
         let notes = Notes::default();
@@ -143,22 +137,22 @@ mod tests {
         let now = Instant::now();
         let notes = begun(now);
         notes.hear("one ");
-        assert!(notes.due(LEASE, PACE, now).is_empty(), "not yet");
+        assert!(notes.due(LEASE, EVERY, now).is_empty(), "not yet");
         let later = now + Duration::from_secs(5);
         let parts: Vec<(i32, String)> =
-            notes.due(LEASE, PACE, later).iter().map(|part| (part.part, part.content.clone())).collect();
+            notes.due(LEASE, EVERY, later).iter().map(|part| (part.part, part.content.clone())).collect();
         let head = r#"{"kind":"continue","model":"m","max_tokens":10,"messages":3,"request":"{\"how\":\"anchor\"}"}"#;
         assert_eq!(parts, [(0, head.to_owned()), (1, "one ".to_owned())]);
         notes.written(4, 2);
-        notes.hear(&"x".repeat(100));
-        let parts = notes.due(LEASE, PACE, later);
+        notes.hear(&"x".repeat(BYTES));
+        let parts = notes.due(LEASE, EVERY, later);
         assert_eq!(
             (parts.len(), parts[0].part, parts[0].content.len()),
-            (1, 2, 100),
+            (1, 2, BYTES),
             "much is written sooner"
         );
         assert!(notes.end());
-        assert!(notes.due(LEASE, PACE, later).is_empty(), "a call that is over has nothing to keep");
+        assert!(notes.due(LEASE, EVERY, later).is_empty(), "a call that is over has nothing to keep");
     }
 
     #[test]
@@ -167,11 +161,11 @@ mod tests {
         let notes = begun(now);
         notes.hear("one ");
         let later = now + Duration::from_secs(5);
-        let first = notes.due(LEASE, PACE, later);
+        let first = notes.due(LEASE, EVERY, later);
         notes.hear("two");
-        let again = notes.due(LEASE, PACE, later);
+        let again = notes.due(LEASE, EVERY, later);
         assert_eq!(first, again);
-        let third = notes.due(LEASE, PACE, later + Duration::from_secs(5));
+        let third = notes.due(LEASE, EVERY, later + Duration::from_secs(5));
         assert_eq!(third[..2], first[..]);
         assert_eq!((third[2].part, third[2].content.as_str()), (2, "two"));
     }

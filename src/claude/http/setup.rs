@@ -216,12 +216,13 @@ pub(super) fn read_key(settings: &ClaudeSettings) -> Result<Option<SecretString>
 fn read_key_file(path: &Path) -> Result<SecretString, SetupError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| SetupError::KeyFile { path: path.to_owned(), source })?;
-    let line = text.strip_suffix('\n').unwrap_or(&text);
-    let line = line.strip_suffix('\r').unwrap_or(line);
-    check_key(line).map_err(|why| SetupError::KeyInFile { path: path.to_owned(), why })
+    check_key(&text).map_err(|why| SetupError::KeyInFile { path: path.to_owned(), why })
 }
 
-fn check_key(key: &str) -> Result<SecretString, &'static str> {
+/// Returns the key in a text that holds nothing else but white space around it. The error says what
+/// is wrong, and nothing of the key.
+pub fn check_key(text: &str) -> Result<SecretString, &'static str> {
+    let key = text.trim();
     if key.is_empty() {
         return Err("it is empty");
     }

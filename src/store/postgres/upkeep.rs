@@ -251,7 +251,7 @@ pub(super) async fn backlog(
               UNION ALL
              SELECT state, queue, '', '', count(*), 0 FROM job_state WHERE state = 'waiting' GROUP BY state, queue
          ), lane AS (
-             SELECT c.state, c.n, c.later, coalesce(q.paused, false) AS paused,
+             SELECT c.state, c.n, c.later, coalesce(q.paused, false) OR coalesce(q.max_running = 0, false) AS paused,
                     coalesce(nullif(c.model, ''), q.model, $2) = ANY ($3)
                     OR (c.queue, c.batch) IN (SELECT * FROM unnest($5::text[], $6::text[])) AS blocked
                FROM counted c

@@ -270,7 +270,7 @@ pub(super) async fn backlog(
               UNION ALL
              SELECT state, queue, '', '', count(*), 0 FROM job_state WHERE state = 'waiting' GROUP BY queue
          ), lane AS (
-             SELECT c.state, c.n, c.later, coalesce(q.paused, 0) AS paused,
+             SELECT c.state, c.n, c.later, coalesce(q.paused, 0) OR coalesce(q.max_running = 0, 0) AS paused,
                     coalesce(nullif(c.model, ''), q.model, $2) IN (SELECT value FROM json_each($3))
                     OR EXISTS (SELECT 1 FROM json_each($5) b
                                 WHERE b.value ->> 0 = c.queue AND b.value ->> 1 = c.batch) AS blocked

@@ -529,7 +529,7 @@ fn settings_that_cannot_work_are_refused_in_words_without_secrets() {
         assert!(matches!(err, SetupError::BaseUrl(_)), "{base}: {err}");
         assert!(err.to_string().contains("api.base_url") && !err.to_string().contains("secret"), "{err}");
     }
-    for key in ["", "two secret", "secret\n", "sécret"] {
+    for key in ["", "two secret", "secret\nsecond", "sécret"] {
         let err = refused(&|with| with.key = Some(SecretString::from(key)));
         assert!(matches!(err, SetupError::Key(_)) && !err.to_string().contains("ecret"), "{err}");
     }

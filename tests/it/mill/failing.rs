@@ -13,6 +13,7 @@ on_both! {
     a_typing_error_in_a_labelled_batch_does_not_become_a_call_a_row,
     a_model_that_is_not_there_fails_the_jobs_that_name_it_with_one_call,
     a_blocked_gate_of_a_person_is_left_alone,
+    a_rotated_key_costs_no_job_and_blocks_nothing,
 }
 
 async fn what_passes_is_waited_for_and_what_cannot_succeed_is_not_repeated(ground: &Ground) {
@@ -183,4 +184,23 @@ async fn a_blocked_gate_of_a_person_is_left_alone(ground: &Ground) {
     let ran = mill.drain().await;
     assert_eq!(ran.code, 8, "{}", ran.stderr);
     assert_eq!(ground.lines("SELECT job_id FROM results").await, ["2"]);
+}
+
+async fn a_rotated_key_costs_no_job_and_blocks_nothing(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    let file = mill.home().join("key");
+    // Blank lines at the end are nobody's key.
+    std::fs::write(&file, "sk-ant-old\n\n").expect("the key is written");
+    mill.unset("ANTHROPIC_API_KEY");
+    mill.set("PROMPTMILL_API__KEY_FILE", file.to_str().expect("a plain path"));
+    mill.insert(&["is under way [[delay 1s]]"]).await;
+    let daemon = mill.start();
+    mill.until_asked(1).await;
+    std::fs::write(&file, "sk-ant-new\n").expect("the key is written");
+    mill.insert(&["is refused once [[error 401 x1]]"]).await;
+    mill.until("SELECT count(*) FROM results WHERE outcome = 'complete'", "2").await;
+    let ran = daemon.stop().await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(ground.lines("SELECT scope FROM gates WHERE state <> 'flowing'").await, [""; 0]);
+    mill.ledger_is_the_stand_ins().await;
 }

@@ -14,6 +14,7 @@ on_both! {
     a_cancelled_jobs_running_call_is_hung_up_and_what_was_said_is_kept,
     a_job_that_is_deleted_while_it_runs_leaves_nothing_behind,
     two_daemons_take_no_job_twice,
+    a_queue_that_may_run_nothing_holds_no_drain_up,
     priorities_pauses_and_times_are_kept,
     deadlines_end_what_waits_and_what_runs,
     a_job_run_again_is_a_run_of_its_own,
@@ -208,6 +209,15 @@ async fn two_daemons_take_no_job_twice(ground: &Ground) {
     assert_eq!(mill.api.counts().total, 400);
     assert_eq!(ground.line("SELECT max(claims) FROM job_state").await, "1");
     mill.ledger_is_the_stand_ins().await;
+}
+
+async fn a_queue_that_may_run_nothing_holds_no_drain_up(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    ground.run("INSERT INTO jobs (prompt, queue) VALUES ('goes', 'default'), ('stays', 'none')").await;
+    ground.run("UPDATE queues SET max_running = 0 WHERE name = 'none'").await;
+    let ran = mill.drain().await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(ran.stderr.contains("left: 1 in paused queues"), "{}", ran.stderr);
 }
 
 async fn priorities_pauses_and_times_are_kept(ground: &Ground) {

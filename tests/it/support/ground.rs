@@ -71,7 +71,7 @@ impl Ground {
     /// Runs what `promptmill roles` prints for this schema.
     pub async fn grant_roles(&self) {
         // Roles belong to the whole server: two tests must not make them at once.
-        let roles = promptmill::store::roles::roles(self.schema());
+        let roles = promptmill::store::roles::roles(self.schema(), "promptmill");
         server::admin(format!("SELECT pg_advisory_lock(1); {roles}; SELECT pg_advisory_unlock(1)")).await;
     }
 
