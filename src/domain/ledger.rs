@@ -165,6 +165,8 @@ pub struct PastCall {
     pub container: Option<String>,
     /// `calls.partial`.
     pub partial: bool,
+    /// `calls.late`: it came after the job was taken away. Paid for, but no part of the talk.
+    pub late: bool,
     /// `calls.error_type`.
     pub error_type: Option<String>,
     /// `calls.request_id`.

@@ -110,6 +110,8 @@ pub struct Talk {
     room: i64,
     nudged: bool,
     verdict: Option<Verdict>,
+    /// Output tokens of the turn so far.
+    said: i64,
     /// Continuations and regenerations.
     continuations: i32,
     pauses: i32,
@@ -144,6 +146,7 @@ impl Talk {
             room: job.max_tokens,
             nudged: false,
             verdict: None,
+            said: 0,
             continuations: 0,
             pauses: 0,
             seams: 0,
@@ -159,7 +162,7 @@ impl Talk {
             talk.calls += 1;
             talk.usage += call.usage;
             talk.last.request_id = call.request_id.clone().or(talk.last.request_id.take());
-            let next = calls[at + 1..].iter().find(|later| later.content.is_some());
+            let next = calls[at + 1..].iter().find(|later| later.content.is_some() && !later.late);
             let built_on = next.is_none_or(|later| CallKind::parse(&later.kind) == Some(CallKind::Resume));
             let Some(reply) = talk.counted(call, built_on) else { continue };
             if std::mem::take(&mut first)
@@ -198,8 +201,9 @@ impl Talk {
     /// The reply of a row of the ledger, where it counts. `built_on`: nothing followed it, or what
     /// followed went on with it.
     fn counted(&self, call: &PastCall, built_on: bool) -> Option<Reply> {
-        let content = call.content.as_deref()?;
+        let content = call.content.as_deref().filter(|_| !call.late)?;
         let reply = Reply {
+            usage: call.usage,
             content: Block::read_all(content),
             stop: call.stop_reason.as_deref().map(StopReason::from),
             stop_details: call.stop_details.clone(),
@@ -226,7 +230,7 @@ impl Talk {
     }
 
     fn crash_verdict(&self, calls: &[PastCall]) -> Option<Verdict> {
-        let lost = calls.last().is_some_and(|call| call.error_type.as_deref() == Some("lost"));
+        let lost = calls.last().is_some_and(|call| call.late || call.error_type.as_deref() == Some("lost"));
         let (outcome, fault) = crate::domain::retry::after_crash(self.job.policy.on_crash)?;
         lost.then_some(Verdict { outcome, fault: Some(fault) })
     }
@@ -266,17 +270,19 @@ impl Talk {
     }
 
     fn take(&mut self, reply: Reply) -> Option<String> {
-        let Reply { content, stop, stop_sequence, stop_details, model, container, .. } = reply;
+        let Reply { content, stop, stop_sequence, stop_details, model, container, usage, .. } = reply;
         self.sanitised += content.iter().map(|block| sanitise_json(&block.json).1).sum::<i32>();
         let joined = if self.next.joins() {
             Some(self.turn.go_on(content, self.how))
         } else {
             if matches!(self.next, Next::Ask | Next::Regenerate | Next::Nudge) {
                 self.turn = Turn::default();
+                self.said = 0;
             }
             self.turn.say(content);
             None
         };
+        self.said = self.said.saturating_add(usage.output);
         self.last = Last {
             stop_sequence,
             stop_details,
@@ -387,7 +393,7 @@ impl Talk {
             return self.end_truncated("max_continuations", &why);
         }
         let stitchable = !self.job.structured && self.turn.ends_in_text();
-        let left = policy.max_output_tokens - self.usage.output;
+        let left = policy.max_output_tokens - self.said;
         if left <= 0 {
             let why = format!("the answer reached max_output_tokens = {}", policy.max_output_tokens);
             return self.end_truncated("max_output_tokens", &why);

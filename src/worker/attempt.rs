@@ -318,6 +318,7 @@ async fn settle(mill: &Mill, lease: Lease, answer: Answer, call: Pending) -> End
             log_end(lease, &answer, status);
             Ended::Settled(answer.outcome)
         }
+        Kept::Bare => Ended::Settled(Outcome::Failed),
         Kept::Lost => {
             fill(mill, lease, &answer).await;
             Ended::Lost
@@ -342,7 +343,7 @@ async fn release(
     let Tally { failures, deferrals, .. } = tally;
     let back = Release { lease, delay, failures, deferrals, reason: Some(reason), call };
     match mill.recorder.release(back).await {
-        Kept::Done => Ended::Released,
+        Kept::Done | Kept::Bare => Ended::Released,
         Kept::Lost => Ended::Lost,
     }
 }

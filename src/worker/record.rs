@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::domain::job::{Lease, WorkerId};
-use crate::domain::ledger::{Release, Settlement};
+use crate::domain::ledger::{Call, Release, Settlement};
 use crate::domain::outcome::{Fault, Outcome};
 use crate::store::{Store, StoreError, Written};
 
@@ -27,6 +27,8 @@ const AWAY_PAUSE_MAX: Duration = Duration::from_secs(2);
 pub enum Kept {
     /// It is in the database.
     Done,
+    /// It is in the database, but as `unstorable`: the answer itself was refused.
+    Bare,
     /// The fence did not match: the job is somebody else's now, or done, or gone.
     Lost,
 }
@@ -39,6 +41,8 @@ enum Write {
 struct Entry {
     write: Write,
     told: oneshot::Sender<Kept>,
+    /// How often the database held something against its data.
+    refusals: u8,
 }
 
 impl Write {
@@ -80,7 +84,7 @@ impl Recorder {
 
     async fn write(&self, write: Write) -> Kept {
         let (told, hear) = oneshot::channel();
-        if self.entries.send(Entry { write, told }).await.is_err() {
+        if self.entries.send(Entry { write, told, refusals: 0 }).await.is_err() {
             return Kept::Lost;
         }
         // The recorder goes only when the process does; its jobs are rescued then.
@@ -120,7 +124,8 @@ impl Recording {
     }
 }
 
-/// Writes entries of one kind; returns those whose rows somebody locks.
+/// Writes entries of one kind; returns those that must wait: somebody locks their rows, or the
+/// database takes nothing of them.
 async fn flush(store: &dyn Store, worker: WorkerId, entries: Vec<Entry>) -> Vec<Entry> {
     let mut locked = Vec::new();
     let mut parts = VecDeque::from([entries]);
@@ -137,8 +142,10 @@ async fn flush(store: &dyn Store, worker: WorkerId, entries: Vec<Entry>) -> Vec<
                 parts.push_front(part);
             }
             Err(why) => {
-                let entry = part.pop().expect("a part that is not empty");
-                if let Some(entry) = without_data(entry, &why) {
+                let entry = with_less(part.pop().expect("a part that is not empty"), &why);
+                if entry.refusals > 2 {
+                    locked.push(entry);
+                } else {
                     parts.push_front(vec![entry]);
                 }
             }
@@ -209,57 +216,65 @@ fn tell(entries: Vec<Entry>, written: &Written) -> Vec<Entry> {
             locked.push(entry);
             continue;
         }
-        let kept = if done.contains(&lease) { Kept::Done } else { Kept::Lost };
+        let kept = match (done.contains(&lease), entry.refusals) {
+            (false, _) => Kept::Lost,
+            (true, 0) => Kept::Done,
+            (true, _) => Kept::Bare,
+        };
         // Nobody listens any more where the attempt was dropped at the end of the process.
         entry.told.send(kept).ok();
     }
     locked
 }
 
-/// The same end without what the database cannot take: the job fails as `unstorable`. `None` where
-/// even that was refused.
-fn without_data(entry: Entry, why: &str) -> Option<Entry> {
-    let lease = entry.write.lease();
-    tracing::error!(job.id = %lease.job, "the database refused what job {} brought", lease.job);
-    match entry.write {
-        Write::Settle(settlement)
-            if settlement.answer.fault.as_ref().is_none_or(|fault| fault.kind != "unstorable") =>
-        {
-            let mut bare = (*settlement).clone();
-            let answer = &mut bare.answer;
-            answer.outcome = Outcome::Failed;
-            answer.fault = Some(Fault::new(
-                "unstorable",
-                None,
-                format!("the answer came but the database refused to store it: {}", why.replace('\0', "")),
-            ));
-            (answer.text, answer.content, answer.output) = (None, None, None);
-            (answer.stop_details, answer.stop_sequence, answer.model) = (None, None, None);
-            if let Some(call) = &mut bare.call {
-                (call.content, call.usage_raw, call.stop_details, call.container, call.request) =
-                    (None, None, None, None, None);
-            }
-            Some(Entry { write: Write::Settle(Arc::new(bare)), told: entry.told })
-        }
-        Write::Release(release) if release.call.is_some() => {
-            let mut bare = (*release).clone();
-            if let Some(call) = &mut bare.call {
-                (call.content, call.usage_raw, call.stop_details, call.container, call.request, call.fault) =
-                    (None, None, None, None, None, None);
-                if call.partial {
-                    bare.reason = Some("what had arrived could not be stored".to_owned());
-                }
-            }
-            let told = entry.told;
-            // A second refusal finds no call any more and ends here.
-            if release.call.as_ref().is_some_and(|call| call.content.is_none() && call.fault.is_none()) {
-                bare.call = None;
-            }
-            Some(Entry { write: Write::Release(Arc::new(bare)), told })
-        }
-        Write::Settle(_) | Write::Release(_) => {
-            entry.told.send(Kept::Lost).ok();
-            None
-        }
+/// The same end with less of what the database may hold against it: first without what the API
+/// brought, then with hardly more than the state. What is refused even so is not the answer's fault
+/// (a trigger of somebody's, say): it waits beside the others, and is tried again.
+fn with_less(mut entry: Entry, why: &str) -> Entry {
+    entry.refusals = entry.refusals.saturating_add(1);
+    let job = entry.write.lease().job;
+    if entry.refusals <= 3 {
+        tracing::error!(job.id = %job, "the database refused what job {job} brought");
     }
+    entry.write = match entry.write {
+        Write::Settle(settlement) => {
+            let mut bare = (*settlement).clone();
+            make_bare(&mut bare, entry.refusals, why);
+            Write::Settle(Arc::new(bare))
+        }
+        Write::Release(release) => {
+            let mut bare = (*release).clone();
+            bare.reason = Some("what had arrived could not be stored".to_owned());
+            bare.call = bare.call.filter(|_| entry.refusals == 1);
+            if let Some(call) = &mut bare.call {
+                without_answer(call);
+                call.fault = None;
+            }
+            Write::Release(Arc::new(bare))
+        }
+    };
+    entry
+}
+
+fn make_bare(settlement: &mut Settlement, refusals: u8, why: &str) {
+    let answer = &mut settlement.answer;
+    answer.outcome = Outcome::Failed;
+    (answer.text, answer.content, answer.output) = (None, None, None);
+    (answer.stop_details, answer.stop_sequence, answer.model) = (None, None, None);
+    let why = format!("the answer came but the database refused to store it: {}", why.replace('\0', ""));
+    answer.fault = Some(Fault::new("unstorable", None, why));
+    if let Some(call) = &mut settlement.call {
+        without_answer(call);
+    }
+    if refusals > 1 {
+        answer.fault =
+            Some(Fault::new("unstorable", None, "the answer came but the database refused to store it"));
+        (answer.stop_reason, answer.request_id) = (None, None);
+        settlement.call = None;
+    }
+}
+
+fn without_answer(call: &mut Call) {
+    (call.content, call.usage_raw, call.stop_details, call.container, call.request) =
+        (None, None, None, None, None);
 }

@@ -246,12 +246,15 @@ fn the_guards_stop_an_answer_that_does_not_end() {
     few.push(said("max_tokens", &format!("new {}", prose(900).split_off(3000))));
     assert_eq!(ended(&few).outcome, Outcome::Truncated);
 
+    let long_answer = |text: &str, output: i64| Reply {
+        usage: Usage { output, ..Usage::default() },
+        ..said("max_tokens", text)
+    };
     let mut long = talk("{}", r#"{"max_output_tokens":1500}"#);
-    long.count(Usage { output: 1000, ..Usage::default() }, None, Instant::now());
-    long.push(said("max_tokens", &prose(300)));
-    assert_eq!(asked(&long).max_tokens, 500);
-    long.count(Usage { output: 500, ..Usage::default() }, None, Instant::now());
-    long.push(said("max_tokens", "something new that is longer than the least progress"));
+    long.count(Usage { output: 9000, ..Usage::default() }, None, Instant::now());
+    long.push(long_answer(&prose(300), 1000));
+    assert_eq!(asked(&long).max_tokens, 500, "what other calls cost is not this answer");
+    long.push(long_answer("something new that is longer than the least progress", 500));
     assert_eq!(ended(&long).fault.and_then(|fault| fault.code).as_deref(), Some("max_output_tokens"));
 }
 
@@ -269,6 +272,7 @@ fn past(seq: i32, kind: &str, stop: Option<&str>, text: &str, error: Option<&str
         content: (!text.is_empty()).then(|| Block::write_all(&[Block::text(text)])),
         container: None,
         partial: stop.is_none() && !text.is_empty(),
+        late: false,
         error_type: error.map(str::to_owned),
         request_id: None,
         sent_ago: Some(Duration::from_secs(5)),
@@ -290,6 +294,26 @@ fn a_resumed_talk_stands_where_an_undisturbed_one_would() {
     resumed.push(said("end_turn", &rest));
     assert_eq!(ended(&resumed).text, ended(&straight).text);
     assert_eq!(ended(&resumed).calls, 2, "error rows feed the counters");
+}
+
+#[test]
+fn what_came_too_late_is_paid_for_but_is_no_part_of_the_talk() {
+    let late = PastCall { late: true, ..past(1, "ask", Some("end_turn"), "an answer", None) };
+    let talk = Talk::resume(job("{}", "{}"), std::slice::from_ref(&late), Instant::now());
+    assert_eq!(asked(&talk).kind, CallKind::Ask);
+    let answer = talk.answer(Verdict { outcome: Outcome::Failed, fault: None }, Tally::default());
+    assert_eq!((answer.calls, answer.usage.output), (1, 10));
+    let forbidden = Talk::resume(job("{}", r#"{"on_crash":"fail"}"#), &[late], Instant::now());
+    assert_eq!(ended(&forbidden).outcome, Outcome::Failed, "a call was made, whoever heard the answer");
+}
+
+#[test]
+fn white_space_is_no_answer() {
+    let mut talk = talk("{}", "{}");
+    talk.push(said("end_turn", " \n"));
+    assert_eq!(asked(&talk).kind, CallKind::Nudge);
+    talk.push(said("end_turn", "\n"));
+    assert_eq!(ended(&talk).outcome, Outcome::Empty);
 }
 
 #[test]

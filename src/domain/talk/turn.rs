@@ -156,9 +156,9 @@ impl Turn {
         self.blocks.is_empty()
     }
 
-    /// Whether there is any text.
+    /// Whether there is any text: white space alone says nothing.
     pub fn has_text(&self) -> bool {
-        self.blocks.iter().any(|block| block.text.as_deref().is_some_and(|text| !text.is_empty()))
+        self.blocks.iter().any(|block| block.text.as_deref().is_some_and(|text| !text.trim().is_empty()))
     }
 
     /// Whether it is an answer: text, or content that asks for no tool.
@@ -184,7 +184,7 @@ fn is_thinking(block: &Block) -> bool {
 }
 
 fn is_content(block: &Block) -> bool {
-    !is_thinking(block) && block.text.as_deref() != Some("")
+    !is_thinking(block) && block.text.as_deref().is_none_or(|text| !text.trim().is_empty())
 }
 
 fn may_be_sent(block: &Block) -> bool {

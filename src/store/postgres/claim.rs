@@ -392,13 +392,14 @@ async fn past_calls(conn: &mut PgConnection, leases: &[Lease]) -> sqlx::Result<V
     let rows = sqlx::query(
         "SELECT c.job_id, c.claim, c.seq, c.kind, c.model, c.max_tokens, c.request::text AS request, c.stop_reason,
                 c.stop_details::text AS stop_details, c.input_tokens, c.output_tokens,
-                c.cache_creation_input_tokens, c.cache_read_input_tokens, c.content::text AS content,
+                c.cache_creation_input_tokens, c.cache_read_input_tokens,
+                CASE WHEN NOT c.late THEN c.content::text END AS content, c.late,
                 c.container::text AS container, c.partial, c.error_type, c.request_id,
                 floor(extract(epoch FROM now() - c.sent_at) * 1000)::bigint AS sent_ago
            FROM unnest($1::bigint[], $2::bigint[]) AS d(job_id, run)
           CROSS JOIN LATERAL (
                 SELECT * FROM calls
-                 WHERE job_id = d.job_id AND run = d.run AND NOT late
+                 WHERE job_id = d.job_id AND run = d.run
                  ORDER BY claim, seq
                 OFFSET 0) c
           ORDER BY c.job_id, c.claim, c.seq",
@@ -429,6 +430,7 @@ fn past_call(found: &PgRow) -> sqlx::Result<(JobId, PastCall)> {
         content: found.try_get("content")?,
         container: found.try_get("container")?,
         partial: found.try_get("partial")?,
+        late: found.try_get("late")?,
         error_type: found.try_get("error_type")?,
         request_id: found.try_get("request_id")?,
         sent_ago: found.try_get::<Option<i64>, _>("sent_ago")?.map(row::left),

@@ -360,12 +360,12 @@ async fn past_calls(conn: &mut SqliteConnection, leases: &[Lease]) -> sqlx::Resu
     let rows = sqlx::query(concat!(
         "SELECT c.job_id, c.claim, c.seq, c.kind, c.model, c.max_tokens, c.request, c.stop_reason, c.stop_details,
                 c.input_tokens, c.output_tokens, c.cache_creation_input_tokens, c.cache_read_input_tokens,
-                c.content, c.container, c.partial, c.error_type, c.request_id, ",
+                CASE WHEN NOT c.late THEN c.content END AS content, c.late, c.container, c.partial, c.error_type, c.request_id, ",
         now!(),
         " - c.sent_at AS sent_ago
            FROM jsonb_each(jsonb($1)) d
           CROSS JOIN calls c ON c.job_id = d.value ->> 'job_id'
-          WHERE c.run = d.value ->> 'run' AND c.late = 0
+          WHERE c.run = d.value ->> 'run'
           ORDER BY c.job_id, c.claim, c.seq",
     ))
     .bind(row::leases(leases))
@@ -393,6 +393,7 @@ fn past_call(found: &SqliteRow) -> sqlx::Result<(JobId, PastCall)> {
         content: found.try_get("content")?,
         container: found.try_get("container")?,
         partial: found.try_get("partial")?,
+        late: found.try_get("late")?,
         error_type: found.try_get("error_type")?,
         request_id: found.try_get("request_id")?,
         sent_ago: found.try_get::<Option<i64>, _>("sent_ago")?.map(row::left),

@@ -13,6 +13,8 @@ on_both! {
     a_typing_error_in_a_labelled_batch_does_not_become_a_call_a_row,
     a_model_that_is_not_there_fails_the_jobs_that_name_it_with_one_call,
     a_blocked_gate_of_a_person_is_left_alone,
+    an_answer_that_the_database_refuses_fails_alone_and_the_others_settle,
+    what_the_database_refuses_altogether_waits_until_it_does_not,
     a_rotated_key_costs_no_job_and_blocks_nothing,
 }
 
@@ -203,4 +205,43 @@ async fn a_rotated_key_costs_no_job_and_blocks_nothing(ground: &Ground) {
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert_eq!(ground.lines("SELECT scope FROM gates WHERE state <> 'flowing'").await, [""; 0]);
     mill.ledger_is_the_stand_ins().await;
+}
+
+/// Makes the database refuse results by a rule of somebody's own.
+async fn refuse_results(ground: &Ground, when: &str) {
+    let sqlite = format!(
+        "CREATE TRIGGER theirs BEFORE INSERT ON results WHEN {when} BEGIN SELECT RAISE(ABORT, 'not here'); END"
+    );
+    let postgres = format!(
+        "CREATE FUNCTION theirs() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not here'; END $$;
+         CREATE TRIGGER theirs BEFORE INSERT ON results FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION theirs()"
+    );
+    ground.run(ground.either(&sqlite, &postgres)).await;
+}
+
+async fn an_answer_that_the_database_refuses_fails_alone_and_the_others_settle(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    refuse_results(ground, "NEW.text LIKE 'forbidden%'").await;
+    mill.insert(&["one", "[[say forbidden words]]", "two"]).await;
+    assert_eq!(mill.drain().await.code, 7);
+    assert_eq!(
+        ground.lines("SELECT outcome, error_type FROM results ORDER BY job_id").await,
+        ["complete|NULL", "failed|unstorable", "complete|NULL"]
+    );
+    mill.holds().await;
+    mill.ledger_is_the_stand_ins().await;
+}
+
+async fn what_the_database_refuses_altogether_waits_until_it_does_not(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    refuse_results(ground, "NEW.job_id > 0").await;
+    mill.insert(&["one"]).await;
+    let daemon = mill.start();
+    mill.until_asked(1).await;
+    mill.insert(&[r"[[error 500]]"]).await;
+    mill.until_asked(2).await;
+    ground.run(ground.either("DROP TRIGGER theirs", "DROP TRIGGER theirs ON results")).await;
+    mill.until("SELECT outcome FROM results WHERE job_id = 1", "failed").await;
+    assert_eq!(daemon.stop().await.code, 0);
+    mill.holds().await;
 }

@@ -242,8 +242,9 @@ async fn the_next_claim_brings_what_was_already_paid_for(ground: &Ground) {
 
     bench.release(back(second.lease, None)).await;
     let third = bench.claim(1).await.remove(0);
-    let rows: Vec<_> = third.calls.iter().map(|past| (past.claim, past.seq)).collect();
-    assert_eq!(rows, [(1, 1), (1, 2), (1, 3), (2, 1)], "the late one is not part of it");
+    let rows: Vec<_> = third.calls.iter().map(|past| (past.claim, past.seq, past.late)).collect();
+    assert_eq!(rows, [(1, 1, false), (1, 2, false), (1, 3, false), (1, 4, true), (2, 1, false)]);
+    assert_eq!(third.calls[3].content, None, "what came late is paid for, but no part of the talk");
 
     bench.settle(vec![end(third.lease)]).await;
     ground.run("UPDATE job_state SET state = 'pending'").await;
