@@ -118,13 +118,15 @@ GRANT UPDATE (state, priority, available_at) ON {schema}.job_state TO {operator}
 GRANT UPDATE (paused, max_running, model, policy) ON {schema}.queues TO {operator};
 GRANT INSERT, UPDATE (state, reason, until) ON {schema}.gates TO {operator};
 
--- worker: the daemon. No DDL, and no way to change what was asked.
-GRANT DELETE ON {schema}.jobs TO {worker};
+-- worker: the daemon, and the commands of whoever runs it. No DDL, and no way to change what was asked.
+GRANT INSERT (queue, batch, key, prompt, system, model, max_tokens, params, policy, metadata, priority, run_at), DELETE
+    ON {schema}.jobs TO {worker};
+-- Lets it lock rows of jobs; the update itself is refused by a trigger.
+GRANT UPDATE (id) ON {schema}.jobs TO {worker};
 GRANT UPDATE ON {schema}.job_state TO {worker};
-GRANT INSERT, UPDATE ON {schema}.results TO {worker};
-GRANT INSERT ON {schema}.calls TO {worker};
-GRANT INSERT, DELETE ON {schema}.checkpoints TO {worker};
-GRANT UPDATE ON {schema}.queues TO {worker};
+-- A ledger row that came late takes the place of the one that the rescue wrote for it.
+GRANT INSERT, UPDATE ON {schema}.results, {schema}.calls, {schema}.queues TO {worker};
+GRANT INSERT, UPDATE, DELETE ON {schema}.checkpoints TO {worker};
 GRANT INSERT, UPDATE, DELETE ON {schema}.gates TO {worker};
 GRANT INSERT, UPDATE, DELETE ON {schema}.workers TO {worker};
 COMMIT;

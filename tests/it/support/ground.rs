@@ -71,7 +71,8 @@ impl Ground {
     /// Runs what `promptmill roles` prints for this schema.
     pub async fn grant_roles(&self) {
         // Roles belong to the whole server: two tests must not make them at once.
-        let roles = promptmill::store::roles::roles(self.schema());
+        let names = promptmill::cli::RoleNames::with_prefix("promptmill");
+        let roles = promptmill::cli::roles_sql(self.schema(), &names);
         server::admin(format!("SELECT pg_advisory_lock(1); {roles}; SELECT pg_advisory_unlock(1)")).await;
     }
 
