@@ -6,7 +6,6 @@
 //! one that is not fenced, because money spent is written down whoever spent it.
 
 pub mod postgres;
-pub mod roles;
 pub mod sqlite;
 
 mod desk;
