@@ -20,7 +20,8 @@ pub(super) struct Place {
 impl Place {
     /// Remembers the file that stands there now.
     pub(super) fn of(file: &str) -> Result<Self, StoreError> {
-        let found = fs::metadata(file).map_err(|error| StoreError::Unavailable(format!("{file}: {error}")))?;
+        let found =
+            fs::metadata(file).map_err(|error| StoreError::Unavailable(format!("{file}: {error}")))?;
         Ok(Self { file: file.into(), id: (found.dev(), found.ino()) })
     }
 
