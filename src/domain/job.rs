@@ -86,6 +86,8 @@ pub struct Claimed {
     pub queue_model: Option<String>,
     /// `queues.policy`: JSON text.
     pub queue_policy: Option<String>,
+    /// A column whose bytes are no UTF-8, so that what is here of it is not what was written.
+    pub garbled: Option<&'static str>,
     /// Size of the input in bytes: prompt, system and params.
     pub bytes: i64,
     /// Counters of this run.

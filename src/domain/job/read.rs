@@ -109,6 +109,11 @@ pub struct Job {
 impl Job {
     /// Understands a claimed row. Nothing is sent for a row that this refuses.
     pub fn read(claimed: &Claimed, defaults: &Defaults) -> Result<Self, Invalid> {
+        if let Some(column) = claimed.garbled {
+            let why =
+                format!("{column} holds bytes that are not UTF-8: insert the job again, written in UTF-8");
+            return Err(Invalid::new(column, "not_utf8", why));
+        }
         let mut policy = defaults.policy.clone();
         if let Some(json) = &claimed.queue_policy {
             policy.overlay(json, "queues.policy")?;
@@ -387,6 +392,7 @@ mod tests {
             policy: None,
             queue_model: None,
             queue_policy: None,
+            garbled: None,
             bytes: 9,
             tally: Tally::default(),
             deadline_in: None,

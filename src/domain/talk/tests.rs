@@ -27,6 +27,7 @@ fn job(params: &str, policy: &str) -> Job {
         policy: Some(policy.into()),
         queue_model: None,
         queue_policy: None,
+        garbled: None,
         bytes: 7,
         tally: Tally::default(),
         deadline_in: None,

@@ -375,6 +375,7 @@ fn claimed(found: &PgRow) -> sqlx::Result<Claimed> {
         policy: found.try_get("policy")?,
         queue_model: found.try_get("queue_model")?,
         queue_policy: found.try_get("queue_policy")?,
+        garbled: None,
         bytes: found.try_get("bytes")?,
         tally: Tally {
             failures: found.try_get("failures")?,

@@ -344,6 +344,7 @@ fn claimed(found: &SqliteRow) -> sqlx::Result<Claimed> {
         policy: text(found, "policy")?,
         queue_model: text(found, "queue_model")?,
         queue_policy: text(found, "queue_policy")?,
+        garbled: garbled(found)?,
         bytes: found.try_get("bytes")?,
         tally: Tally {
             failures: found.try_get("failures")?,
@@ -353,6 +354,24 @@ fn claimed(found: &SqliteRow) -> sqlx::Result<Claimed> {
         deadline_in: found.try_get::<Option<i64>, _>("deadline_in")?.map(row::left),
         calls: Vec::new(),
     })
+}
+
+/// Returns the first column whose bytes are not UTF-8: what would be sent of it is not what was written.
+fn garbled(found: &SqliteRow) -> sqlx::Result<Option<&'static str>> {
+    for (column, name) in [
+        ("prompt", "prompt"),
+        ("system", "system"),
+        ("params", "params"),
+        ("policy", "policy"),
+        ("queue_policy", "queues.policy"),
+        ("queue_model", "queues.model"),
+    ] {
+        let bytes: Option<&[u8]> = found.try_get(column)?;
+        if bytes.is_some_and(|bytes| std::str::from_utf8(bytes).is_err()) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
 }
 
 /// Reads the ledger of these runs, oldest first.

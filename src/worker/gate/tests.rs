@@ -38,6 +38,7 @@ fn job(id: i64, model: &str, batch: Option<&str>) -> Job {
         policy: None,
         queue_model: None,
         queue_policy: None,
+        garbled: None,
         bytes: 1,
         tally: Tally::default(),
         deadline_in: None,

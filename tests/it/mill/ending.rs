@@ -177,3 +177,22 @@ async fn a_result_sums_what_the_stand_in_handed_out(ground: &Ground) {
     let output: u64 = results.split('|').nth(1).expect("four sums").parse().expect("a number");
     assert_eq!(output, counts.output_tokens);
 }
+
+/// SQLite keeps any bytes in a TEXT column; Postgres refuses them itself.
+#[tokio::test]
+async fn a_job_that_is_not_utf_8_is_invalid_and_its_neighbour_is_answered() {
+    let ground = Ground::sqlite().await;
+    let mill = Mill::new(&ground).await;
+    ground.run("INSERT INTO jobs (prompt) VALUES (CAST(x'61ff62' AS TEXT)), ('good')").await;
+    ground.run("INSERT INTO jobs (prompt, policy) VALUES ('a', CAST(x'7b2261ff223a317d' AS TEXT))").await;
+    mill.drain().await;
+    assert_eq!(
+        ground.lines("SELECT outcome, calls FROM results ORDER BY job_id").await,
+        ["invalid|0", "complete|1", "invalid|0"]
+    );
+    let said = ground.line("SELECT error FROM results WHERE job_id = 1").await;
+    assert!(said.starts_with("prompt holds bytes that are not UTF-8"), "{said}");
+    mill.holds().await;
+    drop(mill);
+    ground.close().await;
+}
