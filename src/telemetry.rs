@@ -21,6 +21,9 @@ const OURS: &str = "promptmill";
 /// Messages that a database sends along: triggers of the user's own, which may quote prompts.
 const NOTICES: &str = "sqlx::postgres::notice";
 
+/// The driver's complaints of slowness: a locked database is told by us, in words. Spoken where named.
+const SLOW: [&str; 2] = ["sqlx::query", "sqlx::pool"];
+
 /// Starts logging to stderr. Fails where logging was started before.
 pub fn init(settings: &LogSettings) -> anyhow::Result<()> {
     let colour = settings.colour && io::stderr().is_terminal();
@@ -55,6 +58,9 @@ where
 fn capped(asked: &Targets) -> Targets {
     let general = asked.default_level().unwrap_or(LevelFilter::OFF);
     let mut capped = Targets::new().with_default(general.min(LevelFilter::WARN)).with_target(OURS, general);
+    for target in SLOW {
+        capped = capped.with_target(target, general.min(LevelFilter::ERROR));
+    }
     for (target, level) in asked {
         let level = if is_ours(target) { level } else { level.min(LevelFilter::INFO) };
         capped = capped.with_target(target, level);
@@ -143,9 +149,10 @@ mod tests {
     #[test]
     fn others_speak_up_to_warn_and_to_info_where_named() {
         assert!(allows("debug", "promptmill::worker", Level::DEBUG));
-        assert!(allows("debug", "sqlx::query", Level::WARN));
-        assert!(!allows("debug", "sqlx::query", Level::INFO));
-        assert!(allows("debug,sqlx=debug", "sqlx::query", Level::INFO));
+        assert!(allows("debug", "sqlx::postgres", Level::WARN));
+        assert!(!allows("debug", "sqlx::postgres", Level::INFO));
+        assert!(!allows("debug", "sqlx::query", Level::WARN), "slowness is told by us");
+        assert!(allows("debug,sqlx::query=debug", "sqlx::query", Level::INFO));
         assert!(allows("promptmill::store=trace,warn", "promptmill::store::row", Level::TRACE));
         assert!(!allows("promptmill::store=trace,warn", "promptmill::worker", Level::INFO));
         assert!(!allows("off", "promptmill", Level::ERROR));

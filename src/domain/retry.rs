@@ -210,7 +210,14 @@ pub struct Circumstances {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Disposition {
     /// It ends.
-    End(Outcome, Fault),
+    End {
+        /// How.
+        outcome: Outcome,
+        /// Why.
+        fault: Fault,
+        /// Its counters at the end.
+        tally: Tally,
+    },
     /// It is put back.
     Back {
         /// How long it waits; `None`: not at all (its gate holds it).
@@ -239,12 +246,12 @@ pub const DEFERRALS_FREE: i32 = 30;
 /// Decides what a failure means: one total match from the class to the job's and the gates' fate.
 pub fn decide(failure: &Failure, class: &Class, with: Circumstances) -> Decision {
     match class {
-        Class::Model if with.model_named => end(Outcome::Failed, fault(failure), News::Refused),
+        Class::Model if with.model_named => end(failure, with.tally, News::Refused),
         Class::Model => untouched(with, failure, News::ModelMissing),
         Class::Prefill => Decision { job: Disposition::AskAgain, news: News::Nothing },
         Class::Account => untouched(with, failure, News::KeyBlocked),
         Class::Suspect if with.key_refused => untouched(with, failure, News::KeyBlocked),
-        Class::Job | Class::Suspect => end(Outcome::Failed, fault(failure), News::Refused),
+        Class::Job | Class::Suspect => end(failure, with.tally, News::Refused),
         Class::Limit { hint, .. } => defer(with, *hint, failure, News::Limited(*hint)),
         Class::Sick { hint, costs: false } => defer(with, *hint, failure, News::Nothing),
         Class::Sick { hint, costs: true } if with.excused => defer(with, *hint, failure, News::Nothing),
@@ -253,8 +260,8 @@ pub fn decide(failure: &Failure, class: &Class, with: Circumstances) -> Decision
     }
 }
 
-fn end(outcome: Outcome, fault: Fault, news: News) -> Decision {
-    Decision { job: Disposition::End(outcome, fault), news }
+fn end(failure: &Failure, tally: Tally, news: News) -> Decision {
+    Decision { job: Disposition::End { outcome: Outcome::Failed, fault: fault(failure), tally }, news }
 }
 
 fn untouched(with: Circumstances, failure: &Failure, news: News) -> Decision {
@@ -278,7 +285,7 @@ fn charge(with: Circumstances, hint: Option<Duration>, failure: &Failure) -> Dec
     let mut tally = with.tally;
     tally.failures = tally.failures.saturating_add(1);
     if tally.failures >= with.failures_max {
-        return end(Outcome::Failed, fault(failure), News::Nothing);
+        return end(failure, tally, News::Nothing);
     }
     let delay = with.curve.delay(tally.failures - 1, hint, with.dice);
     Decision {

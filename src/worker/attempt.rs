@@ -70,7 +70,7 @@ type Pending = Option<Call>;
 /// Takes one claimed job to its end.
 pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
     let lease = claimed.lease;
-    let mut tally = claimed.tally;
+    let tally = claimed.tally;
     let job = match Job::read(&claimed, &mill.defaults) {
         Ok(job) => job,
         Err(invalid) => {
@@ -146,10 +146,7 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
                         talk.prefill_refused();
                         pending = Some(call);
                     }
-                    Disposition::End(outcome, fault) => {
-                        if outcome == Outcome::Failed {
-                            tally.failures = tally.failures.max(failures_after(&failure, tally));
-                        }
+                    Disposition::End { outcome, fault, tally } => {
                         let verdict = Verdict { outcome, fault: Some(fault) };
                         return settle(mill, lease, talk.answer(verdict, tally), Some(call)).await;
                     }
@@ -238,13 +235,6 @@ async fn key_is_refused(mill: &Mill, job: &Job) -> bool {
     match mill.claude.check().await {
         Err(Failure::Api(error)) if matches!(error.status, 401..=403) => true,
         _ => mill.gates.suspect(job),
-    }
-}
-
-fn failures_after(failure: &Failure, tally: Tally) -> i32 {
-    match retry::class(failure, false) {
-        Class::Sick { .. } => tally.failures + 1,
-        _ => tally.failures,
     }
 }
 

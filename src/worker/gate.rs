@@ -23,6 +23,8 @@ const MISSING_FOR: Duration = Duration::from_mins(10);
 const SAME_REFUSALS: u32 = 20;
 /// So many jobs of different batches in a row whose 401, 402 or 403 nobody can explain block the key.
 const SUSPECTS: usize = 3;
+/// A rate limit's pause of this length shows in the table: nobody would see a shorter one.
+const LIMIT_SHOWN: Duration = Duration::from_secs(2);
 /// How long a rate limit without a hint holds its model back.
 const LIMIT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -68,6 +70,8 @@ struct ModelGate {
     held: Option<String>,
     /// A rate limit's pause.
     paused: Option<Instant>,
+    /// Whether the table says so.
+    limit_shown: bool,
 }
 
 /// The right to make one call. Dropped without a report, a probe is given back.
@@ -195,6 +199,10 @@ impl Gates {
         if let Some(gate) = inner.models.get_mut(model) {
             let until = now + hint.unwrap_or(LIMIT_PAUSE);
             gate.paused = Some(gate.paused.map_or(until, |paused| paused.max(until)));
+            if until.saturating_duration_since(now) >= LIMIT_SHOWN {
+                gate.limit_shown = true;
+                inner.changed.insert(self.model_scope(model));
+            }
         }
     }
 
@@ -223,7 +231,8 @@ impl Gates {
         let mut inner = self.lock();
         let label = match &job.batch {
             Some(batch) => format!("batch {}/{batch}", job.queue),
-            None => format!("job {}", job.lease.job),
+            // Rows without a label are one batch here: a handful of them must not stop everybody.
+            None => format!("queue {}", job.queue),
         };
         inner.suspects.insert(label);
         inner.suspects.len() >= SUSPECTS
@@ -322,7 +331,13 @@ impl Gates {
 
 impl ModelGate {
     fn new(settings: BreakerSettings, now: Instant) -> Self {
-        Self { breaker: Breaker::new(settings, now), reason: None, held: None, paused: None }
+        Self {
+            breaker: Breaker::new(settings, now),
+            reason: None,
+            held: None,
+            paused: None,
+            limit_shown: false,
+        }
     }
 
     fn peek(&self, now: Instant) -> Admission {

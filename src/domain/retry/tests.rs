@@ -128,7 +128,10 @@ fn the_fifth_failure_ends_the_job_and_the_fourth_does_not() {
     let Disposition::Back { tally, delay, .. } = decided(&failure, at).job else { panic!("still alive") };
     assert_eq!((tally.failures, delay), (4, Some(Duration::from_secs(8))));
     at.tally.failures = 4;
-    assert!(matches!(decided(&failure, at).job, Disposition::End(Outcome::Failed, _)));
+    let Disposition::End { outcome, tally, .. } = decided(&failure, at).job else {
+        panic!("the fifth ends it")
+    };
+    assert_eq!((outcome, tally.failures), (Outcome::Failed, 5));
 }
 
 #[test]
@@ -199,7 +202,7 @@ fn a_missing_model_fails_the_job_that_named_it_and_blocks_the_default_otherwise(
     let failure = api(404, "not_found_error", None, "model: nope");
     assert_eq!(decided(&failure, with()).news, News::ModelMissing);
     let named = decided(&failure, Circumstances { model_named: true, ..with() });
-    assert!(matches!(named.job, Disposition::End(Outcome::Failed, _)));
+    assert!(matches!(named.job, Disposition::End { outcome: Outcome::Failed, .. }));
 }
 
 #[test]

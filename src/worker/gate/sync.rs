@@ -16,6 +16,7 @@ impl Gates {
         for row in store.gates().await? {
             self.take_over(&row, now);
         }
+        self.end_pauses(now);
         let changed: Vec<String> = self.lock().changed.iter().cloned().collect();
         for scope in changed {
             // Taken out before it is read: what changes while it is written is written again.
@@ -38,6 +39,21 @@ impl Gates {
             }
         }
         Ok(())
+    }
+
+    /// A rate limit's pause that the table shows, and that is over, is to be taken out of it.
+    fn end_pauses(&self, now: Instant) {
+        let mut inner = self.lock();
+        let over: Vec<String> = inner
+            .models
+            .iter_mut()
+            .filter(|(_, gate)| gate.limit_shown && gate.paused.is_none_or(|until| until <= now))
+            .map(|(model, gate)| {
+                gate.limit_shown = false;
+                self.model_scope(model)
+            })
+            .collect();
+        inner.changed.extend(over);
     }
 
     pub(super) fn take_over(&self, row: &GateRow, now: Instant) {
@@ -106,7 +122,12 @@ impl Gates {
             let gate = inner.models.get(model)?;
             match (&gate.held, gate.breaker.state()) {
                 (Some(reason), _) => ("blocked", Some(reason.clone()), None),
-                (None, State::Flowing) => ("flowing", None, None),
+                (None, State::Flowing) => match gate.paused {
+                    Some(until) if now < until => {
+                        ("blocked", Some("the API's rate limit (429)".to_owned()), Some(until))
+                    }
+                    _ => ("flowing", None, None),
+                },
                 (None, State::Blocked { until }) => ("blocked", gate.reason.clone(), Some(until)),
                 (None, State::Probing { until, .. }) => ("probing", gate.reason.clone(), Some(until)),
             }

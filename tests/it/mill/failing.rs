@@ -10,6 +10,7 @@ on_both! {
     an_exhausted_credit_stops_everything_and_one_update_lets_it_go_on,
     a_refused_key_ends_the_run_and_touches_no_job,
     an_overload_blocks_the_model_and_shows_in_gates,
+    a_long_rate_limit_shows_in_gates_and_goes_with_its_end,
     a_typing_error_in_a_labelled_batch_does_not_become_a_call_a_row,
     a_model_that_is_not_there_fails_the_jobs_that_name_it_with_one_call,
     a_blocked_gate_of_a_person_is_left_alone,
@@ -140,6 +141,17 @@ async fn an_overload_blocks_the_model_and_shows_in_gates(ground: &Ground) {
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert_eq!(ground.line("SELECT count(*) FROM job_state WHERE failures > 0").await, "0");
     mill.ledger_is_the_stand_ins().await;
+}
+
+async fn a_long_rate_limit_shows_in_gates_and_goes_with_its_end(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    mill.insert(&["[[error 429 retry-after=3 x1]]"]).await;
+    let daemon = mill.start();
+    mill.until("SELECT state, reason FROM gates", "blocked|the API's rate limit (429)").await;
+    assert_eq!(ground.line("SELECT reason IS NOT NULL FROM job_overview").await, ground.either("1", "t"));
+    mill.until("SELECT outcome, failures FROM results", "complete|0").await;
+    mill.until("SELECT state, reason FROM gates", "flowing|NULL").await;
+    assert_eq!(daemon.stop().await.code, 0);
 }
 
 async fn a_typing_error_in_a_labelled_batch_does_not_become_a_call_a_row(ground: &Ground) {
