@@ -6,7 +6,6 @@ mod policy;
 mod read;
 
 use std::fmt;
-use std::time::Duration;
 
 use crate::domain::ledger::PastCall;
 
@@ -92,8 +91,6 @@ pub struct Claimed {
     pub bytes: i64,
     /// Counters of this run.
     pub tally: Tally,
-    /// Time left until `deadline_at`, by the database's clock.
-    pub deadline_in: Option<Duration>,
     /// The ledger of this run (`late = false`), oldest first. Empty at a first claim.
     pub calls: Vec<PastCall>,
 }

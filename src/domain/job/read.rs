@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
 use super::policy::shown;
-use super::{Claimed, Lease, Policy, Tally};
+use super::{Claimed, Lease, Policy};
 use crate::domain::outcome::Fault;
 
 /// What a model can do, as far as it changes what we send.
@@ -102,8 +102,6 @@ pub struct Job {
     pub tools: bool,
     /// Whether the row asks for thinking.
     pub thinking: bool,
-    /// What it has been through.
-    pub tally: Tally,
 }
 
 impl Job {
@@ -186,7 +184,6 @@ impl Job {
             tools,
             thinking,
             fields,
-            tally: claimed.tally,
             model,
         })
     }
@@ -364,7 +361,7 @@ pub(crate) fn message(role: &str, content: &str) -> Box<RawValue> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::job::JobId;
+    use crate::domain::job::{JobId, Tally};
 
     fn defaults() -> Defaults {
         Defaults {
@@ -395,7 +392,6 @@ mod tests {
             garbled: None,
             bytes: 9,
             tally: Tally::default(),
-            deadline_in: None,
             calls: Vec::new(),
         }
     }

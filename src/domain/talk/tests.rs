@@ -30,7 +30,6 @@ fn job(params: &str, policy: &str) -> Job {
         garbled: None,
         bytes: 7,
         tally: Tally::default(),
-        deadline_in: None,
         calls: Vec::new(),
     };
     Job::read(&claimed, &defaults).expect("a valid job")

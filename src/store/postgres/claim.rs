@@ -15,7 +15,6 @@ use crate::store::{StoreError, Wanted, row};
 macro_rules! wide {
     () => {
         " SELECT c.job_id, c.claims, c.run, c.failures, c.deferrals, c.crashes, c.bytes, c.queue, c.lane,
-                 ceil(extract(epoch FROM c.deadline_at - now()) * 1000)::bigint AS deadline_in,
                  j.batch, j.prompt, j.system, j.model, j.max_tokens, j.params::text AS params,
                  j.policy::text AS policy, q.model AS queue_model, q.policy::text AS queue_policy
             FROM claimed c
@@ -312,7 +311,7 @@ async fn take_now(conn: &mut PgConnection, order: &Order, room: i64) -> sqlx::Re
                FROM fit f
               WHERE s.job_id = f.job_id AND s.job_id = ANY (ARRAY(SELECT job_id FROM fit))
              RETURNING s.job_id, s.claims, s.run, s.failures, s.deferrals, s.crashes, s.bytes, s.queue,
-                       s.deadline_at, f.lane
+                       f.lane
          )",
         wide!(),
     ))
@@ -343,7 +342,7 @@ async fn strays(
 ) -> sqlx::Result<Vec<Claimed>> {
     let rows = sqlx::query(concat!(
         "WITH claimed AS (
-             SELECT job_id, claims, run, failures, deferrals, crashes, bytes, queue, deadline_at, 0 AS lane
+             SELECT job_id, claims, run, failures, deferrals, crashes, bytes, queue, 0 AS lane
                FROM job_state
               WHERE state = 'running' AND claimed_by = $1
                 AND NOT (job_id, claims) IN (SELECT * FROM unnest($2::bigint[], $3::bigint[]))
@@ -382,7 +381,6 @@ fn claimed(found: &PgRow) -> sqlx::Result<Claimed> {
             deferrals: found.try_get("deferrals")?,
             crashes: found.try_get("crashes")?,
         },
-        deadline_in: found.try_get::<Option<i64>, _>("deadline_in")?.map(row::left),
         calls: Vec::new(),
     })
 }

@@ -16,18 +16,14 @@ use crate::store::{StoreError, Wanted, row};
 /// What a claim brings of the jobs in `claimed (job_id, turn)`: the user's row, and the queue's.
 macro_rules! wide {
     () => {
-        concat!(
-            " SELECT s.job_id, s.claims, s.run, s.failures, s.deferrals, s.crashes, s.bytes, s.queue, c.lane,
-                     s.deadline_at - ",
-            now!(),
-            " AS deadline_in, j.batch, j.prompt, j.system, j.model, j.max_tokens, j.params, j.policy,
+        " SELECT s.job_id, s.claims, s.run, s.failures, s.deferrals, s.crashes, s.bytes, s.queue, c.lane,
+                     j.batch, j.prompt, j.system, j.model, j.max_tokens, j.params, j.policy,
                      q.model AS queue_model, q.policy AS queue_policy
                 FROM claimed c
                CROSS JOIN job_state s ON s.job_id = c.job_id
                CROSS JOIN jobs j ON j.id = s.job_id
                 LEFT JOIN queues q ON q.name = s.queue
                ORDER BY c.turn"
-        )
     };
 }
 
@@ -351,7 +347,6 @@ fn claimed(found: &SqliteRow) -> sqlx::Result<Claimed> {
             deferrals: found.try_get("deferrals")?,
             crashes: found.try_get("crashes")?,
         },
-        deadline_in: found.try_get::<Option<i64>, _>("deadline_in")?.map(row::left),
         calls: Vec::new(),
     })
 }

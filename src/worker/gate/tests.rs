@@ -41,7 +41,6 @@ fn job(id: i64, model: &str, batch: Option<&str>) -> Job {
         garbled: None,
         bytes: 1,
         tally: Tally::default(),
-        deadline_in: None,
         calls: Vec::new(),
     };
     Job::read(&claimed, &defaults).expect("valid")

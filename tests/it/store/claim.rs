@@ -71,8 +71,6 @@ async fn a_claim_brings_the_job_and_its_queue_as_inserted(ground: &Ground) {
     assert_eq!(got.queue_model.as_deref(), Some("queue-model"));
     assert_eq!(got.queue_policy.as_deref(), Some(r#"{"max_failures": 2}"#));
     assert_eq!(got.bytes, 7 + 39);
-    let left = got.deadline_in.expect("a deadline");
-    assert!(left > Duration::from_mins(1) && left <= Duration::from_secs(100), "{left:?}");
     assert!(got.calls.is_empty());
 }
 
