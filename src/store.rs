@@ -297,7 +297,8 @@ pub trait Store: Send + Sync {
     /// Returns the time until the next scheduled job is due, if there is one.
     async fn next_due(&self) -> Result<Option<Duration>, StoreError>;
 
-    /// Waits until somebody may have inserted or changed something, or `up_to` has passed.
+    /// Waits until somebody may have inserted or changed something, or `up_to` has passed, or
+    /// sooner where the store cannot be sure to be told.
     /// SQLite: `PRAGMA data_version` every 50 ms. Postgres: LISTEN, or just the time.
     async fn changed(&self, up_to: Duration);
 }

@@ -27,7 +27,7 @@ use crate::domain::breaker::BreakerSettings;
 use crate::domain::job::{Claimed, Defaults, Lease, WorkerId};
 use crate::domain::outcome::{Failure, Outcome};
 use crate::domain::retry::Curve;
-use crate::store::{Backlog, Me, Store, StoreError, Wanted};
+use crate::store::{Backlog, Blocked, Me, Store, StoreError, Wanted};
 
 use attempt::{Ended, Rein, Why, attempt};
 use gate::{Gates, Open};
@@ -37,8 +37,10 @@ use record::Recorder;
 /// Wakes the loop: something may be claimable.
 type Wake = Arc<Notify>;
 
-/// How long the loop sleeps at most while nothing wakes it: the poll that is the truth.
+/// How long the loop sleeps at most while a gate may open at any moment.
 const POLL: Duration = Duration::from_millis(200);
+/// How long it sleeps at most while all gates flow: the store says when somebody inserts.
+const CALM: Duration = Duration::from_secs(1);
 /// Freed slots gather so long before they are claimed for together.
 const GATHER: Duration = Duration::from_millis(10);
 /// How long the last ends may take to be written after the drain time is over.
@@ -201,7 +203,9 @@ pub async fn run(
     let mut upkeep: JoinSet<()> = JoinSet::new();
     upkeep.spawn(upkeep::beat(Arc::clone(&mill), beside.clone()));
     upkeep.spawn(upkeep::tick(Arc::clone(&mill), Arc::clone(&wake), beside.clone()));
-    upkeep.spawn(watch(Arc::clone(&mill), Arc::clone(&wake), beside.clone()));
+    // It only waits and wakes: it may be dropped at any moment, the store's operations end by themselves.
+    let mut watching: JoinSet<()> = JoinSet::new();
+    watching.spawn(watch(Arc::clone(&mill), Arc::clone(&wake)));
     upkeep.spawn(upkeep::reload(Arc::clone(&mill), Arc::clone(&signals.reload), beside.clone()));
     let at = Arc::clone(&mill);
     let mut writing: JoinSet<()> = JoinSet::new();
@@ -219,6 +223,7 @@ pub async fn run(
         end = End::Unwritten;
     }
     beside.cancel();
+    watching.abort_all();
     while upkeep.join_next().await.is_some() {}
     writing.abort_all();
     // What blocks is to be read in the table also after we are gone.
@@ -235,9 +240,11 @@ pub async fn run(
 
 /// Turns the store's hints into wake-ups. A task of its own, so that no database operation is ever
 /// dropped half-way.
-async fn watch(mill: Arc<Mill>, wake: Wake, stop: CancellationToken) {
-    while !stop.is_cancelled() {
-        mill.store.changed(POLL).await;
+async fn watch(mill: Arc<Mill>, wake: Wake) {
+    loop {
+        let flows =
+            matches!(mill.gates.open(Instant::now()), Open::All(blocked) if blocked == Blocked::default());
+        mill.store.changed(if flows { CALM } else { POLL }).await;
         wake.notify_one();
     }
 }

@@ -100,6 +100,8 @@ fn with_start_up(options: PgConnectOptions, settings: &StoreSettings) -> PgConne
     ])
 }
 
+/// Nobody who inserts waits longer than this, whatever became of the notification.
+const POLL: Duration = Duration::from_millis(200);
 /// How long one operation waits for a connection. What waits longer is tried again anyway.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
@@ -207,6 +209,8 @@ impl Store for PostgresStore {
     }
 
     async fn changed(&self, up_to: Duration) {
+        // A notification is a hint, and a pooler brings none: the poll is the truth.
+        let up_to = up_to.min(POLL);
         match &self.listener {
             Some(listener) => listener.heard(up_to).await,
             None => tokio::time::sleep(up_to).await,

@@ -36,9 +36,6 @@ use super::{Backlog, GateRow, Me, Migrate, Peer, Store, StoreError, StoreSetting
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 
-/// How often the file is looked at for changes by other programs.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-
 /// A SQLite file with our schema in it.
 pub struct SqliteStore {
     place: place::Place,
@@ -251,25 +248,20 @@ impl Store for SqliteStore {
     }
 
     async fn changed(&self, up_to: Duration) {
-        let until = Instant::now() + up_to;
         // What changed since the last wait counts, so the number is kept between two waits.
         let mut known = self.version.lock().await;
-        loop {
-            let seen = op::run(&self.watch, self.limit, (), |conn, ()| Box::pin(upkeep::version(conn))).await;
-            match seen {
-                Ok(seen) if *known == Some(seen) => {}
-                Ok(seen) => {
-                    *known = Some(seen);
-                    return;
-                }
-                // The caller meets the same error where it can say something about it.
-                Err(error) => tracing::debug!(error = %error, "cannot watch the file; polling goes on"),
+        let until = Instant::now() + up_to;
+        let seen = op::run(&self.watch, self.limit + up_to, (*known, until), |conn, wait| {
+            Box::pin(upkeep::changed(conn, wait.0, wait.1))
+        })
+        .await;
+        match seen {
+            Ok(seen) => *known = Some(seen),
+            // The caller meets the same error where it can say something about it.
+            Err(error) => {
+                tracing::debug!(error = %error, "cannot watch the file; polling goes on");
+                tokio::time::sleep(until.saturating_duration_since(Instant::now())).await;
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            tokio::time::sleep(LOOK_EVERY.min(left)).await;
         }
     }
 }
