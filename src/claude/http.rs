@@ -20,7 +20,7 @@ use reqwest::{Client, Method, Response, Url};
 use secrecy::ExposeSecret;
 use tokio_util::sync::CancellationToken;
 
-pub use self::setup::{Auth, ClaudeSettings, SetupError, check_key};
+pub use self::setup::{Auth, ClaudeSettings, SetupError, check_key, fingerprint};
 
 use self::intake::{Intake, Progress, Sizes, first_character, foreign};
 use self::setup::Credentials;
@@ -266,7 +266,7 @@ impl Claude for HttpClaude {
     }
 
     fn fingerprint(&self) -> String {
-        self.credentials().fingerprint()
+        self.credentials().fingerprint.clone()
     }
 }
 

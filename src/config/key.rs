@@ -1,13 +1,11 @@
 //! The key: where it is, and reading it. Read when it is needed, not when the configuration is:
 //! a mounted secret is replaced while we run, and most commands need no key.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
-use sha2::{Digest, Sha256};
 
-use crate::claude::http::check_key;
+use crate::claude::http::{check_key, fingerprint};
 
 /// How a key is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,11 +28,7 @@ pub struct Credential {
 impl Credential {
     /// Names the key without telling it: the first 8 hex digits of its SHA-256.
     pub fn fingerprint(&self) -> String {
-        let digest = Sha256::digest(self.secret.expose_secret());
-        digest.iter().take(4).fold(String::new(), |mut hex, byte| {
-            write!(hex, "{byte:02x}").expect("a String takes every write");
-            hex
-        })
+        fingerprint(&self.secret)
     }
 }
 

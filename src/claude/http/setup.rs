@@ -108,6 +108,8 @@ pub enum SetupError {
 #[derive(Debug)]
 pub(super) struct Credentials {
     pub(super) key: Option<SecretString>,
+    /// Names the key: asked for at every call, so hashed once.
+    pub(super) fingerprint: String,
     /// What must not be seen in a message: the key, and what the configured headers say.
     secrets: Vec<SecretString>,
     /// Every header of a call but a model's own version.
@@ -158,14 +160,8 @@ impl Credentials {
             }
         }
         let secrets = settings.headers.iter().map(|(_, value)| value.clone()).chain(key.clone()).collect();
-        Ok(Self { key, secrets, headers })
-    }
-
-    /// Returns the first 8 hex digits of the key's SHA-256, or `none`.
-    pub(super) fn fingerprint(&self) -> String {
-        let Some(key) = &self.key else { return "none".to_owned() };
-        let digest = Sha256::digest(key.expose_secret().as_bytes());
-        format!("{:02x}{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2], digest[3])
+        let fingerprint = key.as_ref().map_or_else(|| "none".to_owned(), fingerprint);
+        Ok(Self { fingerprint, key, secrets, headers })
     }
 
     /// Takes the secrets out of a failure's message: some servers repeat the key they refuse, and a
@@ -217,6 +213,12 @@ fn read_key_file(path: &Path) -> Result<SecretString, SetupError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| SetupError::KeyFile { path: path.to_owned(), source })?;
     check_key(&text).map_err(|why| SetupError::KeyInFile { path: path.to_owned(), why })
+}
+
+/// Names a key without telling it: the first 8 hex digits of its SHA-256.
+pub fn fingerprint(key: &SecretString) -> String {
+    let digest = Sha256::digest(key.expose_secret().as_bytes());
+    format!("{:02x}{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2], digest[3])
 }
 
 /// Returns the key in a text that holds nothing else but white space around it. The error says what
