@@ -17,7 +17,7 @@ mod sections;
 use std::path::PathBuf;
 
 pub use database_url::DatabaseUrl;
-pub use key::{AuthStyle, Credential, KeyError, KeyPlace, KeySource, NO_KEY};
+pub use key::{Auth, Credential, KeyError, KeyPlace, KeySource, NO_KEY};
 pub use knobs::{DEFAULT_TOML, Knob, knobs, table};
 pub use layers::Surroundings;
 pub use problem::{ConfigError, Problem};

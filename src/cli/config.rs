@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 
 use serde_json::json;
 
-use crate::config::{AuthStyle, Config, ConfigError, Entry, Flags, KeyPlace, NO_KEY};
+use crate::config::{Auth, Config, ConfigError, Entry, Flags, KeyPlace, NO_KEY};
 
 /// Shows the effective configuration and where each value came from
 #[derive(Debug, Clone, clap::Args)]
@@ -110,10 +110,10 @@ fn key_comment(config: &Config, section: &str) -> String {
 }
 
 /// Returns how a key is sent, in words.
-pub(super) fn style(style: AuthStyle) -> &'static str {
+pub(super) fn style(style: Auth) -> &'static str {
     match style {
-        AuthStyle::XApiKey => "x-api-key",
-        AuthStyle::Bearer => "bearer",
+        Auth::XApiKey => "x-api-key",
+        Auth::Bearer => "bearer",
     }
 }
 

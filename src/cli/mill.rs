@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use crate::claude::http::{Auth, ClaudeSettings, HttpClaude};
-use crate::config::{AuthStyle, Config, KeyPlace};
+use crate::config::{Config, KeyPlace};
 use crate::domain::breaker::BreakerSettings;
 use crate::domain::job::{Defaults, ModelFacts};
 use crate::domain::retry::Curve;
@@ -69,10 +69,7 @@ pub fn claude(config: &Config) -> anyhow::Result<HttpClaude> {
 pub fn claude_settings(config: &Config) -> anyhow::Result<ClaudeSettings> {
     let api = &config.api;
     let credential = api.key.read().context("failed to read the key")?;
-    let auth = match credential.as_ref().map(|credential| credential.style) {
-        Some(AuthStyle::Bearer) => Auth::Bearer,
-        Some(AuthStyle::XApiKey) | None => Auth::XApiKey,
-    };
+    let auth = credential.as_ref().map_or(Auth::XApiKey, |credential| credential.style);
     let (key, key_file) = match &api.key.place {
         KeyPlace::Nowhere => (None, None),
         KeyPlace::Variable { .. } => (credential.map(|credential| credential.secret), None),

@@ -9,7 +9,7 @@ use reqwest::header::{HeaderName, HeaderValue};
 use secrecy::SecretString;
 use tracing_subscriber::filter::Targets;
 
-use super::key::{AuthStyle, KeyPlace, KeySource};
+use super::key::{Auth, KeyPlace, KeySource};
 use super::layers::{Merged, Surroundings};
 use super::read::{MASK, Reader};
 use super::sections::{
@@ -105,7 +105,7 @@ fn api(r: &mut Reader, around: &Surroundings) -> ApiSettings {
     let style = r.choice(
         &s,
         "auth",
-        &[("auto", None), ("x-api-key", Some(AuthStyle::XApiKey)), ("bearer", Some(AuthStyle::Bearer))],
+        &[("auto", None), ("x-api-key", Some(Auth::XApiKey)), ("bearer", Some(Auth::Bearer))],
     );
     let key_file = r.optional_text(&s, "key_file");
     let key = KeySource { place: key_place(r, around, key_file), style };

@@ -5,22 +5,14 @@ use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 
+pub use crate::claude::http::Auth;
 use crate::claude::http::{check_key, fingerprint};
-
-/// How a key is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AuthStyle {
-    /// `x-api-key: KEY`.
-    XApiKey,
-    /// `authorization: Bearer KEY`.
-    Bearer,
-}
 
 /// A key, and how to send it.
 #[derive(Debug, Clone)]
 pub struct Credential {
     /// How it is sent.
-    pub style: AuthStyle,
+    pub style: Auth,
     /// The key: visible ASCII, so it fits into a header.
     pub secret: SecretString,
 }
@@ -73,7 +65,7 @@ pub struct KeySource {
     /// Where it is.
     pub place: KeyPlace,
     /// `api.auth`; `None` (`auto`): by what it is, which [`KeySource::read`] decides.
-    pub style: Option<AuthStyle>,
+    pub style: Option<Auth>,
 }
 
 impl KeySource {
@@ -96,7 +88,7 @@ impl KeySource {
         let secret = check_key(&text).map_err(|why| fail(format!("the key is not usable: {why}")))?;
         // What the OAuth endpoint hands out is taken as Bearer only, wherever it was put.
         let bearer = bearer || secret.expose_secret().starts_with("sk-ant-oat");
-        let style = self.style.unwrap_or(if bearer { AuthStyle::Bearer } else { AuthStyle::XApiKey });
+        let style = self.style.unwrap_or(if bearer { Auth::Bearer } else { Auth::XApiKey });
         Ok(Some(Credential { style, secret }))
     }
 
@@ -129,9 +121,9 @@ mod tests {
     #[test]
     fn a_key_goes_as_what_it_is() {
         for (name, text, style) in [
-            ("ANTHROPIC_API_KEY", "sk-ant-api03-x", AuthStyle::XApiKey),
-            ("ANTHROPIC_AUTH_TOKEN", "token", AuthStyle::Bearer),
-            ("ANTHROPIC_API_KEY", "sk-ant-oat01-x\n", AuthStyle::Bearer),
+            ("ANTHROPIC_API_KEY", "sk-ant-api03-x", Auth::XApiKey),
+            ("ANTHROPIC_AUTH_TOKEN", "token", Auth::Bearer),
+            ("ANTHROPIC_API_KEY", "sk-ant-oat01-x\n", Auth::Bearer),
         ] {
             assert_eq!(given(name, text).read().unwrap().unwrap().style, style);
         }

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use promptmill::cli;
 use promptmill::cli::config::{ConfigArgs, to_json, to_toml};
 use promptmill::cli::doctor::{DoctorArgs, Finding, KeyCheck, Outside, Verdict, examine};
-use promptmill::config::{AuthStyle, Config, ConfigError, Flags, LogFormat, Surroundings, knobs, table};
+use promptmill::config::{Auth, Config, ConfigError, Flags, LogFormat, Surroundings, knobs, table};
 use promptmill::domain::job::OnMaxTokens;
 use promptmill::telemetry;
 use secrecy::ExposeSecret;
@@ -271,15 +271,15 @@ fn the_key_comes_from_the_highest_layer_that_has_one() {
     let file = place.path("key").display().to_string();
 
     let place = place.var("CREDENTIALS_DIRECTORY", &folder);
-    assert_eq!(read(&place), ("from-systemd".into(), AuthStyle::XApiKey));
+    assert_eq!(read(&place), ("from-systemd".into(), Auth::XApiKey));
     let place = place.file(&format!("[api]\nkey_file = '{file}'\n"));
-    assert_eq!(read(&place), ("from-file".into(), AuthStyle::XApiKey));
+    assert_eq!(read(&place), ("from-file".into(), Auth::XApiKey));
     let place = place.var("ANTHROPIC_AUTH_TOKEN", "from-token");
-    assert_eq!(read(&place), ("from-token".into(), AuthStyle::Bearer));
+    assert_eq!(read(&place), ("from-token".into(), Auth::Bearer));
     let place = place.var("ANTHROPIC_API_KEY", "from-env");
-    assert_eq!(read(&place), ("from-env".into(), AuthStyle::XApiKey));
+    assert_eq!(read(&place), ("from-env".into(), Auth::XApiKey));
     let place = place.var("PROMPTMILL_API__KEY_FILE", &file).var("PROMPTMILL_API__AUTH", "bearer");
-    assert_eq!(read(&place), ("from-file".into(), AuthStyle::Bearer));
+    assert_eq!(read(&place), ("from-file".into(), Auth::Bearer));
     // A mounted secret is replaced while we run.
     let source = place.good().api.key;
     fs::write(&file, "rotated").unwrap();

@@ -161,7 +161,7 @@ impl Credentials {
         }
         let secrets = settings.headers.iter().map(|(_, value)| value.clone()).chain(key.clone()).collect();
         let fingerprint = key.as_ref().map_or_else(|| "none".to_owned(), fingerprint);
-        Ok(Self { fingerprint, key, secrets, headers })
+        Ok(Self { key, fingerprint, secrets, headers })
     }
 
     /// Takes the secrets out of a failure's message: some servers repeat the key they refuse, and a
