@@ -167,6 +167,8 @@ pub struct Wanted {
     pub bytes_max: i64,
     /// Only these queues; empty: all.
     pub queues: Vec<String>,
+    /// Whether one job may be taken that is suspected of ending processes; never more than one.
+    pub suspect: bool,
     /// The model of a job that names none, and whose queue names none.
     pub default_model: String,
     /// Lanes to pass by.
@@ -218,6 +220,15 @@ pub struct Backlog {
     pub waiting: i64,
 }
 
+/// A job that was taken from a dead worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rescued {
+    /// Which.
+    pub job: JobId,
+    /// Whether it ended so: it is suspected of having ended the workers that ran it.
+    pub quarantined: bool,
+}
+
 /// What became of a batch of fenced writes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Written {
@@ -257,15 +268,19 @@ pub trait Store: Send + Sync {
     /// leases whose parts are kept; the others are lost, or somebody writes them just now.
     async fn checkpoint(&self, parts: &[Arc<Checkpoint>]) -> Result<Vec<Lease>, StoreError>;
 
-    /// Ends jobs: result, ledger row and state together, fenced. The ledger row of a job whose
-    /// fence is lost is written all the same, as late.
+    /// Ends jobs: result, ledger row and state together, fenced. An answer of the model is also taken
+    /// from a worker that lost its lease, where the job is not done and the run is the same: jobs are
+    /// immutable, so it is as good as anyone's. The ledger row of a lost lease is written in any case,
+    /// as late.
     async fn settle(&self, settlements: &[Arc<Settlement>], worker: WorkerId) -> Result<Written, StoreError>;
 
     /// Puts jobs back, with the ledger row of the call that led there, fenced.
     async fn release(&self, releases: &[Arc<Release>], worker: WorkerId) -> Result<Written, StoreError>;
 
-    /// Adds what a worker had from the API to the result of a job that was cancelled or expired
-    /// under it: text, content, tokens, calls. Once; nothing where the job was run again since.
+    /// Adds what a worker had from the API to the result of a job that was taken from it: text and
+    /// content where it was cancelled or expired, once, and the sums over the ledger in any case, which
+    /// no longer holds a call as lost that this worker never made. Nothing where the job is not done or
+    /// was run again since. Returns whether text and content were added.
     async fn fill(&self, lease: &Lease, answer: &Answer) -> Result<bool, StoreError>;
 
     /// Returns which of these leases are no longer held.
@@ -280,9 +295,14 @@ pub trait Store: Send + Sync {
     /// Returns the other workers.
     async fn peers(&self, me: WorkerId) -> Result<Vec<Peer>, StoreError>;
 
-    /// Takes at most `limit` jobs from a worker that is dead: pending again, claims + 1, crashes + 1,
-    /// a `lost` row in the ledger each. Removes the worker's row when none are left.
-    async fn rescue(&self, dead: WorkerId, limit: i64) -> Result<Vec<JobId>, StoreError>;
+    /// Takes at most `limit` jobs from a worker that is dead: pending again, claims + 1, a `lost` row in
+    /// the ledger each. `crashes` + 1, or 0 where the job got further than before; one that has
+    /// [`Tally::QUARANTINED`](crate::domain::job::Tally::QUARANTINED) of them is done as `quarantined`.
+    /// Removes the worker's row when none are left.
+    async fn rescue(&self, dead: WorkerId, limit: i64) -> Result<Vec<Rescued>, StoreError>;
+
+    /// Takes the crash back that a rescue counted against these leases: their worker lives.
+    async fn absolve(&self, leases: &[Lease]) -> Result<(), StoreError>;
 
     /// Returns all gates.
     async fn gates(&self) -> Result<Vec<GateRow>, StoreError>;

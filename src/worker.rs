@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::claude::Claude;
 use crate::domain::breaker::BreakerSettings;
-use crate::domain::job::{Claimed, Defaults, Lease, WorkerId};
+use crate::domain::job::{Claimed, Defaults, Lease, Tally, WorkerId};
 use crate::domain::outcome::{Failure, Outcome};
 use crate::domain::retry::Curve;
 use crate::store::{Backlog, Blocked, Me, Store, StoreError, Wanted};
@@ -214,8 +214,9 @@ pub async fn run(
     let mut turning = Turning {
         mill: Arc::clone(&mill),
         attempts: JoinSet::new(),
-        ids: HashMap::new(),
+        works: HashMap::new(),
         bytes: 0,
+        suspects: 0,
         ailing: None,
     };
     let mut end = turning.until_stopped(&wake, &signals.stop).await;
@@ -262,13 +263,23 @@ enum Found {
     Shut,
 }
 
+/// What an attempt works on.
+struct Work {
+    lease: Lease,
+    bytes: i64,
+    tally: Tally,
+    rein: Rein,
+}
+
 /// The loop's own state: the attempts that run.
 struct Turning {
     mill: Arc<Mill>,
     attempts: JoinSet<Ended>,
-    /// Lease and input size of each attempt, for the one that panics.
-    ids: HashMap<Id, (Lease, i64)>,
+    /// What each attempt works on.
+    works: HashMap<Id, Work>,
     bytes: i64,
+    /// How many of them are suspected of ending processes.
+    suspects: usize,
     /// What the last claim failed of: said once, not five times a second.
     ailing: Option<String>,
 }
@@ -363,6 +374,7 @@ impl Turning {
             worker: self.mill.worker(),
             slots,
             bytes_max,
+            suspect: self.suspects == 0,
             queues: settings.queues.clone(),
             default_model: self.mill.defaults.model.clone(),
             blocked,
@@ -403,13 +415,22 @@ impl Turning {
     }
 
     fn spawn(&mut self, claimed: Claimed) {
-        let (lease, bytes) = (claimed.lease, claimed.bytes);
+        let Claimed { lease, bytes, tally, .. } = claimed;
         let rein = Rein::default();
+        if tally.is_suspect() {
+            tracing::warn!(job.id = %lease.job, job.crashes = tally.crashes, "job {} is run as the only suspect: {} worker processes died while they ran it", lease.job, tally.crashes);
+        }
         self.mill.running.lock().insert(lease, rein.clone());
-        self.bytes += bytes;
         let mill = Arc::clone(&self.mill);
+        let work = Work { lease, bytes, tally, rein: rein.clone() };
         let task = self.attempts.spawn(async move { attempt(&mill, claimed, &rein).await });
-        self.ids.insert(task.id(), (lease, bytes));
+        self.work_on(task.id(), work);
+    }
+
+    fn work_on(&mut self, task: Id, work: Work) {
+        self.bytes += work.bytes;
+        self.suspects += usize::from(work.tally.is_suspect());
+        self.works.insert(task, work);
     }
 
     fn reap(&mut self) {
@@ -424,24 +445,27 @@ impl Turning {
             Ok((id, _)) => *id,
             Err(err) => err.id(),
         };
-        let Some((lease, bytes)) = self.ids.remove(&id) else { return false };
-        self.mill.running.lock().remove(&lease);
-        self.bytes -= bytes;
+        let Some(work) = self.works.remove(&id) else { return false };
+        self.mill.running.lock().remove(&work.lease);
+        self.bytes -= work.bytes;
+        self.suspects -= usize::from(work.tally.is_suspect());
         match ended {
             Ok((_, Ended::Settled(outcome))) => self.mill.tally.count(outcome),
             Ok((_, Ended::Released)) => return true,
             Ok((_, Ended::Lost)) => {}
-            Err(err) => self.settle_panicked(lease, &err),
+            Err(err) => self.settle_panicked(work, &err),
         }
         false
     }
 
     /// A panic in one job's code fails that job only.
-    fn settle_panicked(&mut self, lease: Lease, err: &tokio::task::JoinError) {
+    fn settle_panicked(&mut self, work: Work, err: &tokio::task::JoinError) {
+        let (lease, tally, rein) = (work.lease, work.tally, work.rein.clone());
         tracing::error!(job.id = %lease.job, "the attempt of job {} panicked: {err}", lease.job);
         let mill = Arc::clone(&self.mill);
-        let task = self.attempts.spawn(async move { attempt::settle_panicked(&mill, lease).await });
-        self.ids.insert(task.id(), (lease, 0));
+        let task =
+            self.attempts.spawn(async move { attempt::settle_panicked(&mill, lease, tally, &rein).await });
+        self.work_on(task.id(), work);
     }
 
     /// Nothing is pending: tells inserters to wake us. Returns whether to look once more, since an

@@ -349,6 +349,47 @@ CREATE TRIGGER job_state_by_hand BEFORE UPDATE OF state, priority, available_at 
           AND NOT (OLD.state = 'scheduled' AND NEW.state = 'pending' AND NEW.available_at <= now()))
     EXECUTE FUNCTION job_state_by_hand();
 
+-- A running job is taken from its worker: by a cancel, a deadline, the rescue, or another worker's answer. The call
+-- that the worker may be making stands in the ledger as lost, with what the checkpoints hold of it, until the worker
+-- itself says what became of it: so no call is unknown, whoever dies when.
+CREATE FUNCTION job_state_taken_away() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    INSERT INTO calls (job_id, claim, seq, run, kind, model, max_tokens, messages, request, output_tokens,
+                       partial, content, ended_at, error_type, error, worker)
+    SELECT OLD.job_id, OLD.claims, l.seq, OLD.run, coalesce(k.head ->> 'kind', 'ask'), k.head ->> 'model',
+           (k.head ->> 'max_tokens')::bigint, (k.head ->> 'messages')::integer, (k.head ->> 'request')::json,
+           coalesce(ceil(octet_length(k.text) / 3.5), 0)::bigint, k.text IS NOT NULL,
+           CASE WHEN k.text IS NOT NULL THEN json_build_array(json_build_object('type', 'text', 'text', k.text)) END,
+           clock_timestamp(), 'lost', 'the job was taken from its worker; the call may have been made and paid for',
+           OLD.claimed_by
+      FROM (SELECT 1 + coalesce(max(seq), 0) AS seq FROM calls WHERE job_id = OLD.job_id AND claim = OLD.claims) l
+      LEFT JOIN LATERAL (
+           SELECT max(content) FILTER (WHERE part = 0)::json AS head,
+                  string_agg(content, '' ORDER BY part) FILTER (WHERE part > 0) AS text
+             FROM checkpoints
+            WHERE job_id = OLD.job_id AND claim = OLD.claims AND seq = l.seq
+           HAVING count(*) = max(part) + 1) k ON true
+        ON CONFLICT (job_id, claim, seq) DO NOTHING;
+    DELETE FROM checkpoints WHERE job_id = OLD.job_id;
+    UPDATE results r
+       SET calls = c.calls, continuations = c.continuations, started_at = c.started_at, input_tokens = c.input_tokens,
+           output_tokens = c.output_tokens, cache_creation_input_tokens = c.cache_creation_input_tokens,
+           cache_read_input_tokens = c.cache_read_input_tokens
+      FROM (SELECT count(*) AS calls, count(*) FILTER (WHERE kind IN ('continue', 'regenerate')) AS continuations,
+                   min(sent_at) AS started_at, coalesce(sum(input_tokens), 0) AS input_tokens,
+                   coalesce(sum(output_tokens), 0) AS output_tokens,
+                   coalesce(sum(cache_creation_input_tokens), 0) AS cache_creation_input_tokens,
+                   coalesce(sum(cache_read_input_tokens), 0) AS cache_read_input_tokens
+              FROM calls
+             WHERE job_id = OLD.job_id AND run = OLD.run) c
+     WHERE r.job_id = OLD.job_id AND r.run = OLD.run;
+    RETURN NULL;
+END $$;
+-- Of no column in particular: the trigger before changes claims where a person changes state.
+CREATE TRIGGER job_state_taken_away AFTER UPDATE ON job_state FOR EACH ROW
+    WHEN (OLD.claimed_by IS NOT NULL AND NEW.claims <> OLD.claims)
+    EXECUTE FUNCTION job_state_taken_away();
+
 -- What nobody may do.
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
@@ -405,7 +446,7 @@ CREATE TRIGGER gates_by_hand BEFORE UPDATE ON gates FOR EACH ROW WHEN (NEW.gener
 
 -- Else any role could hang them on a table of its own and have them run as the owner.
 REVOKE EXECUTE ON FUNCTION jobs_inserted(), jobs_deleted(), jobs_truncated(), job_state_by_hand(), refuse(),
-    job_state_deleted(), results_deleted(), gates_by_hand() FROM PUBLIC;
+    job_state_taken_away(), job_state_deleted(), results_deleted(), gates_by_hand() FROM PUBLIC;
 
 -- Each job with where it is and why it waits. No big columns.
 CREATE VIEW job_overview AS

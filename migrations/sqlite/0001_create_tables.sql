@@ -377,6 +377,43 @@ WHEN OLD.state IN ('pending', 'scheduled') AND NEW.state IN ('pending', 'schedul
      WHERE job_id = OLD.job_id;
 END;
 
+-- A running job is taken from its worker: by a cancel, a deadline, the rescue, or another worker's answer. The call
+-- that the worker may be making stands in the ledger as lost, with what the checkpoints hold of it, until the worker
+-- itself says what became of it: so no call is unknown, whoever dies when.
+CREATE TRIGGER job_state_taken_away AFTER UPDATE OF claims ON job_state
+WHEN OLD.claimed_by IS NOT NULL AND NEW.claims <> OLD.claims BEGIN
+    INSERT INTO calls (job_id, claim, seq, run, kind, model, max_tokens, messages, request, output_tokens,
+                       partial, content, ended_at, error_type, error, worker)
+    SELECT OLD.job_id, OLD.claims, k.seq, OLD.run, coalesce(json_extract(k.head, '$.kind'), 'ask'),
+           json_extract(k.head, '$.model'), json_extract(k.head, '$.max_tokens'), json_extract(k.head, '$.messages'),
+           json_extract(k.head, '$.request'), coalesce((length(CAST(k.text AS BLOB)) * 2 + 6) / 7, 0), k.text IS NOT NULL,
+           CASE WHEN k.text IS NOT NULL THEN json_array(json_object('type', 'text', 'text', k.text)) END,
+           CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER), 'lost',
+           'the job was taken from its worker; the call may have been made and paid for', OLD.claimed_by
+      FROM (SELECT n.seq,
+                   CASE WHEN count(p.part) = max(p.part) + 1 THEN max(p.content) FILTER (WHERE p.part = 0) END AS head,
+                   CASE WHEN count(p.part) = max(p.part) + 1 THEN group_concat(p.content, '') FILTER (WHERE p.part > 0) END AS text
+              FROM (SELECT 1 + coalesce(max(seq), 0) AS seq FROM calls WHERE job_id = OLD.job_id AND claim = OLD.claims) n
+              LEFT JOIN (SELECT seq, part, content FROM checkpoints
+                          WHERE job_id = OLD.job_id AND claim = OLD.claims
+                          ORDER BY part) p ON p.seq = n.seq) k
+     WHERE true
+        ON CONFLICT (job_id, claim, seq) DO NOTHING;
+    DELETE FROM checkpoints WHERE job_id = OLD.job_id;
+    UPDATE results
+       SET calls = c.calls, continuations = c.continuations, started_at = c.started_at, input_tokens = c.input_tokens,
+           output_tokens = c.output_tokens, cache_creation_input_tokens = c.cache_creation_input_tokens,
+           cache_read_input_tokens = c.cache_read_input_tokens
+      FROM (SELECT count(*) AS calls, coalesce(sum(kind IN ('continue', 'regenerate')), 0) AS continuations,
+                   min(sent_at) AS started_at, coalesce(sum(input_tokens), 0) AS input_tokens,
+                   coalesce(sum(output_tokens), 0) AS output_tokens,
+                   coalesce(sum(cache_creation_input_tokens), 0) AS cache_creation_input_tokens,
+                   coalesce(sum(cache_read_input_tokens), 0) AS cache_read_input_tokens
+              FROM calls
+             WHERE job_id = OLD.job_id AND run = OLD.run) c
+     WHERE results.job_id = OLD.job_id AND results.run = OLD.run;
+END;
+
 -- What nobody may do.
 CREATE TRIGGER jobs_are_not_changed
 BEFORE UPDATE OF id, queue, batch, key, model, max_tokens, priority, run_at, created_at, prompt, system, params, policy ON jobs BEGIN

@@ -54,8 +54,20 @@ pub struct Tally {
     pub failures: i32,
     /// Times it was put back without a failure.
     pub deferrals: i32,
-    /// Process deaths it lived through.
+    /// Process deaths in a row that it lived through without progress.
     pub crashes: i32,
+}
+
+impl Tally {
+    /// From so many deaths on a job is a suspect: of these one at a time runs in a process.
+    pub const SUSPECT: i32 = 3;
+    /// At so many it ends as `quarantined`: twice it was the only suspect in a process that died.
+    pub const QUARANTINED: i32 = 5;
+
+    /// Whether the job may be what ends the processes that it runs in.
+    pub const fn is_suspect(self) -> bool {
+        self.crashes >= Self::SUSPECT
+    }
 }
 
 /// A job as the claim brings it: the user's row, its queue's settings, and what was already paid for.

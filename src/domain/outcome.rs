@@ -72,6 +72,22 @@ impl Outcome {
         }
     }
 
+    /// Whether it is what the model made of the job, as any worker would have it: such an end is taken
+    /// also from a worker that lost its lease. The others say what one claim met, and another may not.
+    pub const fn is_an_answer(self) -> bool {
+        match self {
+            Self::Complete
+            | Self::Truncated
+            | Self::Refused
+            | Self::NeedsTool
+            | Self::Paused
+            | Self::Empty
+            | Self::InvalidOutput
+            | Self::Unreviewed => true,
+            Self::Invalid | Self::Failed | Self::Expired | Self::Cancelled | Self::Quarantined => false,
+        }
+    }
+
     /// Returns the outcome of a word, if it is one of ours.
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|outcome| outcome.as_str() == word)

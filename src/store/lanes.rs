@@ -265,6 +265,7 @@ mod tests {
             worker: WorkerId(1),
             slots: 8,
             bytes_max: 1 << 20,
+            suspect: true,
             queues: Vec::new(),
             default_model: "m".to_owned(),
             blocked: Blocked::default(),

@@ -91,8 +91,8 @@ GRANT INSERT ({ENQUEUED}), DELETE
 -- Lets it lock rows of jobs; the update itself is refused by a trigger.
 GRANT UPDATE (id) ON {schema}.jobs TO {worker};
 GRANT UPDATE ON {schema}.job_state TO {worker};
-GRANT INSERT, UPDATE ON {schema}.results, {schema}.calls, {schema}.queues TO {worker};
-GRANT INSERT, UPDATE, DELETE ON {schema}.checkpoints, {schema}.gates, {schema}.workers TO {worker};
+GRANT INSERT, UPDATE ON {schema}.results, {schema}.queues TO {worker};
+GRANT INSERT, UPDATE, DELETE ON {schema}.calls, {schema}.checkpoints, {schema}.gates, {schema}.workers TO {worker};
 
 -- Counts where a pooler drops what a connection sets for itself, and only for a role that logs in itself:
 -- do the same for a role of yours that a daemon logs in with.

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::domain::job::{Claimed, JobId, Lease};
 use crate::domain::ledger::{Answer, Call, Checkpoint, PastCall, Release};
+use crate::store::Rescued;
 
 /// Longest delay that is written: far beyond any hint of a server, and no overflow in a database.
 const DELAY_MAX: Duration = Duration::from_hours(10 * 365 * 24);
@@ -68,6 +69,7 @@ struct AnswerRow<'a> {
     claim: i64,
     run: i64,
     outcome: &'static str,
+    whole: bool,
     stop_reason: Option<&'a str>,
     stop_sequence: Option<&'a str>,
     model: Option<&'a str>,
@@ -101,6 +103,7 @@ struct ReleaseRow<'a> {
     failures: i32,
     deferrals: i32,
     reason: Option<&'a str>,
+    called: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -207,6 +210,7 @@ pub(crate) fn answer(lease: &Lease, answer: &Answer, now: Instant) -> Row {
         claim: lease.claim,
         run: lease.run,
         outcome: answer.outcome.as_str(),
+        whole: answer.outcome.is_an_answer(),
         stop_reason: answer.stop_reason.as_deref(),
         stop_sequence: answer.stop_sequence.as_deref(),
         model: answer.model.as_deref(),
@@ -243,6 +247,7 @@ pub(crate) fn release(release: &Release) -> Row {
         failures: release.failures,
         deferrals: release.deferrals,
         reason: release.reason.as_deref(),
+        called: release.call.is_some(),
     });
     Row { lease, json }
 }
@@ -287,6 +292,11 @@ pub(crate) fn texts<T: Serialize>(names: &[T]) -> String {
 /// Returns the ids as jobs.
 pub(crate) fn jobs(ids: Vec<i64>) -> Vec<JobId> {
     ids.into_iter().map(JobId).collect()
+}
+
+/// Returns jobs with whether they are quarantined.
+pub(crate) fn rescued(rows: Vec<(i64, bool)>) -> Vec<Rescued> {
+    rows.into_iter().map(|(job, quarantined)| Rescued { job: JobId(job), quarantined }).collect()
 }
 
 fn ago(now: Instant, then: Instant) -> i64 {

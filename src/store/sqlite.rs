@@ -32,7 +32,9 @@ use tokio::time::Instant;
 
 use super::held::Held;
 use super::lanes::Lanes;
-use super::{Backlog, GateRow, Me, Migrate, Peer, Store, StoreError, StoreSettings, Wanted, Written, op};
+use super::{
+    Backlog, GateRow, Me, Migrate, Peer, Rescued, Store, StoreError, StoreSettings, Wanted, Written, op,
+};
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 
@@ -226,8 +228,12 @@ impl Store for SqliteStore {
         self.read(me, |conn, me| Box::pin(upkeep::peers(conn, *me))).await
     }
 
-    async fn rescue(&self, dead: WorkerId, limit: i64) -> Result<Vec<JobId>, StoreError> {
+    async fn rescue(&self, dead: WorkerId, limit: i64) -> Result<Vec<Rescued>, StoreError> {
         self.write((dead, limit), |conn, params| Box::pin(upkeep::rescue(conn, params.0, params.1))).await
+    }
+
+    async fn absolve(&self, leases: &[Lease]) -> Result<(), StoreError> {
+        self.write(leases.to_vec(), |conn, leases| Box::pin(upkeep::absolve(conn, leases))).await
     }
 
     async fn gates(&self) -> Result<Vec<GateRow>, StoreError> {

@@ -1,7 +1,7 @@
 //! One claim to one end, in one function: resume, then ask, append and push in turns, then decide
 //! and settle. IO and pure steps alternate; nothing else is on the path.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -39,6 +39,8 @@ pub struct Rein {
     why: Arc<OnceLock<Why>>,
     /// The text of the call that runs.
     pub notes: Arc<Notes>,
+    /// The call that runs, as its row would be if nothing were heard of it.
+    under_way: Arc<Mutex<Option<Call>>>,
 }
 
 impl Rein {
@@ -50,6 +52,10 @@ impl Rein {
 
     fn why(&self) -> Option<Why> {
         self.why.get().copied()
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, Option<Call>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -105,7 +111,7 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
                 // A claim passes by what blocks, but for a run that began with another model than its
                 // lane names: put back at once, it would be claimed again at once.
                 let pause = (talk.job().model != lane_model).then_some(GATE_PAUSE);
-                return release(mill, lease, tally, pause, reason, None).await;
+                return release(mill, lease, &talk, tally, pause, reason, None).await;
             }
             Err(Refusal::Missing(fault)) => {
                 let verdict = Verdict { outcome: Outcome::Failed, fault: Some(fault) };
@@ -123,8 +129,10 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
             on_content: &|| permit.content(Instant::now()),
             on_text: &|text| rein.notes.hear(text),
         };
+        *rein.under_way() = Some(unheard(&request, seq, probe, Instant::now()));
         let exchange = mill.claude.ask(&request, listener).await;
         let mut call = ledger_row(&request, &exchange, seq, probe);
+        *rein.under_way() = None;
         call.checkpointed = rein.notes.end();
         log_call(lease, &request, &exchange);
         talk.count(call.usage, call.request_id.as_deref(), call.sent);
@@ -151,7 +159,7 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
                         return settle(mill, lease, talk.answer(verdict, tally), Some(call)).await;
                     }
                     Disposition::Back { delay, tally, reason } => {
-                        return release(mill, lease, tally, delay, reason, Some(call)).await;
+                        return release(mill, lease, &talk, tally, delay, reason, Some(call)).await;
                     }
                 }
             }
@@ -241,7 +249,9 @@ async fn key_is_refused(mill: &Mill, job: &Job) -> bool {
 /// The lease is not ours any more, or the process ends.
 async fn stopped(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: Pending, why: Why) -> Ended {
     match why {
-        Why::Shutdown => release(mill, lease, tally, None, "its worker was shut down".to_owned(), call).await,
+        Why::Shutdown => {
+            release(mill, lease, talk, tally, None, "its worker was shut down".to_owned(), call).await
+        }
         Why::Lost => taken_away(mill, lease, talk, tally, call).await,
     }
 }
@@ -249,15 +259,19 @@ async fn stopped(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: Pen
 /// The job was cancelled, expired, rescued or deleted under us: what was spent is written down, and
 /// what had arrived is added to the result of a cancelled or expired job.
 async fn taken_away(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: Pending) -> Ended {
-    let mut arrived = None;
-    if let Some(call) = call {
-        arrived = call.content.as_deref().map(Block::read_all);
-        append(mill, &lease, &call).await;
+    if let Some(call) = &call {
+        append(mill, &lease, call).await;
     }
-    let answer = talk.clone().interrupted(arrived.unwrap_or_default(), tally);
-    fill(mill, lease, &answer).await;
+    let arrived = call.as_ref().and_then(|call| call.content.as_deref());
+    fill_with(mill, lease, talk, tally, arrived).await;
     tracing::info!(job.id = %lease.job, job.claim = lease.claim, "job {} was taken away", lease.job);
     Ended::Lost
+}
+
+/// Adds what was said so far, and what had arrived of the call that was under way.
+async fn fill_with(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, arrived: Option<&str>) {
+    let arrived = arrived.map(Block::read_all).unwrap_or_default();
+    fill(mill, lease, &talk.clone().interrupted(arrived, tally)).await;
 }
 
 async fn fill(mill: &Mill, lease: Lease, answer: &Answer) {
@@ -319,6 +333,7 @@ async fn settle(mill: &Mill, lease: Lease, answer: Answer, call: Pending) -> End
 async fn release(
     mill: &Mill,
     lease: Lease,
+    talk: &Talk,
     tally: Tally,
     delay: Option<Duration>,
     reason: String,
@@ -331,19 +346,29 @@ async fn release(
         "job {} goes back: {reason}", lease.job
     );
     let Tally { failures, deferrals, .. } = tally;
+    let arrived = call.as_ref().and_then(|call| call.content.clone());
     let back = Release { lease, delay, failures, deferrals, reason: Some(reason), call };
     match mill.recorder.release(back).await {
         Kept::Done | Kept::Bare => Ended::Released,
-        Kept::Lost => Ended::Lost,
+        Kept::Lost => {
+            fill_with(mill, lease, talk, tally, arrived.as_deref()).await;
+            Ended::Lost
+        }
     }
 }
 
-/// Ends a job whose code panicked.
-pub async fn settle_panicked(mill: &Mill, lease: Lease) -> Ended {
+/// Ends a job whose code panicked. What its calls came to is taken from the ledger.
+pub async fn settle_panicked(mill: &Mill, lease: Lease, tally: Tally, rein: &Rein) -> Ended {
     let fault =
         Fault::new("internal_error", None, "promptmill failed on this job: please report it with the log");
-    let answer = Answer { outcome: Outcome::Failed, ..refused_by_us(fault, Tally::default(), &[]) };
-    settle(mill, lease, answer, None).await
+    let call = rein.under_way().take().map(|call| Call {
+        fault: Some(fault.clone()),
+        ended: Instant::now(),
+        checkpointed: rein.notes.end(),
+        ..call
+    });
+    let answer = Answer { outcome: Outcome::Failed, ..refused_by_us(fault, tally, &[]) };
+    settle(mill, lease, answer, call).await
 }
 
 /// The answer to a job that no call is made for; earlier claims may have made some.
@@ -373,6 +398,35 @@ fn refused_by_us(fault: Fault, tally: Tally, calls: &[PastCall]) -> Answer {
     }
 }
 
+/// The ledger row of a call of which nothing was heard.
+fn unheard(request: &Request, seq: i32, probe: bool, now: Instant) -> Call {
+    Call {
+        seq,
+        kind: request.kind,
+        probe,
+        model: request.model.clone(),
+        max_tokens: request.max_tokens,
+        messages: request.messages,
+        request: request.note.clone(),
+        sent: now,
+        first_token: None,
+        ended: now,
+        http_status: None,
+        request_id: None,
+        message_id: None,
+        stop_reason: None,
+        stop_details: None,
+        usage: Usage::default(),
+        usage_raw: None,
+        content: None,
+        container: None,
+        partial: false,
+        fault: None,
+        retry_after: None,
+        checkpointed: false,
+    }
+}
+
 /// The ledger row of an exchange.
 fn ledger_row(request: &Request, exchange: &Exchange, seq: i32, probe: bool) -> Call {
     let reply = &exchange.reply;
@@ -382,14 +436,6 @@ fn ledger_row(request: &Request, exchange: &Exchange, seq: i32, probe: bool) -> 
         _ => None,
     };
     Call {
-        seq,
-        kind: request.kind,
-        probe,
-        model: request.model.clone(),
-        max_tokens: request.max_tokens,
-        messages: request.messages,
-        request: request.note.clone(),
-        sent: exchange.sent,
         first_token: exchange.first_token,
         ended: exchange.ended,
         http_status: exchange.http_status,
@@ -411,7 +457,7 @@ fn ledger_row(request: &Request, exchange: &Exchange, seq: i32, probe: bool) -> 
             )
         }),
         retry_after,
-        checkpointed: false,
+        ..unheard(request, seq, probe, exchange.sent)
     }
 }
 

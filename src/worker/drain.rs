@@ -32,6 +32,7 @@ impl Drain {
             worker: mill.worker(),
             slots: 0,
             bytes_max: 0,
+            suspect: false,
             queues: mill.settings.queues.clone(),
             default_model: mill.defaults.model.clone(),
             blocked: held.clone().unwrap_or_default(),

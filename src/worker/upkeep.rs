@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::attempt::Why;
 use super::process::Process;
 use super::{Mill, Wake};
-use crate::domain::job::WorkerId;
+use crate::domain::job::{Lease, WorkerId};
+use crate::domain::outcome::Outcome;
 use crate::store::{Peer, StoreError};
 
 /// How often the tick runs.
@@ -55,11 +56,17 @@ pub async fn reload(mill: Arc<Mill>, again: Arc<Notify>, stop: CancellationToken
     }
 }
 
-/// Our row is gone: somebody took us for dead. Running calls are not ours any more.
+/// Our row is gone: somebody took us for dead. Running calls are not ours any more; whole answers are
+/// still offered, and no job is to blame for a death that did not happen.
 async fn start_anew(mill: &Mill) {
     tracing::warn!(worker.id = %mill.worker(), "this worker's row is gone: its jobs were taken away");
-    for rein in mill.running.lock().values() {
-        rein.pull(Why::Lost);
+    let held: Vec<Lease> = {
+        let running = mill.running.lock();
+        running.values().for_each(|rein| rein.pull(Why::Lost));
+        running.keys().copied().collect()
+    };
+    if let Err(err) = mill.store.absolve(&held).await {
+        tracing::warn!(error = %err, "failed to say that no process died: jobs keep a crash too many");
     }
     match mill.store.enlist(&mill.me).await {
         Ok(id) => mill.set_worker(id),
@@ -101,7 +108,7 @@ async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreE
     }
     for job in mill.store.expire(STEP).await? {
         tracing::info!(job.id = %job, "job {job} ended: its deadline passed");
-        mill.tally.count(crate::domain::outcome::Outcome::Expired);
+        mill.tally.count(Outcome::Expired);
     }
     mill.gates.sync(&*mill.store, Instant::now()).await?;
     if peers.due(mill.settings.lease) {
@@ -153,7 +160,11 @@ async fn rescue(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), Store
             if jobs.is_empty() {
                 break;
             }
-            tracing::warn!(worker.id = %dead, jobs = jobs.len(), "worker {dead} is dead: {} jobs are pending again", jobs.len());
+            tracing::warn!(worker.id = %dead, jobs = jobs.len(), "worker {dead} is dead: its {} jobs are taken from it", jobs.len());
+            for job in jobs.iter().filter(|job| job.quarantined) {
+                tracing::error!(job.id = %job.job, "job {} ended: quarantined, worker processes died while they ran it", job.job);
+                mill.tally.count(Outcome::Quarantined);
+            }
             wake.notify_one();
         }
     }

@@ -42,6 +42,8 @@ struct Order {
     bytes: i64,
     /// Whether the first job is taken however big it is.
     first: bool,
+    /// Whether one suspect may be among them.
+    suspect: bool,
 }
 
 impl PostgresStore {
@@ -95,7 +97,8 @@ impl PostgresStore {
             }
             for order in orders(lanes, &shares, wanted) {
                 let asked: Vec<Take> = order.lanes.iter().map(|(take, _)| *take).collect();
-                let order = Order { bytes, first: claimed.is_empty(), ..order };
+                let suspect = wanted.suspect && !claimed.iter().any(|job| job.tally.is_suspect());
+                let order = Order { bytes, first: claimed.is_empty(), suspect, ..order };
                 let taken = self.run(order, |conn, order| Box::pin(take(conn, order))).await?;
                 for take in asked {
                     let ids = taken.iter().filter(|one| one.lane == take.lane).map(|one| one.job.lease.job.0);
@@ -135,6 +138,7 @@ fn orders(lanes: &Lanes, takes: &[Take], wanted: &Wanted) -> Vec<Order> {
                 limited,
                 bytes: 0,
                 first: false,
+                suspect: false,
             }),
         }
     }
@@ -289,22 +293,24 @@ async fn take_now(conn: &mut PgConnection, order: &Order, room: i64) -> sqlx::Re
                FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[], $5::integer[], $6::bigint[], $7::integer[])
                     AS l(queue, model, priority, batch, jobs, after, lane)
          ), picked AS MATERIALIZED (
-             SELECT p.job_id, p.bytes, l.lane, l.priority
+             SELECT p.job_id, p.bytes, p.crashes >= $12 AS suspect, l.lane, l.priority
                FROM lane l
               CROSS JOIN LATERAL (
-                    SELECT s.job_id, s.bytes FROM job_state s
+                    SELECT s.job_id, s.bytes, s.crashes FROM job_state s
                      WHERE s.state = 'pending' AND s.queue = l.queue AND s.model = l.model
                        AND s.priority = l.priority AND s.batch = l.batch AND s.job_id + 0 > l.after
+                       AND (s.crashes < $12 OR $13)
                      ORDER BY s.job_id + 0
                      LIMIT l.jobs
                        FOR NO KEY UPDATE SKIP LOCKED) p
               WHERE EXISTS (SELECT FROM workers WHERE id = $8)
          ), fit AS MATERIALIZED (
              SELECT job_id, lane
-               FROM (SELECT job_id, lane, row_number() OVER turn AS n, sum(bytes) OVER turn AS total
+               FROM (SELECT job_id, lane, suspect, row_number() OVER turn AS n, sum(bytes) OVER turn AS total,
+                            count(*) FILTER (WHERE suspect) OVER turn AS suspects
                        FROM picked
                      WINDOW turn AS (ORDER BY priority DESC, lane, job_id)) p
-              WHERE (total <= $9 OR (n = 1 AND $10)) AND n <= $11
+              WHERE (total <= $9 OR (n = 1 AND $10)) AND n <= $11 AND (suspects = 1 OR NOT suspect)
          ), claimed AS (
              UPDATE job_state s
                 SET state = 'running', claims = s.claims + 1, claimed_by = $8, reason = NULL
@@ -326,6 +332,8 @@ async fn take_now(conn: &mut PgConnection, order: &Order, room: i64) -> sqlx::Re
     .bind(order.bytes)
     .bind(order.first)
     .bind(room)
+    .bind(Tally::SUSPECT)
+    .bind(order.suspect)
     .fetch_all(conn)
     .await?;
     rows.iter()

@@ -5,8 +5,8 @@ use std::time::Duration;
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 
-use crate::domain::job::{JobId, Lease, WorkerId};
-use crate::store::{Backlog, Me, Peer, Wanted, row};
+use crate::domain::job::{JobId, Lease, Tally, WorkerId};
+use crate::store::{Backlog, Me, Peer, Rescued, Wanted, row};
 
 /// Registers a worker.
 pub(super) async fn enlist(conn: &mut PgConnection, me: &Me) -> sqlx::Result<WorkerId> {
@@ -169,53 +169,50 @@ pub(super) async fn peers(conn: &mut PgConnection, me: WorkerId) -> sqlx::Result
         .collect()
 }
 
-/// Takes jobs from a dead worker, and its row where it holds none any more.
-pub(super) async fn rescue(conn: &mut PgConnection, dead: WorkerId, limit: i64) -> sqlx::Result<Vec<JobId>> {
-    let ids = sqlx::query_scalar(
+/// Takes jobs from a dead worker, and its row where it holds none any more. What the jobs may have
+/// spent is written by the trigger of whatever takes a running job away.
+pub(super) async fn rescue(
+    conn: &mut PgConnection,
+    dead: WorkerId,
+    limit: i64,
+) -> sqlx::Result<Vec<Rescued>> {
+    let rows: Vec<(i64, bool)> = sqlx::query_as(
         "WITH held AS MATERIALIZED (
-             SELECT job_id, claims FROM job_state
+             SELECT job_id, claims, run, crashes FROM job_state
               WHERE state = 'running' AND claimed_by = $1
               ORDER BY job_id
               LIMIT $2
                 FOR NO KEY UPDATE SKIP LOCKED
-         ), back AS (
-             UPDATE job_state s
-                SET state = 'pending', claims = s.claims + 1, claimed_by = NULL, crashes = s.crashes + 1,
-                    reason = 'its worker vanished'
+         ), counted AS MATERIALIZED (
+             SELECT h.job_id, CASE WHEN p.made THEN 0 ELSE h.crashes + 1 END AS crashes
                FROM held h
-              WHERE s.job_id = h.job_id AND s.job_id = ANY (ARRAY(SELECT job_id FROM held))
-             RETURNING s.job_id, h.claims AS claim, s.run
-         ), last AS MATERIALIZED (
-             SELECT b.job_id, b.claim, b.run,
-                    1 + coalesce((SELECT max(seq) FROM calls c WHERE c.job_id = b.job_id AND c.claim = b.claim), 0) AS seq
-               FROM back b
-         ), kept AS MATERIALIZED (
-             SELECT l.job_id, max(k.content) FILTER (WHERE k.part = 0)::json AS head,
-                    string_agg(k.content, '' ORDER BY k.part) FILTER (WHERE k.part > 0) AS text
-               FROM last l
-               JOIN checkpoints k ON k.job_id = l.job_id AND k.claim = l.claim AND k.seq = l.seq
-              GROUP BY l.job_id
-             HAVING count(*) = max(k.part) + 1
-         ), lost AS (
-             INSERT INTO calls (job_id, claim, seq, run, kind, model, max_tokens, messages, request, output_tokens,
-                                partial, content, ended_at, error_type, error, worker)
-             SELECT l.job_id, l.claim, l.seq, l.run, coalesce(k.head ->> 'kind', 'ask'), k.head ->> 'model',
-                    (k.head ->> 'max_tokens')::bigint, (k.head ->> 'messages')::integer,
-                    (k.head ->> 'request')::json, coalesce(ceil(octet_length(k.text) / 3.5), 0)::bigint,
-                    k.text IS NOT NULL,
-                    CASE WHEN k.text IS NOT NULL
-                         THEN json_build_array(json_build_object('type', 'text', 'text', k.text)) END,
-                    now(), 'lost', 'the worker vanished; the call may have been made and paid for', $1
-               FROM last l
-               LEFT JOIN kept k ON k.job_id = l.job_id
-             ON CONFLICT (job_id, claim, seq) DO NOTHING
-         ), swept AS (
-             DELETE FROM checkpoints WHERE job_id = ANY (ARRAY(SELECT job_id FROM back))
+              CROSS JOIN LATERAL (
+                    SELECT EXISTS (SELECT FROM calls c WHERE c.job_id = h.job_id AND c.claim = h.claims)
+                           OR (SELECT sum(char_length(k.content)) FROM checkpoints k
+                                WHERE k.job_id = h.job_id AND k.claim = h.claims AND k.part > 0)
+                            > (SELECT coalesce(max(char_length(c.content -> 0 ->> 'text')), 0) FROM calls c
+                                WHERE c.job_id = h.job_id AND c.run = h.run AND c.error_type = 'lost') AS made) p
+         ), taken AS (
+             UPDATE job_state s
+                SET state = CASE WHEN c.crashes < $3 THEN 'pending' ELSE 'done' END,
+                    claims = s.claims + 1, claimed_by = NULL, crashes = c.crashes,
+                    reason = CASE WHEN c.crashes < $3 THEN 'its worker vanished' END
+               FROM counted c
+              WHERE s.job_id = c.job_id AND s.job_id = ANY (ARRAY(SELECT job_id FROM counted))
+             RETURNING s.job_id, s.run, s.state, s.crashes, s.failures
+         ), ended AS (
+             INSERT INTO results (job_id, run, queue, batch, key, outcome, failures, error_type, error)
+             SELECT t.job_id, t.run, j.queue, j.batch, j.key, 'quarantined', t.failures, 'quarantined',
+                    'the worker process died ' || t.crashes || ' times while it ran this job, twice with no other suspect'
+               FROM taken t
+              CROSS JOIN LATERAL (SELECT queue, batch, key FROM jobs WHERE id = t.job_id LIMIT 1) j
+              WHERE t.state = 'done'
          )
-         SELECT job_id FROM back ORDER BY job_id",
+         SELECT job_id, state = 'done' FROM taken ORDER BY job_id",
     )
     .bind(dead.0)
     .bind(limit)
+    .bind(Tally::QUARANTINED)
     .fetch_all(&mut *conn)
     .await?;
     sqlx::query(
@@ -225,7 +222,25 @@ pub(super) async fn rescue(conn: &mut PgConnection, dead: WorkerId, limit: i64) 
     .bind(dead.0)
     .execute(conn)
     .await?;
-    Ok(row::jobs(ids))
+    Ok(row::rescued(rows))
+}
+
+/// Takes back a crash that was counted although the worker lives.
+pub(super) async fn absolve(conn: &mut PgConnection, leases: &[Lease]) -> sqlx::Result<()> {
+    let (jobs, claims, runs) = row::columns(leases);
+    sqlx::query(
+        "UPDATE job_state s
+            SET crashes = s.crashes - 1
+           FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS d(job_id, claim, run)
+          WHERE s.job_id = d.job_id AND s.claims > d.claim AND s.run = d.run
+            AND s.state <> 'done' AND s.crashes > 0",
+    )
+    .bind(jobs)
+    .bind(claims)
+    .bind(runs)
+    .execute(conn)
+    .await
+    .map(drop)
 }
 
 /// Counts what is left.

@@ -34,15 +34,20 @@ macro_rules! calls {
     };
 }
 
-/// Locks what the fence lets through of `d`, and looks at the rest.
+/// Locks what the fence lets through of `d`, and looks at the rest: `lost` is somebody else's now,
+/// `over` is done or run again. The argument says when a job whose lease was lost is taken all the same.
 macro_rules! fence {
-    () => {
-        "held AS MATERIALIZED (
-             SELECT d.job_id, d.claim
+    ($adopted:literal) => {
+        concat!(
+            "held AS MATERIALIZED (
+             SELECT d.job_id, d.claim, s.own
                FROM d
               CROSS JOIN LATERAL (
-                    SELECT FROM job_state
-                     WHERE job_id = d.job_id AND claims = d.claim AND run = d.run AND state = 'running'
+                    SELECT claims = d.claim AND state = 'running' AS own FROM job_state
+                     WHERE job_id = d.job_id AND run = d.run
+                       AND (claims = d.claim AND state = 'running' OR ",
+            $adopted,
+            ")
                      LIMIT 1
                        FOR NO KEY UPDATE SKIP LOCKED) s
          ), missed AS MATERIALIZED (
@@ -53,7 +58,8 @@ macro_rules! fence {
              SELECT m.job_id, m.claim,
                     CASE WHEN s.claims = m.claim AND s.run = m.run
                          THEN CASE WHEN s.state = 'running' THEN 'skipped' ELSE 'done' END
-                         ELSE 'lost' END AS fate
+                         WHEN s.run = m.run AND s.state <> 'done' THEN 'lost'
+                         ELSE 'over' END AS fate
                FROM missed m
               CROSS JOIN LATERAL (
                     SELECT claims, run, state FROM job_state
@@ -61,7 +67,7 @@ macro_rules! fence {
                      LIMIT 1
                        FOR KEY SHARE SKIP LOCKED) s
          ), fate AS MATERIALIZED (
-             SELECT job_id, claim, 'done' AS fate FROM held
+             SELECT job_id, claim, CASE WHEN own THEN 'done' ELSE 'adopted' END AS fate FROM held
               UNION ALL
              SELECT job_id, claim, fate FROM stale
               UNION ALL
@@ -71,11 +77,13 @@ macro_rules! fence {
                FROM missed m
               WHERE NOT EXISTS (SELECT FROM stale t WHERE t.job_id = m.job_id AND t.claim = m.claim)
          )"
+        )
     };
 }
 
-/// Writes the calls of the jobs in `fate` that are still there; `$2` is the worker. What the rescue
-/// wrote in place of a call that was never heard of gives way to the call itself.
+/// Writes the calls of the jobs in `fate` that are still there; `$2` is the worker. What stands in
+/// place of a call that was not heard of gives way to the call itself, but for content that somebody
+/// may have gone on with: the second half of an answer needs its first.
 macro_rules! ledger {
     () => {
         "written AS (
@@ -89,26 +97,35 @@ macro_rules! ledger {
                     now() - c.first_token_ago * interval '1 millisecond',
                     now() - c.ended_ago * interval '1 millisecond',
                     c.http_status, c.request_id, c.message_id, c.stop_reason, c.input_tokens, c.output_tokens,
-                    c.cache_creation_input_tokens, c.cache_read_input_tokens, c.partial, f.fate = 'lost',
+                    c.cache_creation_input_tokens, c.cache_read_input_tokens, c.partial, f.fate <> 'done',
                     c.error_type, c.error_code, c.error, c.retry_after_ms, $2,
                     c.stop_details::json, c.request::json, c.usage::json, c.container::json, c.content::json
                FROM call c
-               JOIN fate f ON f.job_id = c.job_id AND f.claim = c.claim AND f.fate IN ('done', 'lost')
+               JOIN fate f ON f.job_id = c.job_id AND f.claim = c.claim AND f.fate NOT IN ('skipped', 'gone')
              ON CONFLICT (job_id, claim, seq) DO UPDATE
-                SET kind = excluded.kind, probe = excluded.probe, model = excluded.model,
-                    max_tokens = excluded.max_tokens, messages = excluded.messages, sent_at = excluded.sent_at,
-                    first_token_at = excluded.first_token_at, ended_at = excluded.ended_at,
-                    http_status = excluded.http_status, request_id = excluded.request_id,
-                    message_id = excluded.message_id, stop_reason = excluded.stop_reason,
-                    input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
-                    cache_creation_input_tokens = excluded.cache_creation_input_tokens,
-                    cache_read_input_tokens = excluded.cache_read_input_tokens, partial = excluded.partial,
-                    late = excluded.late, error_type = excluded.error_type, error_code = excluded.error_code,
-                    error = excluded.error, retry_after_ms = excluded.retry_after_ms, worker = excluded.worker,
-                    stop_details = excluded.stop_details, request = excluded.request, usage = excluded.usage,
-                    container = excluded.container, content = excluded.content
+                SET (kind, probe, model, max_tokens, messages, sent_at, first_token_at, ended_at, http_status,
+                     request_id, message_id, input_tokens, output_tokens, cache_creation_input_tokens,
+                     cache_read_input_tokens, retry_after_ms, worker, usage)
+                  = (excluded.kind, excluded.probe, excluded.model, excluded.max_tokens, excluded.messages,
+                     excluded.sent_at, excluded.first_token_at, excluded.ended_at, excluded.http_status,
+                     excluded.request_id, excluded.message_id, excluded.input_tokens, excluded.output_tokens,
+                     excluded.cache_creation_input_tokens, excluded.cache_read_input_tokens,
+                     excluded.retry_after_ms, excluded.worker, excluded.usage),
+                    (late, partial, stop_reason, error_type, error_code, error, stop_details, request, container, content)
+                  = (SELECT n.*
+                       FROM (SELECT EXISTS (SELECT FROM fate f WHERE f.job_id = excluded.job_id
+                                               AND f.claim = excluded.claim AND f.fate = 'lost')
+                                    AND old.content IS NOT NULL AS stays) w
+                      CROSS JOIN LATERAL (
+                            SELECT old.late, old.partial, old.stop_reason, old.error_type, old.error_code, old.error,
+                                   old.stop_details, old.request, old.container, old.content
+                             WHERE w.stays
+                             UNION ALL
+                            SELECT excluded.late, excluded.partial, excluded.stop_reason, excluded.error_type,
+                                   excluded.error_code, excluded.error, excluded.stop_details, excluded.request,
+                                   excluded.container, excluded.content
+                             WHERE NOT w.stays) n)
               WHERE old.error_type = 'lost'
-             RETURNING late
          ), swept AS (
              DELETE FROM checkpoints k
               USING call c
@@ -210,14 +227,15 @@ async fn append(conn: &mut PgConnection, call: &Row, worker: WorkerId) -> sqlx::
                 FOR KEY SHARE SKIP LOCKED
          ), fate AS (
              SELECT $3 AS job_id, $4 AS claim,
-                    CASE WHEN claims = $4 AND run = $5 AND state = 'running' THEN 'done' ELSE 'lost' END AS fate
+                    CASE WHEN claims = $4 AND run = $5 AND state = 'running' THEN 'done'
+                         WHEN run = $5 AND state <> 'done' THEN 'lost' ELSE 'over' END AS fate
                FROM here
+         ), calmed AS (
+             UPDATE job_state SET crashes = 0
+              WHERE job_id = (SELECT job_id FROM fate WHERE fate = 'done') AND crashes > 0
          ), ",
         ledger!(),
-        "SELECT (SELECT late FROM written) AS late,
-                EXISTS (SELECT FROM here) AS here,
-                EXISTS (SELECT FROM job_state WHERE job_id = $3) AS there,
-                (SELECT late FROM calls WHERE job_id = $3 AND claim = $4 AND seq = (SELECT seq FROM call)) AS known",
+        "SELECT (SELECT fate <> 'done' FROM fate) AS late, EXISTS (SELECT FROM job_state WHERE job_id = $3) AS there",
     ))
     .bind(row::array([call]))
     .bind(worker.0)
@@ -226,15 +244,12 @@ async fn append(conn: &mut PgConnection, call: &Row, worker: WorkerId) -> sqlx::
     .bind(lease.run)
     .fetch_one(conn)
     .await?;
-    if let Some(late) = found.try_get::<Option<bool>, _>("late")? {
-        return Ok(Some(late));
+    match (found.try_get::<Option<bool>, _>("late")?, found.try_get::<bool, _>("there")?) {
+        (Some(late), _) => Ok(Some(late)),
+        (None, true) => Ok(None),
+        // The job is gone.
+        (None, false) => Ok(Some(true)),
     }
-    let (here, there): (bool, bool) = (found.try_get("here")?, found.try_get("there")?);
-    if there && !here {
-        return Ok(None);
-    }
-    // Written before (a second try after a lost answer), or the job is gone.
-    Ok(Some(found.try_get::<Option<bool>, _>("known")?.unwrap_or(true)))
 }
 
 /// Keeps parts of running streams. A job whose row somebody writes just now is passed over, be it
@@ -275,18 +290,19 @@ async fn settle(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written>
         "WITH d AS MATERIALIZED (
              SELECT *
                FROM json_to_recordset($3::json) AS d(
-                    job_id bigint, claim bigint, run bigint, outcome text, stop_reason text, stop_sequence text,
-                    model text, input_tokens bigint, output_tokens bigint, cache_creation_input_tokens bigint,
+                    job_id bigint, claim bigint, run bigint, outcome text, whole boolean, stop_reason text,
+                    stop_sequence text, model text, input_tokens bigint, output_tokens bigint, cache_creation_input_tokens bigint,
                     cache_read_input_tokens bigint, calls integer, continuations integer, seams integer,
                     failures integer, sanitised integer, error_type text, error_code text, error text,
                     request_id text, started_ago bigint, stop_details text, text text, content text, output text)
          ), ",
         calls!(),
         ", ",
-        fence!(),
+        fence!("d.whole AND state <> 'done'"),
         ", ended AS (
              UPDATE job_state s
-                SET state = 'done', claimed_by = NULL, reason = NULL, failures = d.failures
+                SET state = 'done', claimed_by = NULL, reason = NULL, failures = d.failures,
+                    claims = s.claims + (NOT h.own)::integer
                FROM held h
                JOIN d ON d.job_id = h.job_id AND d.claim = h.claim
               WHERE s.job_id = h.job_id AND s.job_id = ANY (ARRAY(SELECT job_id FROM held))
@@ -297,13 +313,35 @@ async fn settle(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written>
                      failures, sanitised, error_type, error_code, error, request_id, started_at, stop_details, text,
                      content, output)
              SELECT d.job_id, d.run, j.queue, j.batch, j.key, d.outcome, d.stop_reason, d.stop_sequence, d.model,
-                    d.input_tokens, d.output_tokens, d.cache_creation_input_tokens, d.cache_read_input_tokens,
-                    d.calls, d.continuations, d.seams, d.failures, d.sanitised, d.error_type, d.error_code, d.error,
-                    d.request_id, now() - d.started_ago * interval '1 millisecond', d.stop_details::json, d.text,
-                    d.content::json, d.output::json
+                    coalesce(a.input_tokens, d.input_tokens), coalesce(a.output_tokens, d.output_tokens),
+                    coalesce(a.cache_creation_input_tokens, d.cache_creation_input_tokens),
+                    coalesce(a.cache_read_input_tokens, d.cache_read_input_tokens),
+                    coalesce(a.calls, d.calls), coalesce(a.continuations, d.continuations), d.seams, d.failures,
+                    d.sanitised, d.error_type, d.error_code, d.error, d.request_id,
+                    coalesce(a.started_at, now() - d.started_ago * interval '1 millisecond'), d.stop_details::json,
+                    d.text, d.content::json, d.output::json
                FROM d
                JOIN held h ON h.job_id = d.job_id AND h.claim = d.claim
               CROSS JOIN LATERAL (SELECT queue, batch, key FROM jobs WHERE id = d.job_id LIMIT 1) j
+               -- A job that was claimed before may have spent what its worker does not know of.
+               LEFT JOIN LATERAL (
+                    SELECT count(*) AS calls, count(*) FILTER (WHERE kind IN ('continue', 'regenerate')) AS continuations,
+                           min(sent_at) AS started_at, sum(input_tokens) AS input_tokens,
+                           sum(output_tokens) AS output_tokens,
+                           sum(cache_creation_input_tokens) AS cache_creation_input_tokens,
+                           sum(cache_read_input_tokens) AS cache_read_input_tokens
+                      FROM (SELECT kind, sent_at, input_tokens, output_tokens, cache_creation_input_tokens,
+                                   cache_read_input_tokens
+                              FROM calls o
+                             WHERE (d.claim > 1 OR d.calls = 0) AND o.job_id = d.job_id AND o.run = d.run
+                               AND NOT EXISTS (SELECT FROM call c
+                                                WHERE c.job_id = o.job_id AND c.claim = o.claim AND c.seq = o.seq)
+                             UNION ALL
+                            SELECT kind, now() - sent_ago * interval '1 millisecond', input_tokens, output_tokens,
+                                   cache_creation_input_tokens, cache_read_input_tokens
+                              FROM call c
+                             WHERE (d.claim > 1 OR d.calls = 0) AND c.job_id = d.job_id) every
+                    HAVING count(*) > 0) a ON true
          ), ",
         ledger!(),
         "SELECT job_id, claim, fate FROM fate",
@@ -322,16 +360,17 @@ async fn release(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written
              SELECT *
                FROM json_to_recordset($3::json) AS d(
                     job_id bigint, claim bigint, run bigint, delay_ms bigint, failures integer, deferrals integer,
-                    reason text)
+                    reason text, called boolean)
          ), ",
         calls!(),
         ", ",
-        fence!(),
+        fence!("false"),
         ", back AS (
              UPDATE job_state s
                 SET state = CASE WHEN d.delay_ms IS NULL THEN 'pending' ELSE 'scheduled' END,
                     available_at = coalesce(now() + d.delay_ms * interval '1 millisecond', s.available_at),
-                    claimed_by = NULL, failures = d.failures, deferrals = d.deferrals, reason = d.reason
+                    claimed_by = NULL, failures = d.failures, deferrals = d.deferrals, reason = d.reason,
+                    crashes = CASE WHEN d.called THEN 0 ELSE s.crashes END
                FROM held h
                JOIN d ON d.job_id = h.job_id AND d.claim = h.claim
               WHERE s.job_id = h.job_id AND s.job_id = ANY (ARRAY(SELECT job_id FROM held))
@@ -357,7 +396,7 @@ fn fates(leases: &[Lease], rows: &[PgRow]) -> sqlx::Result<Written> {
             continue;
         };
         match fate.try_get::<&str, _>("fate")? {
-            "done" => written.done.push(*lease),
+            "done" | "adopted" => written.done.push(*lease),
             "skipped" => written.skipped.push(*lease),
             _ => written.lost.push(*lease),
         }
@@ -366,12 +405,16 @@ fn fates(leases: &[Lease], rows: &[PgRow]) -> sqlx::Result<Written> {
 }
 
 async fn fill(conn: &mut PgConnection, answer: &Row) -> sqlx::Result<bool> {
-    let done = sqlx::query(
+    let filled: Option<bool> = sqlx::query_scalar(
         "WITH d AS MATERIALIZED (
              SELECT *
                FROM json_to_recordset($1::json) AS d(
-                    job_id bigint, run bigint, stop_reason text, stop_sequence text, model text, seams integer,
-                    sanitised integer, stop_details text, text text, content text)
+                    job_id bigint, claim bigint, run bigint, stop_reason text, stop_sequence text, model text,
+                    seams integer, sanitised integer, stop_details text, text text, content text)
+         ), never AS (
+             DELETE FROM calls c
+              USING d
+              WHERE c.job_id = d.job_id AND c.claim = d.claim AND c.error_type = 'lost' AND c.sent_at IS NULL
          ), sums AS (
              SELECT count(*) AS calls, count(*) FILTER (WHERE c.kind IN ('continue', 'regenerate')) AS continuations,
                     min(c.sent_at) AS started_at,
@@ -382,20 +425,34 @@ async fn fill(conn: &mut PgConnection, answer: &Row) -> sqlx::Result<bool> {
                     (array_agg(c.request_id ORDER BY c.claim DESC, c.seq DESC))[1] AS request_id
                FROM d
                JOIN calls c ON c.job_id = d.job_id AND c.run = d.run
+                AND (c.claim <> d.claim OR c.error_type IS DISTINCT FROM 'lost' OR c.sent_at IS NOT NULL)
+         ), result AS (
+             SELECT r.job_id, r.run, r.outcome IN ('cancelled', 'expired') AND r.text IS NULL AS open
+               FROM d
+               JOIN results r ON r.job_id = d.job_id AND r.run = d.run
+         ), summed AS (
+             UPDATE results r
+                SET calls = s.calls, continuations = s.continuations, started_at = s.started_at,
+                    input_tokens = s.input_tokens, output_tokens = s.output_tokens,
+                    cache_creation_input_tokens = s.cache_creation_input_tokens,
+                    cache_read_input_tokens = s.cache_read_input_tokens
+               FROM result o, sums s
+              WHERE r.job_id = o.job_id AND r.run = o.run AND NOT o.open
+         ), filled AS (
+             UPDATE results r
+                SET text = d.text, content = d.content::json, model = d.model, stop_reason = d.stop_reason,
+                    stop_sequence = d.stop_sequence, stop_details = d.stop_details::json, seams = d.seams,
+                    sanitised = d.sanitised, calls = s.calls, continuations = s.continuations,
+                    started_at = s.started_at, input_tokens = s.input_tokens, output_tokens = s.output_tokens,
+                    cache_creation_input_tokens = s.cache_creation_input_tokens,
+                    cache_read_input_tokens = s.cache_read_input_tokens, request_id = s.request_id
+               FROM d, result o, sums s
+              WHERE r.job_id = o.job_id AND r.run = o.run AND o.open
          )
-         UPDATE results r
-            SET text = d.text, content = d.content::json, model = d.model, stop_reason = d.stop_reason,
-                stop_sequence = d.stop_sequence, stop_details = d.stop_details::json, seams = d.seams,
-                sanitised = d.sanitised, calls = s.calls, continuations = s.continuations,
-                started_at = s.started_at, input_tokens = s.input_tokens, output_tokens = s.output_tokens,
-                cache_creation_input_tokens = s.cache_creation_input_tokens,
-                cache_read_input_tokens = s.cache_read_input_tokens, request_id = s.request_id
-           FROM d, sums s
-          WHERE r.job_id = d.job_id AND r.run = d.run
-            AND r.outcome IN ('cancelled', 'expired') AND r.text IS NULL",
+         SELECT open FROM result",
     )
     .bind(row::array([answer]))
-    .execute(conn)
+    .fetch_optional(conn)
     .await?;
-    Ok(done.rows_affected() == 1)
+    Ok(filled.unwrap_or(false))
 }

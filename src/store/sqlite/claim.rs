@@ -34,6 +34,8 @@ struct Order {
     bytes: i64,
     /// Whether the first job is taken however big it is.
     first: bool,
+    /// Whether one suspect may be among them.
+    suspect: bool,
 }
 
 /// A job and the lane that it came from.
@@ -97,6 +99,7 @@ impl SqliteStore {
                 lanes: shares.iter().map(|&take| (take, lanes.lane(take).clone())).collect(),
                 bytes,
                 first: claimed.is_empty(),
+                suspect: wanted.suspect && !claimed.iter().any(|job| job.tally.is_suspect()),
             };
             let taken = self.write(order, |conn, order| Box::pin(take(conn, order))).await?;
             for take in shares {
@@ -231,15 +234,16 @@ async fn take(conn: &mut SqliteConnection, order: &Order) -> sqlx::Result<Vec<Ta
         return Ok(Vec::new());
     }
     let mut rooms: HashMap<&str, i64> = HashMap::new();
-    let (mut picked, mut bytes) = (Vec::new(), order.bytes);
+    let (mut picked, mut bytes, mut suspect) = (Vec::new(), order.bytes, order.suspect);
     for (take, lane) in &order.lanes {
         let room = match rooms.get(lane.queue.as_str()) {
             Some(room) => *room,
             None => room_in(conn, lane).await?,
         };
-        let jobs: Vec<(i64, i64)> = sqlx::query_as(
-            "SELECT job_id, bytes FROM job_state INDEXED BY job_state_claimable
+        let jobs: Vec<(i64, i64, bool)> = sqlx::query_as(
+            "SELECT job_id, bytes, crashes >= $7 FROM job_state INDEXED BY job_state_claimable
               WHERE state = 'pending' AND queue = $1 AND model = $2 AND priority = $3 AND batch = $4 AND job_id > $5
+                AND (crashes < $7 OR $8)
               ORDER BY job_id
               LIMIT $6",
         )
@@ -249,10 +253,15 @@ async fn take(conn: &mut SqliteConnection, order: &Order) -> sqlx::Result<Vec<Ta
         .bind(&lane.batch)
         .bind(lane.after)
         .bind((take.jobs as i64).min(room))
+        .bind(Tally::SUSPECT)
+        .bind(suspect)
         .fetch_all(&mut *conn)
         .await?;
         let before = picked.len();
-        for (job, size) in jobs {
+        for (job, size, suspected) in jobs {
+            if suspected && !std::mem::take(&mut suspect) {
+                continue;
+            }
             if size > bytes && !(order.first && picked.is_empty()) {
                 break;
             }

@@ -6,8 +6,8 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 use tokio::time::Instant;
 
-use crate::domain::job::{JobId, Lease, WorkerId};
-use crate::store::{Backlog, Me, Peer, Wanted, row};
+use crate::domain::job::{JobId, Lease, Tally, WorkerId};
+use crate::store::{Backlog, Me, Peer, Rescued, Wanted, row};
 
 /// How often the file is looked at for changes by other programs.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -180,12 +180,13 @@ pub(super) async fn peers(conn: &mut SqliteConnection, me: WorkerId) -> sqlx::Re
         .collect()
 }
 
-/// Takes jobs from a dead worker, and its row where it holds none any more.
+/// Takes jobs from a dead worker, and its row where it holds none any more. What the jobs may have
+/// spent is written by the trigger of whatever takes a running job away.
 pub(super) async fn rescue(
     conn: &mut SqliteConnection,
     dead: WorkerId,
     limit: i64,
-) -> sqlx::Result<Vec<JobId>> {
+) -> sqlx::Result<Vec<Rescued>> {
     let ids: Vec<i64> = sqlx::query_scalar(
         "SELECT job_id FROM job_state
           WHERE state = 'running' AND claimed_by = $1
@@ -197,52 +198,43 @@ pub(super) async fn rescue(
     .fetch_all(&mut *conn)
     .await?;
     let held = row::ids(&ids);
-    sqlx::query(concat!(
-        "WITH last AS MATERIALIZED (
-             SELECT s.job_id, s.claims AS claim, s.run,
-                    1 + coalesce((SELECT max(c.seq) FROM calls c WHERE c.job_id = s.job_id AND c.claim = s.claims), 0) AS seq
-               FROM json_each($1) d
-              CROSS JOIN job_state s ON s.job_id = d.value
-         ), kept AS MATERIALIZED (
-             SELECT p.job_id, max(p.content) FILTER (WHERE p.part = 0) AS head,
-                    group_concat(p.content, '') FILTER (WHERE p.part > 0) AS text
-               FROM (SELECT k.job_id, k.part, k.content
-                       FROM last l
-                      CROSS JOIN checkpoints k ON k.job_id = l.job_id AND k.claim = l.claim AND k.seq = l.seq
-                      ORDER BY k.job_id, k.part) p
-              GROUP BY p.job_id
-             HAVING count(*) = max(p.part) + 1
-         )
-         INSERT INTO calls (job_id, claim, seq, run, kind, model, max_tokens, messages, request, output_tokens,
-                            partial, content, ended_at, error_type, error, worker)
-         SELECT l.job_id, l.claim, l.seq, l.run, coalesce(k.head ->> 'kind', 'ask'), k.head ->> 'model',
-                k.head ->> 'max_tokens', k.head ->> 'messages', k.head ->> 'request',
-                coalesce((length(CAST(k.text AS BLOB)) * 2 + 6) / 7, 0), k.text IS NOT NULL,
-                CASE WHEN k.text IS NOT NULL
-                     THEN json_array(json_object('type', 'text', 'text', k.text)) END, ",
-        now!(),
-        ", 'lost', 'the worker vanished; the call may have been made and paid for', $2
-           FROM last l
-           LEFT JOIN kept k ON k.job_id = l.job_id
-          WHERE true
-         ON CONFLICT (job_id, claim, seq) DO NOTHING",
-    ))
-    .bind(&held)
-    .bind(dead.0)
-    .execute(&mut *conn)
-    .await?;
-    sqlx::query("DELETE FROM checkpoints WHERE job_id IN (SELECT value FROM json_each($1))")
-        .bind(&held)
-        .execute(&mut *conn)
-        .await?;
     sqlx::query(
-        "UPDATE job_state
-            SET state = 'pending', claims = claims + 1, claimed_by = NULL, crashes = crashes + 1,
-                reason = 'its worker vanished'
+        "UPDATE job_state AS s
+            SET crashes = CASE
+                WHEN EXISTS (SELECT 1 FROM calls c WHERE c.job_id = s.job_id AND c.claim = s.claims)
+                     OR (SELECT sum(length(k.content)) FROM checkpoints k
+                          WHERE k.job_id = s.job_id AND k.claim = s.claims AND k.part > 0)
+                      > (SELECT coalesce(max(length(c.content ->> '$[0].text')), 0) FROM calls c
+                          WHERE c.job_id = s.job_id AND c.run = s.run AND c.error_type = 'lost')
+                THEN 0 ELSE crashes + 1 END
           WHERE job_id IN (SELECT value FROM json_each($1))",
     )
     .bind(&held)
     .execute(&mut *conn)
+    .await?;
+    sqlx::query(
+        "INSERT INTO results (job_id, run, queue, batch, key, outcome, failures, error_type, error)
+         SELECT s.job_id, s.run, j.queue, j.batch, j.key, 'quarantined', s.failures, 'quarantined',
+                'the worker process died ' || s.crashes || ' times while it ran this job, twice with no other suspect'
+           FROM json_each($1) d
+          CROSS JOIN job_state s ON s.job_id = d.value
+           JOIN jobs j ON j.id = s.job_id
+          WHERE s.crashes >= $2",
+    )
+    .bind(&held)
+    .bind(Tally::QUARANTINED)
+    .execute(&mut *conn)
+    .await?;
+    let taken: Vec<(i64, bool)> = sqlx::query_as(
+        "UPDATE job_state
+            SET state = CASE WHEN crashes < $2 THEN 'pending' ELSE 'done' END, claims = claims + 1, claimed_by = NULL,
+                reason = CASE WHEN crashes < $2 THEN 'its worker vanished' END
+          WHERE job_id IN (SELECT value FROM json_each($1))
+         RETURNING job_id, state = 'done'",
+    )
+    .bind(&held)
+    .bind(Tally::QUARANTINED)
+    .fetch_all(&mut *conn)
     .await?;
     sqlx::query(
         "DELETE FROM workers
@@ -251,7 +243,22 @@ pub(super) async fn rescue(
     .bind(dead.0)
     .execute(conn)
     .await?;
-    Ok(row::jobs(ids))
+    Ok(row::rescued(taken))
+}
+
+/// Takes back a crash that was counted although the worker lives.
+pub(super) async fn absolve(conn: &mut SqliteConnection, leases: &[Lease]) -> sqlx::Result<()> {
+    sqlx::query(
+        "UPDATE job_state
+            SET crashes = crashes - 1
+           FROM jsonb_each(jsonb($1)) d
+          WHERE job_id = d.value ->> 'job_id' AND claims > d.value ->> 'claim' AND run = d.value ->> 'run'
+            AND state <> 'done' AND crashes > 0",
+    )
+    .bind(row::leases(leases))
+    .execute(conn)
+    .await
+    .map(drop)
 }
 
 /// Counts what is left.

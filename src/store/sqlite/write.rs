@@ -20,13 +20,26 @@ struct Batch {
     rows: Vec<Row>,
     calls: Vec<Row>,
     worker: WorkerId,
+    /// Jobs that may have spent what their worker does not know of.
+    recount: Vec<i64>,
 }
 
-/// Whether a ledger row was written by the holder of the job.
-#[derive(Clone, Copy)]
+/// What a worker is to the job whose ledger row it writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum When {
+    /// It holds the job.
     InTime,
+    /// The job is somebody else's now.
     Late,
+    /// The job is done, or was run again.
+    Over,
+}
+
+impl When {
+    /// Returns what the holder of a lease is to a job that is not its own any more.
+    fn without_lease(lease: Lease, run: i64, state: &str) -> Self {
+        if run == lease.run && state != "done" { Self::Late } else { Self::Over }
+    }
 }
 
 impl SqliteStore {
@@ -56,7 +69,12 @@ impl SqliteStore {
             .iter()
             .filter_map(|end| end.call.as_ref().map(|call| row::call(&end.lease, call, now)))
             .collect();
-        let batch = Batch { rows, calls, worker };
+        let recount = settlements
+            .iter()
+            .filter(|end| end.lease.claim > 1 || end.answer.calls == 0)
+            .map(|end| end.lease.job.0)
+            .collect();
+        let batch = Batch { rows, calls, worker, recount };
         let written = self.write(batch, |conn, batch| Box::pin(settle(conn, batch))).await?;
         self.held.drop(written.done.iter().chain(&written.lost));
         Ok(written)
@@ -73,7 +91,7 @@ impl SqliteStore {
             .iter()
             .filter_map(|back| back.call.as_ref().map(|call| row::call(&back.lease, call, now)))
             .collect();
-        let batch = Batch { rows, calls, worker };
+        let batch = Batch { rows, calls, worker, recount: Vec::new() };
         let written = self.write(batch, |conn, batch| Box::pin(release(conn, batch))).await?;
         self.held.drop(written.done.iter().chain(&written.lost));
         Ok(written)
@@ -94,7 +112,13 @@ async fn append(conn: &mut SqliteConnection, call: &Row, worker: WorkerId) -> sq
             .await?;
     let Some((claims, run, state)) = state else { return Ok(true) };
     let late = claims != lease.claim || run != lease.run || state != "running";
-    let when = if late { When::Late } else { When::InTime };
+    let when = if late { When::without_lease(lease, run, &state) } else { When::InTime };
+    if !late {
+        sqlx::query("UPDATE job_state SET crashes = 0 WHERE job_id = $1 AND crashes > 0")
+            .bind(lease.job.0)
+            .execute(&mut *conn)
+            .await?;
+    }
     ledger(conn, row::array([call]), worker, when).await?;
     Ok(late)
 }
@@ -139,7 +163,9 @@ async fn settle(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Writ
     .bind(row::array(&batch.rows))
     .fetch_all(&mut *conn)
     .await?;
-    let fates = Fates::look(conn, &batch.rows, &ended).await?;
+    let mut fates = Fates::look(conn, &batch.rows, &ended).await?;
+    let adopted = adopt(conn, &fates.late_rows(&batch.rows)).await?;
+    fates.adopt(&adopted);
     sqlx::query(concat!(
         "INSERT INTO results
                 (job_id, run, queue, batch, key, outcome, stop_reason, stop_sequence, model, input_tokens,
@@ -163,7 +189,66 @@ async fn settle(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Writ
     .execute(&mut *conn)
     .await?;
     fates.write_calls(conn, batch).await?;
+    let recount: Vec<i64> =
+        batch.recount.iter().copied().chain(adopted.into_iter().map(|(job, _)| job)).collect();
+    if !recount.is_empty() {
+        self::recount(conn, &row::ids(&recount)).await?;
+    }
     Ok(fates.written)
+}
+
+/// Ends jobs with the answers of workers that lost their leases, where the job is not done and the
+/// run is the same. Returns which, as (job, claim).
+async fn adopt(conn: &mut SqliteConnection, late: &str) -> sqlx::Result<Vec<(i64, i64)>> {
+    if late == "[]" {
+        return Ok(Vec::new());
+    }
+    let adopted: Vec<(i64, i64)> = sqlx::query_as(
+        "SELECT s.job_id, min(d.value ->> 'claim')
+           FROM jsonb_each(jsonb($1)) d
+          CROSS JOIN job_state s ON s.job_id = d.value ->> 'job_id'
+          WHERE d.value ->> 'whole' AND s.run = d.value ->> 'run' AND s.state <> 'done'
+          GROUP BY s.job_id",
+    )
+    .bind(late)
+    .fetch_all(&mut *conn)
+    .await?;
+    let jobs: Vec<i64> = adopted.iter().map(|(job, _)| *job).collect();
+    sqlx::query(
+        "UPDATE job_state
+            SET state = 'done', claims = claims + 1, claimed_by = NULL, reason = NULL
+          WHERE job_id IN (SELECT value FROM json_each($1))",
+    )
+    .bind(row::ids(&jobs))
+    .execute(conn)
+    .await?;
+    Ok(adopted)
+}
+
+/// Takes the sums of results from the ledger.
+async fn recount(conn: &mut SqliteConnection, jobs: &str) -> sqlx::Result<()> {
+    sqlx::query(
+        "UPDATE results AS r
+            SET calls = c.calls, continuations = c.continuations, started_at = c.started_at,
+                input_tokens = c.input_tokens, output_tokens = c.output_tokens,
+                cache_creation_input_tokens = c.cache_creation_input_tokens,
+                cache_read_input_tokens = c.cache_read_input_tokens
+           FROM (SELECT e.job_id, count(l.job_id) AS calls,
+                        coalesce(sum(l.kind IN ('continue', 'regenerate')), 0) AS continuations,
+                        min(l.sent_at) AS started_at, coalesce(sum(l.input_tokens), 0) AS input_tokens,
+                        coalesce(sum(l.output_tokens), 0) AS output_tokens,
+                        coalesce(sum(l.cache_creation_input_tokens), 0) AS cache_creation_input_tokens,
+                        coalesce(sum(l.cache_read_input_tokens), 0) AS cache_read_input_tokens
+                   FROM json_each($1) d
+                  CROSS JOIN results e ON e.job_id = d.value
+                   LEFT JOIN calls l ON l.job_id = e.job_id AND l.run = e.run
+                  GROUP BY e.job_id) c
+          WHERE r.job_id = c.job_id",
+    )
+    .bind(jobs)
+    .execute(conn)
+    .await
+    .map(drop)
 }
 
 async fn release(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Written> {
@@ -174,7 +259,8 @@ async fn release(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Wri
         now!(),
         " + (d.value ->> 'delay_ms'), available_at),
                 claimed_by = NULL, failures = d.value ->> 'failures', deferrals = d.value ->> 'deferrals',
-                reason = d.value ->> 'reason'
+                reason = d.value ->> 'reason',
+                crashes = CASE WHEN d.value ->> 'called' THEN 0 ELSE crashes END
            FROM jsonb_each(jsonb($1)) d
           WHERE job_id = d.value ->> 'job_id' AND claims = d.value ->> 'claim' AND run = d.value ->> 'run'
             AND state = 'running'
@@ -191,10 +277,10 @@ async fn release(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Wri
 /// What became of the leases of a batch.
 struct Fates {
     written: Written,
-    /// Written just now.
+    /// The results that are written now.
     ended: HashSet<(i64, i64)>,
-    /// The fence did not match, but the job is there.
-    stale: HashSet<(i64, i64)>,
+    /// What each worker is to its job, where the job is there and the row was not written before.
+    when: HashMap<(i64, i64), When>,
 }
 
 impl Fates {
@@ -202,28 +288,31 @@ impl Fates {
     async fn look(conn: &mut SqliteConnection, rows: &[Row], hit: &[i64]) -> sqlx::Result<Self> {
         let hit: HashSet<i64> = hit.iter().copied().collect();
         let all: Vec<Lease> = rows.iter().map(|row| row.lease).collect();
-        let there: Vec<(i64, i64, i64, bool)> = sqlx::query_as(
-            "SELECT s.job_id, s.claims, s.run, s.state = 'running'
+        let there: Vec<(i64, i64, i64, String)> = sqlx::query_as(
+            "SELECT s.job_id, s.claims, s.run, s.state
                FROM jsonb_each(jsonb($1)) d
               CROSS JOIN job_state s ON s.job_id = d.value ->> 'job_id'",
         )
         .bind(row::leases(&all))
         .fetch_all(conn)
         .await?;
-        let there: HashMap<i64, (i64, i64, bool)> =
-            there.into_iter().map(|(job, claims, run, running)| (job, (claims, run, running))).collect();
-        let mut fates = Self { written: Written::default(), ended: HashSet::new(), stale: HashSet::new() };
+        let there: HashMap<i64, (i64, i64, String)> =
+            there.into_iter().map(|(job, claims, run, state)| (job, (claims, run, state))).collect();
+        let mut fates = Self { written: Written::default(), ended: HashSet::new(), when: HashMap::new() };
         for lease in all {
             match there.get(&lease.job.0) {
-                Some(&(claims, run, false)) if claims == lease.claim && run == lease.run => {
+                Some((claims, run, state))
+                    if *claims == lease.claim && *run == lease.run && state != "running" =>
+                {
                     // Else it was written before: a second try after a lost answer.
                     if hit.contains(&lease.job.0) {
                         fates.ended.insert(key(&lease));
+                        fates.when.insert(key(&lease), When::InTime);
                     }
                     fates.written.done.push(lease);
                 }
-                Some(_) => {
-                    fates.stale.insert(key(&lease));
+                Some((_, run, state)) => {
+                    fates.when.insert(key(&lease), When::without_lease(lease, *run, state));
                     fates.written.lost.push(lease);
                 }
                 None => fates.written.lost.push(lease),
@@ -232,16 +321,33 @@ impl Fates {
         Ok(fates)
     }
 
-    /// Returns the rows that were written just now.
+    /// Notes that these leases, as (job, claim), brought their jobs' answers although they were lost.
+    fn adopt(&mut self, adopted: &[(i64, i64)]) {
+        for lease in adopted {
+            self.ended.insert(*lease);
+            self.when.insert(*lease, When::Over);
+        }
+        let is_adopted = |lease: &Lease| adopted.contains(&key(lease));
+        let taken: Vec<Lease> = self.written.lost.iter().copied().filter(is_adopted).collect();
+        self.written.lost.retain(|lease| !is_adopted(lease));
+        self.written.done.extend(taken);
+    }
+
+    /// Returns the rows that are written now.
     fn ended_rows(&self, rows: &[Row]) -> String {
         row::array(rows.iter().filter(|row| self.ended.contains(&key(&row.lease))))
     }
 
+    /// Returns the rows of jobs that are somebody else's now.
+    fn late_rows(&self, rows: &[Row]) -> String {
+        row::array(rows.iter().filter(|row| self.when.get(&key(&row.lease)) == Some(&When::Late)))
+    }
+
     /// Writes the calls of the jobs that are still there.
     async fn write_calls(&self, conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<()> {
-        for (jobs, when) in [(&self.ended, When::InTime), (&self.stale, When::Late)] {
-            let calls: Vec<&Row> =
-                batch.calls.iter().filter(|call| jobs.contains(&key(&call.lease))).collect();
+        for when in [When::InTime, When::Late, When::Over] {
+            let is = |call: &&Row| self.when.get(&key(&call.lease)) == Some(&when);
+            let calls: Vec<&Row> = batch.calls.iter().filter(is).collect();
             if !calls.is_empty() {
                 ledger(conn, row::array(calls), batch.worker, when).await?;
             }
@@ -254,8 +360,9 @@ fn key(lease: &Lease) -> (i64, i64) {
     (lease.job.0, lease.claim)
 }
 
-/// Writes rows of the ledger. What the rescue wrote in place of a call that was never heard of
-/// gives way to the call itself.
+/// Writes rows of the ledger. What stands in place of a call that was not heard of gives way to the
+/// call itself, but for content that somebody may have gone on with: the second half of an answer
+/// needs its first.
 async fn ledger(
     conn: &mut SqliteConnection,
     calls: String,
@@ -290,19 +397,28 @@ async fn ledger(
                 max_tokens = excluded.max_tokens, messages = excluded.messages, sent_at = excluded.sent_at,
                 first_token_at = excluded.first_token_at, ended_at = excluded.ended_at,
                 http_status = excluded.http_status, request_id = excluded.request_id,
-                message_id = excluded.message_id, stop_reason = excluded.stop_reason,
-                input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
+                message_id = excluded.message_id, input_tokens = excluded.input_tokens,
+                output_tokens = excluded.output_tokens,
                 cache_creation_input_tokens = excluded.cache_creation_input_tokens,
-                cache_read_input_tokens = excluded.cache_read_input_tokens, partial = excluded.partial,
-                late = excluded.late, error_type = excluded.error_type, error_code = excluded.error_code,
-                error = excluded.error, retry_after_ms = excluded.retry_after_ms, worker = excluded.worker,
-                stop_details = excluded.stop_details, request = excluded.request, usage = excluded.usage,
-                container = excluded.container, content = excluded.content
+                cache_read_input_tokens = excluded.cache_read_input_tokens,
+                retry_after_ms = excluded.retry_after_ms, worker = excluded.worker, usage = excluded.usage,
+                (late, partial, stop_reason, error_type, error_code, error, stop_details, request, container, content)
+                = (SELECT old.late, old.partial, old.stop_reason, old.error_type, old.error_code, old.error,
+                          old.stop_details, old.request, old.container, old.content
+                     FROM calls old
+                    WHERE old.job_id = excluded.job_id AND old.claim = excluded.claim AND old.seq = excluded.seq
+                      AND $4 AND old.content IS NOT NULL
+                    UNION ALL
+                   SELECT excluded.late, excluded.partial, excluded.stop_reason, excluded.error_type,
+                          excluded.error_code, excluded.error, excluded.stop_details, excluded.request,
+                          excluded.container, excluded.content
+                    LIMIT 1)
           WHERE calls.error_type = 'lost'",
     ))
     .bind(&calls)
     .bind(worker.0)
-    .bind(matches!(when, When::Late))
+    .bind(when != When::InTime)
+    .bind(when == When::Late)
     .execute(&mut *conn)
     .await?;
     sqlx::query(
@@ -318,36 +434,31 @@ async fn ledger(
 }
 
 async fn fill(conn: &mut SqliteConnection, answer: &Row) -> sqlx::Result<bool> {
-    let done = sqlx::query(
-        "WITH sums AS (
-             SELECT count(*) AS calls, coalesce(sum(kind IN ('continue', 'regenerate')), 0) AS continuations,
-                    min(sent_at) AS started_at,
-                    coalesce(sum(input_tokens), 0) AS input_tokens,
-                    coalesce(sum(output_tokens), 0) AS output_tokens,
-                    coalesce(sum(cache_creation_input_tokens), 0) AS cache_creation_input_tokens,
-                    coalesce(sum(cache_read_input_tokens), 0) AS cache_read_input_tokens,
-                    (SELECT l.request_id FROM calls l
-                      WHERE l.job_id = $1 AND l.run = $2
-                      ORDER BY l.claim DESC, l.seq DESC
-                      LIMIT 1) AS request_id
-               FROM calls
-              WHERE job_id = $1 AND run = $2
-         )
-         UPDATE results
+    let lease = answer.lease;
+    sqlx::query(
+        "DELETE FROM calls
+          WHERE job_id = $1 AND claim = $2 AND error_type = 'lost' AND sent_at IS NULL",
+    )
+    .bind(lease.job.0)
+    .bind(lease.claim)
+    .execute(&mut *conn)
+    .await?;
+    let filled = sqlx::query(
+        "UPDATE results
             SET text = $3 ->> 'text', content = $3 ->> 'content', model = $3 ->> 'model',
                 stop_reason = $3 ->> 'stop_reason', stop_sequence = $3 ->> 'stop_sequence',
                 stop_details = $3 ->> 'stop_details', seams = $3 ->> 'seams', sanitised = $3 ->> 'sanitised',
-                calls = sums.calls, continuations = sums.continuations, started_at = sums.started_at,
-                input_tokens = sums.input_tokens, output_tokens = sums.output_tokens,
-                cache_creation_input_tokens = sums.cache_creation_input_tokens,
-                cache_read_input_tokens = sums.cache_read_input_tokens, request_id = sums.request_id
-           FROM sums
+                request_id = (SELECT l.request_id FROM calls l
+                               WHERE l.job_id = $1 AND l.run = $2
+                               ORDER BY l.claim DESC, l.seq DESC
+                               LIMIT 1)
           WHERE job_id = $1 AND run = $2 AND outcome IN ('cancelled', 'expired') AND text IS NULL",
     )
-    .bind(answer.lease.job.0)
-    .bind(answer.lease.run)
+    .bind(lease.job.0)
+    .bind(lease.run)
     .bind(&answer.json)
-    .execute(conn)
+    .execute(&mut *conn)
     .await?;
-    Ok(done.rows_affected() == 1)
+    recount(conn, &row::ids(&[lease.job.0])).await?;
+    Ok(filled.rows_affected() == 1)
 }

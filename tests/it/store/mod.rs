@@ -56,6 +56,7 @@ impl Bench {
             worker: self.worker,
             slots,
             bytes_max: 1 << 30,
+            suspect: true,
             queues: Vec::new(),
             default_model: "default-model".to_owned(),
             blocked: Blocked::default(),

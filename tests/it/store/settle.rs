@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use promptmill::domain::job::Lease;
+use promptmill::domain::ledger::{Checkpoint, Settlement};
+use promptmill::domain::outcome::Outcome;
 use promptmill::store::StoreError;
 
 use super::{Bench, answer, back, call, end, jobs, one_job};
@@ -12,6 +14,10 @@ use crate::support::{Ground, on_both};
 on_both!(
     a_settle_writes_result_state_and_ledger,
     a_lost_lease_cannot_settle_but_its_call_is_kept,
+    a_whole_answer_is_taken_from_a_worker_that_lost_its_lease,
+    an_answer_to_another_run_is_not_taken,
+    what_somebody_may_have_gone_on_with_stays_when_the_late_call_comes,
+    a_job_that_was_claimed_before_is_summed_up_from_its_ledger,
     a_settle_that_is_tried_again_is_done_once,
     a_settle_and_a_cancel_at_once_give_one_result,
     a_deleted_job_leaves_nothing_behind,
@@ -56,14 +62,26 @@ async fn a_settle_writes_result_state_and_ledger(ground: &Ground) {
     assert_eq!(ground.line(&times).await, "1");
 }
 
-async fn a_lost_lease_cannot_settle_but_its_call_is_kept(ground: &Ground) {
+/// A claim that was lost, and the claim that came after it.
+async fn lost_and_held(ground: &Ground) -> (Bench, Lease, Lease) {
     one_job(ground).await;
     let bench = Bench::on(ground).await;
     let old = bench.lease().await;
     bench.store.rescue(bench.worker, 10).await.expect("a rescue");
     let bench = Bench::on(ground).await;
     let new = bench.lease().await;
-    let written = bench.settle(vec![end(old)]).await;
+    (bench, old, new)
+}
+
+fn failure(lease: Lease) -> Settlement {
+    let mut failure = end(lease);
+    failure.answer.outcome = Outcome::Failed;
+    failure
+}
+
+async fn a_lost_lease_cannot_settle_but_its_call_is_kept(ground: &Ground) {
+    let (bench, old, new) = lost_and_held(ground).await;
+    let written = bench.settle(vec![failure(old)]).await;
     assert_eq!((written.done.len(), written.lost), (0, vec![old]));
     assert_eq!(ground.line("SELECT count(*) FROM results").await, "0");
     assert_eq!(
@@ -71,9 +89,69 @@ async fn a_lost_lease_cannot_settle_but_its_call_is_kept(ground: &Ground) {
         ground.either("1|1|1|NULL|end_turn", "1|1|t|NULL|end_turn")
     );
     // Both in one batch: each is judged by its own claim.
-    let written = bench.settle(vec![end(old), end(new)]).await;
+    let written = bench.settle(vec![failure(old), end(new)]).await;
     assert_eq!((written.done, written.lost), (vec![new], vec![old]));
     assert_eq!(ground.line("SELECT count(*) FROM results").await, "1");
+}
+
+async fn a_whole_answer_is_taken_from_a_worker_that_lost_its_lease(ground: &Ground) {
+    let (bench, old, new) = lost_and_held(ground).await;
+    let part = Checkpoint { lease: new, seq: 1, part: 0, content: "{}".to_owned() };
+    bench.store.checkpoint(&[Arc::new(part)]).await.expect("kept");
+    let written = bench.settle(vec![end(old)]).await;
+    assert_eq!((written.done, written.lost.len()), (vec![old], 0));
+    assert_eq!(ground.line("SELECT state, claims, claimed_by FROM job_state").await, "done|4|NULL");
+    let ledger = ground.lines("SELECT claim, late, error_type FROM calls ORDER BY claim").await.join(" ");
+    let late = ground.either("1|1|NULL 3|0|lost", "1|t|NULL 3|f|lost");
+    assert_eq!(ledger, late, "what the other one asks stands as lost until it says more");
+    let sums = "SELECT outcome, text, calls, output_tokens FROM results";
+    assert_eq!(ground.line(sums).await, "complete|hi|2|20");
+    assert_eq!(ground.line("SELECT count(*) FROM checkpoints").await, "0");
+    assert_eq!(bench.store.lost(&[new]).await.expect("an answer"), [new]);
+
+    let written = bench.settle(vec![end(new)]).await;
+    assert_eq!((written.done.len(), written.lost), (0, vec![new]), "one result a job");
+    assert!(!bench.store.fill(&new, &answer("another")).await.expect("an answer"));
+    assert_eq!(ground.line(sums).await, "complete|hi|2|40", "but both were paid");
+}
+
+async fn an_answer_to_another_run_is_not_taken(ground: &Ground) {
+    one_job(ground).await;
+    let bench = Bench::on(ground).await;
+    let old = bench.lease().await;
+    ground.run("UPDATE job_state SET state = 'cancelled'").await;
+    assert_eq!(bench.settle(vec![end(old)]).await.lost, [old], "a done job has its result");
+    ground.run("UPDATE job_state SET state = 'pending'").await;
+    assert_eq!(bench.settle(vec![end(old)]).await.lost, [old]);
+    assert_eq!(ground.line("SELECT state, run FROM job_state").await, "pending|2");
+    assert_eq!(ground.line("SELECT count(*) FROM results").await, "0");
+}
+
+async fn what_somebody_may_have_gone_on_with_stays_when_the_late_call_comes(ground: &Ground) {
+    one_job(ground).await;
+    let bench = Bench::on(ground).await;
+    let old = bench.lease().await;
+    let head = r#"{"kind":"ask","model":"m","max_tokens":10,"messages":1,"request":null}"#;
+    let parts = [(0, head), (1, "Once upon")]
+        .map(|(part, text)| Arc::new(Checkpoint { lease: old, seq: 1, part, content: text.to_owned() }));
+    bench.store.checkpoint(&parts).await.expect("kept");
+    bench.store.rescue(bench.worker, 10).await.expect("a rescue");
+    assert!(bench.append(&old, &call(1)).await, "it is late");
+    let row = "SELECT late, partial, error_type, stop_reason, output_tokens, request_id, CAST(content AS text) LIKE '%Once upon%' FROM calls";
+    let kept = ground.either("0|1|lost|NULL|20|req_1|1", "f|t|lost|NULL|20|req_1|t");
+    assert_eq!(ground.line(row).await, kept, "its tokens are the call's, its text is what was gone on with");
+    ground.run("UPDATE job_state SET state = 'cancelled'").await;
+    assert!(bench.append(&old, &call(1)).await);
+    let whole = ground.either("1|0|NULL|end_turn|20|req_1|0", "t|f|NULL|end_turn|20|req_1|f");
+    assert_eq!(ground.line(row).await, whole, "nobody goes on with a done job");
+}
+
+async fn a_job_that_was_claimed_before_is_summed_up_from_its_ledger(ground: &Ground) {
+    let (bench, old, new) = lost_and_held(ground).await;
+    // Comes after the next claim was told what had been spent.
+    bench.append(&old, &call(1)).await;
+    assert_eq!(bench.settle(vec![end(new)]).await.done, [new]);
+    assert_eq!(ground.line("SELECT calls, input_tokens, output_tokens FROM results").await, "2|20|40");
 }
 
 async fn a_settle_that_is_tried_again_is_done_once(ground: &Ground) {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use promptmill::domain::job::Lease;
-use promptmill::domain::ledger::{Call, Checkpoint};
-use promptmill::store::Backlog;
+use promptmill::domain::ledger::{Call, Checkpoint, Release};
+use promptmill::store::{Backlog, Rescued, Wanted};
 
 use super::{Bench, answer, back, call, ids, job, jobs, one_job};
 use crate::support::{Ground, Kind, on_both};
@@ -13,6 +13,10 @@ use crate::support::{Ground, Kind, on_both};
 on_both!(
     a_beat_goes_up_and_says_when_the_worker_is_gone,
     a_rescue_takes_the_jobs_of_a_dead_worker_and_writes_the_lost_call,
+    a_job_that_worker_after_worker_dies_of_is_quarantined,
+    progress_and_a_living_worker_clear_a_job_of_suspicion,
+    one_suspect_at_a_time_is_claimed,
+    a_running_job_that_is_cancelled_leaves_a_lost_call_until_its_worker_speaks,
     a_call_that_comes_after_the_rescue_takes_the_place_of_the_lost_one,
     the_rescue_folds_what_was_kept_of_a_stream_into_the_lost_call,
     parts_of_a_stream_are_kept_once_and_only_by_the_holder,
@@ -53,7 +57,8 @@ async fn a_rescue_takes_the_jobs_of_a_dead_worker_and_writes_the_lost_call(groun
     assert_eq!(ground.line("SELECT count(*) FROM workers").await, "1");
     assert_eq!(
         ground.lines("SELECT job_id, state, claims, crashes FROM job_state ORDER BY job_id").await,
-        ["1|running|1|0", "2|pending|2|1", "3|pending|2|1"]
+        ["1|running|1|0", "2|pending|2|0", "3|pending|2|1"],
+        "what was appended is progress"
     );
     assert_eq!(
         ground.lines("SELECT job_id, claim, seq, run, error_type FROM calls ORDER BY job_id, seq").await,
@@ -62,6 +67,114 @@ async fn a_rescue_takes_the_jobs_of_a_dead_worker_and_writes_the_lost_call(groun
     let leases: Vec<_> = lost.iter().map(|got| got.lease).chain([mine]).collect();
     let gone = alive.store.lost(&leases).await.expect("an answer");
     assert_eq!(gone.iter().map(job).collect::<Vec<_>>(), [2, 3]);
+}
+
+/// A worker claims and dies.
+async fn die(ground: &Ground) -> Vec<Rescued> {
+    let bench = Bench::on(ground).await;
+    bench.lease().await;
+    bench.store.rescue(bench.worker, 10).await.expect("a rescue")
+}
+
+async fn a_job_that_worker_after_worker_dies_of_is_quarantined(ground: &Ground) {
+    one_job(ground).await;
+    for death in 1..5 {
+        assert!(!die(ground).await[0].quarantined, "death {death}");
+        let state = ground.line("SELECT state, crashes, reason FROM job_state").await;
+        assert_eq!(state, format!("pending|{death}|its worker vanished"));
+    }
+    assert!(die(ground).await[0].quarantined);
+    assert_eq!(
+        ground.line("SELECT state, claims, claimed_by, reason FROM job_state").await,
+        "done|10|NULL|NULL"
+    );
+    assert_eq!(
+        ground
+            .line("SELECT outcome, error_type, calls, text, error LIKE '%died 5 times%' FROM results")
+            .await,
+        ground.either("quarantined|quarantined|5|NULL|1", "quarantined|quarantined|5|NULL|t")
+    );
+    ground.run("UPDATE job_state SET state = 'pending'").await;
+    assert_eq!(ground.line("SELECT crashes FROM job_state").await, "0", "a run again starts clean");
+}
+
+async fn progress_and_a_living_worker_clear_a_job_of_suspicion(ground: &Ground) {
+    one_job(ground).await;
+    let crashes = "SELECT crashes FROM job_state";
+    let bench = Bench::on(ground).await;
+    let lease = bench.lease().await;
+    bench.store.checkpoint(&[part(&lease, 0, HEAD), part(&lease, 1, "as far")]).await.expect("kept");
+    bench.store.rescue(bench.worker, 10).await.expect("a rescue");
+    assert_eq!(ground.line(crashes).await, "0", "text came");
+    for (text, counted) in [("as far", "1"), ("as", "2"), ("as far as", "0")] {
+        let bench = Bench::on(ground).await;
+        let lease = bench.lease().await;
+        bench.store.checkpoint(&[part(&lease, 0, HEAD), part(&lease, 1, text)]).await.expect("kept");
+        bench.store.rescue(bench.worker, 10).await.expect("a rescue");
+        assert_eq!(ground.line(crashes).await, counted, "{text}: no longer than before is no progress");
+    }
+
+    die(ground).await;
+    let bench = Bench::on(ground).await;
+    let lease = bench.lease().await;
+    bench.append(&lease, &call(1)).await;
+    assert_eq!(ground.line(crashes).await, "0", "a call in the ledger is progress");
+    ground.run("UPDATE job_state SET crashes = 2").await;
+    bench.release(Release { call: None, ..back(lease, None) }).await;
+    assert_eq!(ground.line(crashes).await, "2", "a job put back without a call has got no further");
+    let lease = bench.lease().await;
+    bench.release(back(lease, None)).await;
+    assert_eq!(ground.line(crashes).await, "0");
+
+    let lease = bench.lease().await;
+    bench.store.rescue(bench.worker, 10).await.expect("a rescue");
+    assert_eq!(ground.line(crashes).await, "1");
+    bench.store.absolve(&[lease]).await.expect("absolved");
+    assert_eq!(ground.line(crashes).await, "0", "its worker lives");
+}
+
+async fn one_suspect_at_a_time_is_claimed(ground: &Ground) {
+    jobs(ground, 6, "batch", "'b'").await;
+    jobs(ground, 3, "batch", "'c'").await;
+    ground.run("UPDATE job_state SET crashes = 3 WHERE job_id IN (1, 2, 3, 8)").await;
+    let bench = Bench::on(ground).await;
+    let without = Wanted { suspect: false, ..bench.wanted(10) };
+    let mut ids: Vec<i64> =
+        bench.store.claim(&without).await.expect("a claim").iter().map(|got| got.lease.job.0).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, [4, 5, 6, 7, 9]);
+    for _ in 0..4 {
+        let got = bench.claim(10).await;
+        assert_eq!(got.len(), 1);
+        assert_eq!(got[0].tally.crashes, 3);
+    }
+    assert!(bench.claim(10).await.is_empty());
+}
+
+async fn a_running_job_that_is_cancelled_leaves_a_lost_call_until_its_worker_speaks(ground: &Ground) {
+    jobs(ground, 2, "queue", "'default'").await;
+    let bench = Bench::on(ground).await;
+    let held = bench.claim(2).await;
+    let (asked, idle) = (held[0].lease, held[1].lease);
+    bench.store.checkpoint(&[part(&asked, 0, HEAD), part(&asked, 1, "Once")]).await.expect("kept");
+    ground.run("UPDATE job_state SET state = 'cancelled'").await;
+    let ledger = "SELECT job_id, claim, seq, kind, error_type, worker FROM calls ORDER BY job_id";
+    let worker = bench.worker;
+    assert_eq!(
+        ground.lines(ledger).await,
+        [format!("1|1|1|continue|lost|{worker}"), format!("2|1|1|ask|lost|{worker}")],
+        "whatever becomes of the worker, no call is unknown"
+    );
+    assert_eq!(ground.lines("SELECT calls FROM results").await, ["1", "1"]);
+    assert_eq!(ground.line("SELECT count(*) FROM checkpoints").await, "0");
+    bench.append(&asked, &call(1)).await;
+    bench.store.fill(&asked, &answer("Once upon")).await.expect("filled");
+    bench.store.fill(&idle, &answer("")).await.expect("filled");
+    assert_eq!(ground.lines(ledger).await, [format!("1|1|1|ask|NULL|{worker}")]);
+    assert_eq!(
+        ground.lines("SELECT job_id, calls, output_tokens, text FROM results ORDER BY job_id").await,
+        ["1|1|20|Once upon", "2|0|0|"]
+    );
 }
 
 async fn a_call_that_comes_after_the_rescue_takes_the_place_of_the_lost_one(ground: &Ground) {
@@ -156,7 +269,7 @@ async fn a_deadline_ends_jobs_wherever_they_are(ground: &Ground) {
             )
             .await,
         [
-            "1|expired|its deadline passed while it was running|1|20|req_1",
+            "1|expired|its deadline passed while it was running|2|20|req_1",
             "2|expired|its deadline passed while it was pending|0|0|NULL",
         ]
     );
@@ -165,7 +278,11 @@ async fn a_deadline_ends_jobs_wherever_they_are(ground: &Ground) {
         ["done|2", "done|1", "pending|0"]
     );
     assert!(bench.store.fill(&lease, &answer("as far as it went")).await.expect("an answer"));
-    assert_eq!(ground.line("SELECT text FROM results WHERE job_id = 1").await, "as far as it went");
+    assert_eq!(
+        ground.line("SELECT text, calls FROM results WHERE job_id = 1").await,
+        "as far as it went|1",
+        "its worker made no call beyond the first"
+    );
 }
 
 async fn due_jobs_become_pending(ground: &Ground) {
