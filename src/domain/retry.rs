@@ -240,7 +240,7 @@ pub struct Decision {
     pub news: News,
 }
 
-/// A job deferred so often while its gate flowed starts to pay for it.
+/// A job deferred so often, while its gate flowed or by a failure of its own probe, starts to pay for it.
 pub const DEFERRALS_FREE: i32 = 30;
 
 /// Decides what a failure means: one total match from the class to the job's and the gates' fate.
@@ -254,7 +254,10 @@ pub fn decide(failure: &Failure, class: &Class, with: Circumstances) -> Decision
         Class::Job | Class::Suspect => end(failure, with.tally, News::Refused),
         Class::Limit { hint, .. } => defer(with, *hint, failure, News::Limited(*hint)),
         Class::Sick { hint, costs: false } => defer(with, *hint, failure, News::Nothing),
-        Class::Sick { hint, costs: true } if with.excused => defer(with, *hint, failure, News::Nothing),
+        // Counted: a job that breaks whatever answers it would else be its own model's probe for ever.
+        Class::Sick { hint, costs: true } if with.excused => {
+            defer(Circumstances { excused: false, ..with }, *hint, failure, News::Nothing)
+        }
         Class::Sick { hint, costs: true } => charge(with, *hint, failure),
         Class::Ours => untouched(with, failure, News::Nothing),
     }

@@ -167,7 +167,25 @@ fn a_probe_and_a_blocked_breaker_excuse_what_would_cost() {
     let failure = api(500, "api_error", None, "");
     let at = Circumstances { excused: true, tally: Tally { failures: 4, ..Tally::default() }, ..with() };
     let Disposition::Back { tally, .. } = decided(&failure, at).job else { panic!("excused") };
-    assert_eq!((tally.failures, tally.deferrals), (4, 0));
+    assert_eq!((tally.failures, tally.deferrals), (4, 1));
+    let at = Circumstances { excused: true, tally: Tally { failures: 4, ..Tally::default() }, ..with() };
+    let overloaded = decided(&api(529, "overloaded_error", None, ""), at);
+    let Disposition::Back { tally, .. } = overloaded.job else { panic!("excused") };
+    assert_eq!((tally.failures, tally.deferrals), (4, 0), "an overload is never the job's own");
+}
+
+#[test]
+fn a_job_that_breaks_every_probe_is_not_the_probe_for_ever() {
+    let failure = api(500, "api_error", None, "");
+    let mut at = Circumstances { excused: true, ..with() };
+    let probes = (1..).find(|_| match decided(&failure, at).job {
+        Disposition::Back { tally, .. } => {
+            at.tally = tally;
+            false
+        }
+        _ => true,
+    });
+    assert_eq!(probes, Some(DEFERRALS_FREE + at.failures_max));
 }
 
 #[test]

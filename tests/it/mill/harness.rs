@@ -223,10 +223,11 @@ fn read(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
 
 async fn wait(child: Child) -> Ran {
     let pid = child.id();
-    let ended = tokio::task::spawn_blocking(move || child.end());
-    if let Ok(ended) = tokio::time::timeout(STEP_MAX * 2, ended).await {
+    let mut ended = tokio::task::spawn_blocking(move || child.end());
+    if let Ok(ended) = tokio::time::timeout(STEP_MAX * 2, &mut ended).await {
         return ended.expect("the waiting thread lives");
     }
     Command::new("kill").args(["-KILL", &pid.to_string()]).status().ok();
-    panic!("the binary did not end within {} s", STEP_MAX.as_secs() * 2);
+    let said = ended.await.expect("the waiting thread lives").stderr;
+    panic!("the binary did not end within {} s; it said:\n{said}", STEP_MAX.as_secs() * 2);
 }
