@@ -2,6 +2,7 @@
 
 mod claim;
 mod gates;
+mod model;
 mod open;
 mod settle;
 mod upkeep;
