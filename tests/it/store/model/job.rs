@@ -51,13 +51,15 @@ pub struct Row {
     pub tokens: [i64; 4],
     /// Bytes of text folded into a `lost` row.
     pub folded: Option<usize>,
+    /// Whether its own worker wrote it, or wrote to it.
+    pub spoken: bool,
 }
 
 impl Row {
     /// The row of a call that may have been made: nobody is left to say.
     fn lost(run: i64, folded: Option<usize>) -> Self {
         let output = folded.map_or(0, rules::estimate);
-        Self { run, late: false, error: Some("lost"), tokens: [0, output, 0, 0], folded }
+        Self { run, late: false, error: Some("lost"), tokens: [0, output, 0, 0], folded, spoken: false }
     }
 
     pub fn is_lost(&self) -> bool {
@@ -98,8 +100,6 @@ pub struct Said {
     pub outcome: Outcome,
     pub text: Option<String>,
     pub failures: i32,
-    /// What the worker knows of.
-    pub sums: Sums,
 }
 
 /// What becomes of a fenced write.
@@ -161,7 +161,7 @@ impl Job {
     }
 
     pub fn is_suspect(&self) -> bool {
-        rules::SUSPECT_AT.is_some_and(|least| self.crashes >= least)
+        self.crashes >= rules::SUSPECT_AT
     }
 
     pub fn holds(&self, lease: Claim) -> bool {
@@ -198,30 +198,35 @@ impl Job {
         true
     }
 
-    /// Writes a row of the ledger, once; a `lost` one gives way. Returns whether it was written.
-    fn write(&mut self, lease: Claim, call: &Paid, late: bool) -> bool {
+    /// Writes a row of the ledger, once. A `lost` one gives way, but for a text that somebody may have
+    /// gone on with: then what was paid is noted in it.
+    fn write(&mut self, lease: Claim, call: &Paid, late: bool) {
         if call.checkpointed {
             self.parts.retain(|&(claim, ..), _| claim != lease.claim);
         }
         let at = (lease.claim, call.seq);
-        let known = self.ledger.get(&at);
-        if known.is_some_and(|row| !row.is_lost()) {
-            return false;
-        }
-        self.ledger.insert(at, Row { run: lease.run, late, ..call.row.clone() });
-        true
+        let goes_on = self.state != State::Done && self.run == lease.run;
+        let row = match self.ledger.get(&at) {
+            Some(row) if !row.is_lost() => return,
+            Some(row) if late && goes_on && row.folded.is_some() => {
+                Row { tokens: call.row.tokens, spoken: true, ..row.clone() }
+            }
+            _ => Row { run: lease.run, late, ..call.row.clone() },
+        };
+        self.ledger.insert(at, row);
     }
 
-    /// Returns whether it came late, where it was not there before.
-    pub fn append(&mut self, lease: Claim, call: &Paid) -> Option<bool> {
+    /// Returns whether it came late.
+    pub fn append(&mut self, lease: Claim, call: &Paid) -> bool {
         if self.gone {
-            return Some(true);
+            return true;
         }
         let late = !self.holds(lease);
-        if !late && rules::PROGRESS_FORGIVES {
+        if !late {
             self.crashes = 0;
         }
-        self.write(lease, call, late).then_some(late)
+        self.write(lease, call, late);
+        late
     }
 
     /// Whether the same write came through before, or nobody has taken the job since.
@@ -237,20 +242,20 @@ impl Job {
             return Fate::Done;
         }
         let held = self.holds(lease);
+        let adopted =
+            !held && self.state != State::Done && self.run == lease.run && rules::is_answer(said.outcome);
+        if adopted {
+            self.taken_away();
+            self.claims += 1;
+        }
+        if held || adopted {
+            self.state = State::Done;
+        }
         if let Some(call) = call {
             self.write(lease, call, !held);
         }
-        let adopted = rules::ADOPTS
-            && !held
-            && self.state != State::Done
-            && self.run == lease.run
-            && rules::is_answer(said.outcome);
         if !held && !adopted {
             return Fate::Lost;
-        }
-        if adopted {
-            self.claims += 1;
-            self.parts.clear();
         }
         self.failures = said.failures;
         let failed = !rules::is_answer(said.outcome);
@@ -260,7 +265,7 @@ impl Job {
             text: said.text.clone(),
             error: failed.then_some("overloaded"),
             failures: said.failures,
-            sums: if rules::SETTLE_SUMS_LEDGER { self.sums(lease.run) } else { said.sums },
+            sums: self.sums(lease.run),
         });
         Fate::Done
     }
@@ -306,7 +311,7 @@ impl Job {
         if !held {
             return Fate::Lost;
         }
-        if call.is_some() && rules::PROGRESS_FORGIVES {
+        if call.is_some() {
             self.crashes = 0;
         }
         (self.failures, self.deferrals) = (failures, deferrals);
@@ -319,24 +324,36 @@ impl Job {
 
     /// What a worker had when the job was taken from it; returns whether its text was added.
     pub fn fill(&mut self, lease: Claim, text: Option<&str>) -> bool {
-        let Some(result) = self.result.as_ref().filter(|result| result.run == lease.run) else {
+        // The worker is back: it would have written the call, had it made one.
+        self.ledger.retain(|&(claim, _), row| claim != lease.claim || row.spoken);
+        let sums = self.sums(lease.run);
+        let Some(result) = self.result.as_mut().filter(|result| result.run == lease.run) else {
             return false;
         };
-        let open = rules::is_taken_away(result.outcome);
-        if open && rules::TAKING_AWAY_WRITES_LOST {
-            // The worker is back: it would have written the call, had it made one.
-            self.ledger.retain(|&(claim, _), row| claim != lease.claim || !row.is_lost());
-        }
-        let sums = self.sums(lease.run);
-        let result = self.result.as_mut().expect("it was there a moment ago");
-        let adds = open && result.text.is_none();
-        if adds {
+        result.sums = sums;
+        let open = rules::is_taken_away(result.outcome) && result.text.is_none();
+        if open {
             result.text = text.map(str::to_owned);
         }
-        if adds || rules::FILL_SUMS_ALWAYS {
-            result.sums = sums;
+        open
+    }
+
+    /// A living worker says that a crash which was counted was none.
+    pub fn absolve(&mut self, lease: Claim) {
+        if !self.gone && self.claims > lease.claim && self.run == lease.run && self.state != State::Done {
+            self.crashes = (self.crashes - 1).max(0);
         }
-        adds
+    }
+
+    /// Leaves the call that may be under way in the ledger, where somebody holds the job.
+    fn taken_away(&mut self) {
+        if self.holder.is_none() {
+            return;
+        }
+        let seq = self.seq_under_way();
+        let lost = Row::lost(self.run, self.folded(seq));
+        self.ledger.insert((self.claims, seq), lost);
+        self.parts.clear();
     }
 
     /// The number of the call that may be under way in a claim.
@@ -355,16 +372,14 @@ impl Job {
 
     /// Takes the job from a dead worker.
     pub fn rescue(&mut self) {
-        let (claim, seq) = (self.claims, self.seq_under_way());
-        let folded = self.folded(seq);
-        let longest = self.ledger.values().filter(|row| row.run == self.run && row.is_lost());
-        let longest = longest.filter_map(|row| row.folded).max().unwrap_or(0);
-        let progress = folded.is_some_and(|bytes| bytes > longest)
-            || self.ledger.iter().any(|(&(c, _), row)| c == claim && !row.late && !row.is_lost());
-        self.ledger.insert((claim, seq), Row::lost(self.run, folded));
-        self.parts.clear();
-        self.crashes = if progress && rules::PROGRESS_FORGIVES { 0 } else { self.crashes + 1 };
-        if rules::QUARANTINED_AT.is_some_and(|most| self.crashes >= most) {
+        let claim = self.claims;
+        let before = self.ledger.values().filter(|row| row.run == self.run && row.is_lost());
+        let longest = before.filter_map(|row| row.folded).max().unwrap_or(0);
+        let progress = self.folded(self.seq_under_way()).is_some_and(|bytes| bytes > longest)
+            || self.ledger.keys().any(|&(of, _)| of == claim);
+        self.taken_away();
+        self.crashes = if progress { 0 } else { self.crashes + 1 };
+        if self.crashes >= rules::QUARANTINED_AT {
             return self.end_as(Outcome::Quarantined);
         }
         self.claims += 1;
@@ -378,10 +393,7 @@ impl Job {
         if self.gone || self.state == State::Done {
             return;
         }
-        if self.state == State::Running && rules::TAKING_AWAY_WRITES_LOST {
-            let lost = Row::lost(self.run, None);
-            self.ledger.insert((self.claims, self.seq_under_way()), lost);
-        }
+        self.taken_away();
         self.end_as(outcome);
     }
 

@@ -189,6 +189,7 @@ impl Play<'_> {
             Step::Release { lease, later, call } => self.release(*lease, *later, *call).await?,
             Step::ReleaseAgain { lease } => self.release_again(*lease).await?,
             Step::Fill { lease, text } => self.fill(*lease, *text).await?,
+            Step::Absolve { lease } => self.absolve(*lease).await?,
             Step::Retire { worker } => self.retire(*worker).await,
             Step::Restart { worker } => self.restart(*worker).await,
             Step::Rescue { worker, limit } => self.rescue_one(*worker, *limit).await?,

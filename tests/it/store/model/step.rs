@@ -101,6 +101,9 @@ pub enum Step {
         lease: Pick,
         text: bool,
     },
+    Absolve {
+        lease: Pick,
+    },
     Retire {
         worker: u8,
     },
@@ -192,7 +195,8 @@ fn by_workers() -> impl Strategy<Value = Step> {
         5 => (pick(), any::<bool>(), any::<bool>())
             .prop_map(|(lease, later, call)| Step::Release { lease, later, call }),
         1 => pick().prop_map(|lease| Step::ReleaseAgain { lease }),
-        6 => (pick(), prop::bool::weighted(0.8)).prop_map(|(lease, text)| Step::Fill { lease, text }),
+        8 => (pick(), prop::bool::weighted(0.8)).prop_map(|(lease, text)| Step::Fill { lease, text }),
+        1 => pick().prop_map(|lease| Step::Absolve { lease }),
         1 => worker().prop_map(|worker| Step::Retire { worker }),
         3 => worker().prop_map(|worker| Step::Restart { worker }),
         12 => (pick(), 1..4_i64).prop_map(|(worker, limit)| Step::Rescue { worker, limit }),

@@ -3,19 +3,20 @@
 use promptmill::domain::job::{Claimed, JobId, Lease, WorkerId};
 use promptmill::store::{Blocked, Wanted};
 
-use super::super::job::{Claim, State};
+use super::super::job::{Claim, Job, State};
 use super::super::step::Pick;
 use super::{Hand, Play, claim, newest, same, tokens};
 
 impl Play<'_> {
     /// What a claim may take. A batch that nobody has makes each one look afresh: what was seen
     /// before is believed for a moment, and nobody waits here.
-    fn wanted(&mut self, worker: i64, slots: usize, _suspects: bool) -> Wanted {
+    fn wanted(&mut self, worker: i64, slots: usize, suspect: bool) -> Wanted {
         self.clock += 1;
         Wanted {
             worker: WorkerId(worker),
             slots,
             bytes_max: 1 << 30,
+            suspect,
             queues: Vec::new(),
             default_model: "default-model".to_owned(),
             blocked: Blocked {
@@ -140,7 +141,12 @@ impl Play<'_> {
     pub(super) async fn rescue(&mut self, worker: i64, limit: i64) -> Result<(), String> {
         self.tell(format!("up to {limit} jobs of {} are rescued: ", self.name(worker)));
         let saved = self.stage.stores[0].rescue(WorkerId(worker), limit).await;
-        let saved: Vec<i64> = saved.map_err(|error| error.to_string())?.iter().map(|job| job.0).collect();
+        let mut saved: Vec<(i64, bool)> = saved
+            .map_err(|error| error.to_string())?
+            .iter()
+            .map(|one| (one.job.0, one.quarantined))
+            .collect();
+        saved.sort_unstable();
         let mut held = self.model.held_by(worker);
         held.truncate(limit as usize);
         let names: Vec<String> = held.iter().map(|at| format!("job {}", at + 1)).collect();
@@ -159,8 +165,9 @@ impl Play<'_> {
         if self.model.held_by(worker).is_empty() {
             self.model.drop_row(worker);
         }
-        let ids: Vec<i64> = held.iter().map(|&at| self.model.jobs[at].id).collect();
-        same("what is rescued", &ids, &saved)
+        let ended = |job: &Job| (job.id, job.state == State::Done);
+        let expected = held.iter().map(|&at| ended(&self.model.jobs[at])).collect();
+        same("what is rescued, and whether it is over", &expected, &saved)
     }
 
     pub(super) async fn crash_loop(&mut self, slot: u8, times: usize) -> Result<(), String> {

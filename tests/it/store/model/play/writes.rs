@@ -54,6 +54,7 @@ impl Play<'_> {
             error: fails.then_some("overloaded"),
             tokens: spent,
             folded: None,
+            spoken: true,
         };
         let [input, output, cache_creation, cache_read] = spent;
         let call = Call {
@@ -96,8 +97,7 @@ impl Play<'_> {
         if late {
             self.see("a late append");
         }
-        // A row that was there before keeps what it says.
-        same("whether it is late", &expected.unwrap_or(late), &late)
+        same("whether it is late", &expected, &late)
     }
 
     /// The calls and the end that a worker sends.
@@ -114,14 +114,13 @@ impl Play<'_> {
             outcome: end.outcome,
             text: Some(format!("by claim {} of run {}", hand.lease.claim, hand.lease.run)),
             failures: hand.failures + i32::from(fails),
-            sums: hand.known,
         };
-        let [input, output, cache_creation, cache_read] = said.sums.tokens;
+        let [input, output, cache_creation, cache_read] = hand.known.tokens;
         let answer = Answer {
             outcome: said.outcome,
             text: said.text.clone(),
             usage: Usage { input, output, cache_creation, cache_read },
-            calls: said.sums.calls as i32,
+            calls: hand.known.calls as i32,
             failures: said.failures,
             fault: fails.then(|| Fault::new("overloaded", None, "too much")),
             ..answer("")
@@ -269,8 +268,17 @@ impl Play<'_> {
         let adds = self.model.jobs[hand.job].fill(claim(&hand.lease), text.as_deref());
         if adds {
             self.see("a result filled");
-            return same("whether it was filled", &true, &said);
         }
-        Ok(())
+        same("whether it was filled", &adds, &said)
+    }
+
+    pub(super) async fn absolve(&mut self, pick: Pick) -> Result<(), String> {
+        let wanted = |hand: &Hand| !self.model.jobs[hand.job].holds(claim(&hand.lease));
+        let Some(at) = self.hand(pick, wanted) else { return Ok(()) };
+        self.tell(format!("{} says that it lives", self.title(at)));
+        let hand = &self.hands[at];
+        let absolved = self.store(hand.worker).absolve(&[hand.lease]).await;
+        self.model.jobs[hand.job].absolve(claim(&hand.lease));
+        absolved.map_err(|error| error.to_string())
     }
 }
