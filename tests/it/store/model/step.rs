@@ -158,7 +158,7 @@ fn end() -> impl Strategy<Value = End> {
 }
 
 fn insert() -> impl Strategy<Value = Step> {
-    let (later, deadline) = (prop::bool::weighted(0.1), prop::bool::weighted(0.4));
+    let (later, deadline) = (prop::bool::weighted(0.1), prop::bool::weighted(0.6));
     (0..2_u8, any::<bool>(), 0..3_i32, later, deadline).prop_map(
         |(queue, batch, priority, later, deadline)| Step::Insert { queue, batch, priority, later, deadline },
     )
@@ -200,7 +200,7 @@ fn by_workers() -> impl Strategy<Value = Step> {
         1 => worker().prop_map(|worker| Step::Retire { worker }),
         3 => worker().prop_map(|worker| Step::Restart { worker }),
         12 => (pick(), 1..4_i64).prop_map(|(worker, limit)| Step::Rescue { worker, limit }),
-        2 => (worker(), 1..6_usize).prop_map(|(worker, times)| Step::CrashLoop { worker, times }),
+        3 => (worker(), 1..7_usize).prop_map(|(worker, times)| Step::CrashLoop { worker, times }),
     ]
 }
 

@@ -157,6 +157,9 @@ impl Play<'_> {
         if !taken {
             self.add(": refused");
             self.see("a person refused");
+            // Postgres says so before it lets go of the row, which a claim would then pass by.
+            let row = format!("SELECT state FROM job_state WHERE job_id = {id}");
+            self.stage.ground.rows(&format!("{row}{}", self.stage.ground.either("", " FOR UPDATE"))).await;
         }
         match (taken, said) {
             (true, Err(sentence)) => Err(format!("it was refused: {sentence}")),

@@ -153,13 +153,12 @@ impl Play<'_> {
         self.add(&if names.is_empty() { "none".to_owned() } else { names.join(", ") });
         for &at in &held {
             let job = &mut self.model.jobs[at];
-            let before = job.crashes;
             job.rescue();
             let (crashes, state) = (job.crashes, job.state);
             if state == State::Done {
                 self.see("a job quarantined");
-            } else if before > 0 && crashes == 0 {
-                self.see("crashes forgiven");
+            } else if crashes == 0 {
+                self.see("a rescue after progress");
             }
         }
         if self.model.held_by(worker).is_empty() {
