@@ -28,6 +28,7 @@ use self::watch::{Limits, Watch};
 use super::fold::Ended;
 use super::{Claude, Listener, wire};
 use crate::domain::outcome::{ApiError, Failure, Lost};
+use crate::domain::pace::RateLimits;
 use crate::domain::reply::Exchange;
 use crate::domain::talk::Request;
 
@@ -64,6 +65,7 @@ struct Call {
     first_token: Option<Instant>,
     http_status: Option<u16>,
     request_id: Option<String>,
+    limits: Option<RateLimits>,
     /// When the reply said that it is over; the wait for the connection's sake does not count.
     over: Option<Instant>,
 }
@@ -128,6 +130,7 @@ impl HttpClaude {
         let mut response = sent.map_err(|err| self.unanswered(err))?;
         call.http_status = Some(response.status().as_u16());
         call.request_id = wire::request_id(response.headers());
+        call.limits = wire::rate_limits(response.headers(), Instant::now());
         if !response.status().is_success() {
             let (failure, request_id) = refused(response, watch).await;
             call.request_id = call.request_id.take().or(request_id);
@@ -187,6 +190,7 @@ impl Claude for HttpClaude {
             first_token: None,
             http_status: None,
             request_id: None,
+            limits: None,
             over: None,
         };
         let post = self.post(request, &credentials);
@@ -212,6 +216,7 @@ impl Claude for HttpClaude {
             ended,
             http_status: call.http_status,
             request_id: call.request_id.or(call.intake.request_id),
+            limits: call.limits,
             reply,
             end: end.map_err(|failure| credentials.redact(failure)),
         }

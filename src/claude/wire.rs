@@ -2,17 +2,21 @@
 //!
 //! Reads only; what an error means is decided in [`crate::domain::retry`].
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::header::HeaderMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::domain::outcome::{ApiError, Fault};
+use crate::domain::pace::{Each, Limit, RateLimits};
 use crate::domain::reply::{decode_string, sanitise};
 
 /// Longest wait that a server may ask for; more is taken for this.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_hours(1);
+
+/// Longest time until a limit is whole again; more is taken for this.
+pub const RESET_MAX: Duration = Duration::from_hours(1);
 
 /// Longest `request-id` kept, in bytes.
 const REQUEST_ID_MAX: usize = 256;
@@ -101,6 +105,28 @@ pub fn should_retry(headers: &HeaderMap) -> Option<bool> {
 pub fn request_id(headers: &HeaderMap) -> Option<String> {
     let id = String::from_utf8_lossy(headers.get("request-id")?.as_bytes()).trim().to_owned();
     Some(cut_request_id(id)).filter(|id| !id.is_empty())
+}
+
+/// Returns the rate limits that the headers tell; `None` where they tell none. `at`: when they came.
+///
+/// Left out are `anthropic-ratelimit-tokens-*`, which repeat the scarcest of the others, and the limits of
+/// priority tier and fast mode, which are apart from these. A limit of 0 makes no sense and does not count.
+pub fn rate_limits(headers: &HeaderMap, at: Instant) -> Option<RateLimits> {
+    let now = date(headers, "date");
+    let limit = |what: &str| {
+        let of = |part: &str| header(headers, &format!("anthropic-ratelimit-{what}-{part}"));
+        Limit {
+            limit: of("limit").and_then(|number| number.parse().ok()).filter(|limit| *limit > 0),
+            remaining: of("remaining").and_then(|number| number.parse().ok()),
+            reset: of("reset").and_then(|time| {
+                let full = SystemTime::from(time.parse::<jiff::Timestamp>().ok()?);
+                Some(full.duration_since(now?).unwrap_or_default().min(RESET_MAX))
+            }),
+        }
+    };
+    let each =
+        Each { requests: limit("requests"), input: limit("input-tokens"), output: limit("output-tokens") };
+    (each != Each::default()).then_some(RateLimits { at, each })
 }
 
 /// Returns the start of a body in one line, without control characters: it is shown on terminals.

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::domain::outcome::{Failure, Usage};
+use crate::domain::pace::RateLimits;
 use crate::domain::stop::StopReason;
 
 /// One content block of a reply.
@@ -118,6 +119,8 @@ pub struct Exchange {
     pub http_status: Option<u16>,
     /// `request-id` header, else `request_id` of an error body.
     pub request_id: Option<String>,
+    /// The rate limits that the response's headers told, whatever its status.
+    pub limits: Option<RateLimits>,
     /// What arrived; empty where nothing did.
     pub reply: Reply,
     /// How it ended: `Ok` only with a stop reason.

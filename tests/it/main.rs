@@ -6,6 +6,7 @@ mod config;
 mod contract;
 mod demo;
 mod mill;
+mod pace_sim;
 mod readme;
 mod seam_corpus;
 mod stand_in;

@@ -203,6 +203,19 @@ async fn error_statuses_carry_what_the_server_said() {
 }
 
 #[tokio::test]
+async fn rate_limits_are_told_whatever_became_of_the_call() {
+    let limit = [("anthropic-ratelimit-requests-limit", "50"), ("content-length", "9")];
+    for status in ["200 OK", "429 Too Many"] {
+        let cut = vec![head(status, &limit), Step::Write(b"{".to_vec()), Step::Reset];
+        let exchange = ask_script(cut).await;
+        assert!(exchange.end.is_err());
+        assert_eq!(exchange.limits.unwrap().each.requests.limit, Some(50), "{status}");
+        assert!(exchange.limits.unwrap().at >= exchange.sent);
+    }
+    assert_eq!(ask_script(answer("500 No", &[], b"")).await.limits, None);
+}
+
+#[tokio::test]
 async fn error_bodies_that_are_html_empty_huge_or_cut_classify_by_status() {
     let huge = "x".repeat(500_000);
     for (status, body) in [(403, "<html>no</html>"), (502, ""), (413, huge.as_str())] {

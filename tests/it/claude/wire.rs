@@ -1,9 +1,10 @@
 //! Error bodies and headers, as servers and what stands before them write them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use promptmill::claude::wire::{api_error, request_id, retry_after, should_retry};
+use promptmill::claude::wire::{RESET_MAX, api_error, rate_limits, request_id, retry_after, should_retry};
 use promptmill::domain::outcome::Fault;
+use promptmill::domain::pace::Limit;
 use reqwest::header::{HeaderMap, HeaderName};
 
 type Pairs<'a> = &'a [(&'a str, &'a str)];
@@ -62,6 +63,60 @@ fn x_should_retry_is_true_false_or_nothing() {
     {
         assert_eq!(should_retry(&headers(&[("x-should-retry", value)])), expected, "{value:?}");
     }
+}
+
+#[test]
+fn rate_limits_are_read_with_their_reset_by_the_responses_own_date() {
+    let at = Instant::now();
+    let told = headers(&[
+        ("date", "Mon, 23 Nov 2026 10:00:00 GMT"),
+        ("anthropic-ratelimit-requests-limit", "4000"),
+        ("anthropic-ratelimit-requests-remaining", "3999"),
+        ("anthropic-ratelimit-requests-reset", "2026-11-23T10:00:07Z"),
+        ("anthropic-ratelimit-input-tokens-limit", "2000000"),
+        ("anthropic-ratelimit-input-tokens-remaining", "0"),
+        ("anthropic-ratelimit-input-tokens-reset", "2026-11-23T11:00:30+01:00"),
+        ("anthropic-ratelimit-tokens-limit", "7"),
+        ("anthropic-priority-output-tokens-limit", "8"),
+        ("anthropic-fast-output-tokens-limit", "9"),
+    ]);
+    let limits = rate_limits(&told, at).unwrap();
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    assert_eq!(limits.at, at);
+    let requests = Limit { limit: Some(4000), remaining: Some(3999), reset: seconds(7) };
+    assert_eq!(limits.each.requests, requests);
+    let input = Limit { limit: Some(2_000_000), remaining: Some(0), reset: seconds(30) };
+    assert_eq!(limits.each.input, input);
+    assert_eq!(limits.each.output, Limit::default(), "other tiers' limits are not these");
+}
+
+#[test]
+fn rate_limits_that_make_no_sense_do_not_count() {
+    let odd =
+        |pairs: Pairs<'_>| rate_limits(&headers(pairs), Instant::now()).map(|limits| limits.each.requests);
+    assert_eq!(odd(&[]), None);
+    assert_eq!(odd(&[("anthropic-ratelimit-tokens-limit", "7")]), None);
+    for word in ["", "0", "-5", "1e3", "many", "99999999999999999999"] {
+        assert_eq!(odd(&[("anthropic-ratelimit-requests-limit", word)]), None, "{word}");
+    }
+    let dated = |reset| {
+        let date = ("date", "Mon, 23 Nov 2026 10:00:00 GMT");
+        odd(&[
+            date,
+            ("anthropic-ratelimit-requests-limit", "5"),
+            ("anthropic-ratelimit-requests-reset", reset),
+        ])
+        .unwrap()
+        .reset
+    };
+    assert_eq!(dated("2026-11-23T09:00:00Z"), Some(Duration::ZERO), "it has passed");
+    assert_eq!(dated("2999-12-31T00:00:00Z"), Some(RESET_MAX));
+    assert_eq!(dated("soon"), None);
+    let dateless = [
+        ("anthropic-ratelimit-requests-limit", "5"),
+        ("anthropic-ratelimit-requests-reset", "2026-11-23T09:00:00Z"),
+    ];
+    assert_eq!(odd(&dateless).unwrap().reset, None, "no clock of ours is asked");
 }
 
 #[test]
