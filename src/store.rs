@@ -16,6 +16,7 @@ pub mod migrations;
 mod op;
 mod row;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -173,6 +174,8 @@ pub struct Wanted {
     pub default_model: String,
     /// Lanes to pass by.
     pub blocked: Blocked,
+    /// Where fewer may be taken than there are slots.
+    pub rooms: Rooms,
 }
 
 /// Lanes behind blocked gates. A job's model is its own, else its queue's, else the default.
@@ -180,10 +183,42 @@ pub struct Wanted {
 pub struct Blocked {
     /// Models behind a breaker or a pause.
     pub models: Vec<String>,
-    /// Models that may be asked once: a probe.
-    pub probes: Vec<String>,
     /// Stopped batches, as (queue, batch).
     pub batches: Vec<(String, String)>,
+}
+
+/// How many jobs a claim may bring at most where it is not its slots that decide. Of several rooms
+/// the smallest counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rooms {
+    /// By model; a probe is a room of one.
+    pub models: HashMap<String, usize>,
+    /// By batch, as (queue, batch).
+    pub batches: HashMap<(String, String), usize>,
+    /// Of a labelled batch that is not among them.
+    pub batch: Option<usize>,
+}
+
+impl Rooms {
+    fn of(&mut self, model: &str, lane: &(String, String)) -> [Option<&mut usize>; 2] {
+        if let Some(room) = self.batch
+            && !lane.1.is_empty()
+            && !self.batches.contains_key(lane)
+        {
+            self.batches.insert(lane.clone(), room);
+        }
+        [self.models.get_mut(model), self.batches.get_mut(lane)]
+    }
+
+    /// How many more jobs may be taken of a lane.
+    fn left(&mut self, model: &str, lane: &(String, String)) -> usize {
+        self.of(model, lane).into_iter().flatten().map(|room| *room).min().unwrap_or(usize::MAX)
+    }
+
+    /// Notes that so many were.
+    fn take(&mut self, model: &str, lane: &(String, String), jobs: usize) {
+        self.of(model, lane).into_iter().flatten().for_each(|room| *room -= jobs);
+    }
 }
 
 /// A row of `gates` as this version reads and writes it.
@@ -199,6 +234,28 @@ pub struct GateRow {
     pub until_in: Option<Duration>,
     /// Grows with every change by a daemon or a person: how a change by another is seen.
     pub generation: i64,
+    /// What is counted: a person who sets `flowing` clears it.
+    pub counters: Option<Counters>,
+}
+
+/// What a gate counts: `gates.counters`, a word and a number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counters {
+    /// What is counted; holds no blank.
+    pub word: String,
+    /// How often.
+    pub count: u32,
+}
+
+impl Counters {
+    fn parse(text: &str) -> Option<Self> {
+        let (word, count) = text.split_once(' ')?;
+        Some(Self { word: word.to_owned(), count: count.parse().ok()? })
+    }
+
+    fn text(&self) -> String {
+        format!("{} {}", self.word, self.count)
+    }
 }
 
 /// What a drain still has before it.
@@ -310,6 +367,10 @@ pub trait Store: Send + Sync {
     /// Writes a gate, where its generation is still `row.generation` (0: it does not exist yet);
     /// returns the new generation, or `None` where somebody else was first.
     async fn set_gate(&self, row: &GateRow) -> Result<Option<i64>, StoreError>;
+
+    /// Counts one more refusal of a batch whose gate flows; its signature is this word. Returns how
+    /// many there were in a row with the same over all daemons, 0 where the gate does not flow.
+    async fn count_refusal(&self, scope: &str, word: &str) -> Result<u32, StoreError>;
 
     /// Counts what is left for a drain.
     async fn backlog(&self, wanted: &Wanted, horizon: Duration) -> Result<Backlog, StoreError>;

@@ -27,10 +27,10 @@ use crate::domain::breaker::BreakerSettings;
 use crate::domain::job::{Claimed, Defaults, Lease, Tally, WorkerId};
 use crate::domain::outcome::{Failure, Outcome};
 use crate::domain::retry::Curve;
-use crate::store::{Backlog, Blocked, Me, Store, StoreError, Wanted};
+use crate::store::{Backlog, Me, Store, StoreError, Wanted};
 
 use attempt::{Ended, Rein, Why, attempt};
-use gate::{Gates, Open};
+use gate::{Gates, Lane, Open};
 use process::Process;
 use record::Recorder;
 
@@ -203,9 +203,11 @@ pub async fn run(
     let mut upkeep: JoinSet<()> = JoinSet::new();
     upkeep.spawn(upkeep::beat(Arc::clone(&mill), beside.clone()));
     upkeep.spawn(upkeep::tick(Arc::clone(&mill), Arc::clone(&wake), beside.clone()));
+    upkeep.spawn(upkeep::share_gates(Arc::clone(&mill), beside.clone()));
     // It only waits and wakes: it may be dropped at any moment, the store's operations end by themselves.
     let mut watching: JoinSet<()> = JoinSet::new();
     watching.spawn(watch(Arc::clone(&mill), Arc::clone(&wake)));
+    watching.spawn(opened(Arc::clone(&mill), Arc::clone(&wake)));
     upkeep.spawn(upkeep::reload(Arc::clone(&mill), Arc::clone(&signals.reload), beside.clone()));
     let at = Arc::clone(&mill);
     let mut writing: JoinSet<()> = JoinSet::new();
@@ -243,9 +245,18 @@ pub async fn run(
 /// dropped half-way.
 async fn watch(mill: Arc<Mill>, wake: Wake) {
     loop {
-        let flows =
-            matches!(mill.gates.open(Instant::now()), Open::All(blocked) if blocked == Blocked::default());
+        let flows = mill.gates.all_flow();
         mill.store.changed(if flows { CALM } else { POLL }).await;
+        // What changed may be a gate: a person's word is to be heard at once.
+        mill.gates.look();
+        wake.notify_one();
+    }
+}
+
+/// Wakes the loop when a gate opens, or when more of a batch may run.
+async fn opened(mill: Arc<Mill>, wake: Wake) {
+    loop {
+        mill.gates.opened().await;
         wake.notify_one();
     }
 }
@@ -268,6 +279,7 @@ struct Work {
     lease: Lease,
     bytes: i64,
     tally: Tally,
+    lane: Lane,
     rein: Rein,
 }
 
@@ -365,11 +377,11 @@ impl Turning {
         if free == 0 || (bytes_max <= 0 && !self.attempts.is_empty()) {
             return None;
         }
-        let (slots, blocked) = match self.mill.gates.open(Instant::now()) {
-            Open::All(blocked) => (free, blocked),
-            Open::Probe(blocked) => (1, blocked),
-            Open::Nothing => return None,
-        };
+        let Open { slots, blocked, rooms } = self.mill.gates.open(Instant::now());
+        let slots = slots.min(free);
+        if slots == 0 {
+            return None;
+        }
         Some(Wanted {
             worker: self.mill.worker(),
             slots,
@@ -378,6 +390,7 @@ impl Turning {
             queues: settings.queues.clone(),
             default_model: self.mill.defaults.model.clone(),
             blocked,
+            rooms,
         })
     }
 
@@ -422,12 +435,14 @@ impl Turning {
         }
         self.mill.running.lock().insert(lease, rein.clone());
         let mill = Arc::clone(&self.mill);
-        let work = Work { lease, bytes, tally, rein: rein.clone() };
+        let lane = Lane::of_row(&claimed);
+        let work = Work { lease, bytes, tally, lane, rein: rein.clone() };
         let task = self.attempts.spawn(async move { attempt(&mill, claimed, &rein).await });
         self.work_on(task.id(), work);
     }
 
     fn work_on(&mut self, task: Id, work: Work) {
+        self.mill.gates.claimed(&work.lane);
         self.bytes += work.bytes;
         self.suspects += usize::from(work.tally.is_suspect());
         self.works.insert(task, work);
@@ -447,6 +462,7 @@ impl Turning {
         };
         let Some(work) = self.works.remove(&id) else { return false };
         self.mill.running.lock().remove(&work.lease);
+        self.mill.gates.over(&work.lane);
         self.bytes -= work.bytes;
         self.suspects -= usize::from(work.tally.is_suspect());
         match ended {

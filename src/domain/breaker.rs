@@ -1,10 +1,12 @@
 //! The circuit breaker of one (base URL, model): stops calls while the provider is unwell, and
 //! lets one probe find out whether it is well again.
 //!
-//! States are named by their effect. For those who know the pattern: `Flowing` is closed,
-//! `Blocked` is open, `Probing` is half-open. Pure: instants and dice are passed in.
+//! What is counted is this process's own; the [`Gate`] that it moves is shared by all daemons. Pure:
+//! instants and dice are passed in.
 
 use std::time::{Duration, Instant};
+
+use super::gate::{Gate, State};
 
 /// When to block, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,17 +27,6 @@ pub struct BreakerSettings {
     pub probe_lease: Duration,
 }
 
-/// What may be done now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admission {
-    /// Go ahead.
-    Flow,
-    /// Go ahead alone, and report: everybody waits for it. The number goes with the report.
-    Probe(u64),
-    /// Not now.
-    Blocked,
-}
-
 /// How a call looked to the breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
@@ -43,25 +34,6 @@ pub enum Health {
     Well,
     /// It did not.
     Sick,
-}
-
-/// What the breaker is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// Calls flow.
-    Flowing,
-    /// None flow before this instant; then one probe may.
-    Blocked {
-        /// When a probe may go.
-        until: Instant,
-    },
-    /// One probe is out.
-    Probing {
-        /// Which.
-        number: u64,
-        /// When it counts as hung.
-        until: Instant,
-    },
 }
 
 /// Number of slices the window is counted in.
@@ -78,108 +50,67 @@ struct Slice {
 #[derive(Debug, Clone)]
 pub struct Breaker {
     settings: BreakerSettings,
-    state: State,
+    gate: Gate,
     born: Instant,
     in_a_row: u32,
     slices: [Slice; SLICES],
-    /// How often it blocked since it last flowed.
-    blocks: u32,
-    probes: u64,
 }
 
 impl Breaker {
     /// Returns a breaker that flows.
     pub fn new(settings: BreakerSettings, now: Instant) -> Self {
-        Self {
-            settings,
-            state: State::Flowing,
-            born: now,
-            in_a_row: 0,
-            slices: [Slice::default(); SLICES],
-            blocks: 0,
-            probes: 0,
-        }
+        Self { settings, gate: Gate::default(), born: now, in_a_row: 0, slices: [Slice::default(); SLICES] }
     }
 
-    /// What it is doing.
-    pub fn state(&self) -> State {
-        self.state
+    /// Its gate.
+    pub const fn gate(&self) -> &Gate {
+        &self.gate
     }
 
-    /// Whether a call may be made, without taking the probe.
-    pub fn peek(&self, now: Instant) -> Admission {
-        match self.state {
-            State::Flowing => Admission::Flow,
-            State::Blocked { until } | State::Probing { until, .. } if now >= until => {
-                Admission::Probe(self.probes + 1)
-            }
-            State::Blocked { .. } | State::Probing { .. } => Admission::Blocked,
-        }
-    }
-
-    /// Asks to make a call; a probe is taken by the asking.
-    pub fn admit(&mut self, now: Instant) -> Admission {
-        let admission = self.peek(now);
-        if let Admission::Probe(number) = admission {
-            self.probes = number;
-            self.state = State::Probing { number, until: now + self.settings.probe_lease };
-        }
-        admission
+    /// Its gate, for what is not the breaker's to decide: probes taken, a person's word.
+    pub const fn gate_mut(&mut self) -> &mut Gate {
+        &mut self.gate
     }
 
     /// Takes the report of a call that was admitted. `probe` is its number, if it was one; `dice` in
     /// [0, 1) spreads the end of a block by ± 20 %.
     ///
     /// While it is blocked or probing only the probe's report counts: the others set out before.
-    pub fn report(&mut self, health: Health, probe: Option<u64>, now: Instant, dice: f64) {
-        match (self.state, probe) {
-            (State::Probing { number, .. }, Some(mine)) if mine == number => match health {
-                Health::Well => self.flow(),
-                Health::Sick => self.block(now, dice),
+    pub fn report(&mut self, health: Health, reason: &str, probe: Option<u64>, now: Instant, dice: f64) {
+        match self.gate.state() {
+            State::Probing { .. } if self.gate.awaits(probe) => match health {
+                Health::Well => {
+                    self.gate.flow();
+                    self.count_anew();
+                }
+                Health::Sick => self.block(reason, now, dice),
             },
-            (State::Flowing, _) => {
+            State::Flowing => {
                 self.count(health, now);
                 if self.must_block(now) {
-                    self.block(now, dice);
+                    self.block(reason, now, dice);
                 }
             }
-            (State::Blocked { .. } | State::Probing { .. }, _) => {}
+            State::Blocked { .. } | State::Probing { .. } => {}
         }
     }
 
-    /// A probe came back without having asked: the next one may go at once.
-    pub fn give_back(&mut self, probe: u64, now: Instant) {
-        if matches!(self.state, State::Probing { number, .. } if number == probe) {
-            self.state = State::Blocked { until: now };
-        }
+    /// Whether it flows and has counted nothing within its window: a new one would be the same.
+    pub fn is_idle(&self, now: Instant) -> bool {
+        let oldest = self.age(now).saturating_sub(SLICES as u64 - 1);
+        let counted = self.slices.iter().any(|slice| slice.age >= oldest && slice.well + slice.sick > 0);
+        self.gate.state() == State::Flowing && self.in_a_row == 0 && !counted
     }
 
-    /// Blocks because a person says so: `None` for ever.
-    pub fn block_until(&mut self, until: Instant) {
-        self.state = State::Blocked { until };
-    }
-
-    /// Opens because a person says so: the next call is a probe.
-    pub fn free(&mut self, now: Instant) {
-        if self.state != State::Flowing {
-            self.state = State::Blocked { until: now };
-        }
-        self.blocks = 0;
-    }
-
-    fn flow(&mut self) {
-        self.state = State::Flowing;
-        self.in_a_row = 0;
-        self.blocks = 0;
-        self.slices = [Slice::default(); SLICES];
-    }
-
-    fn block(&mut self, now: Instant, dice: f64) {
-        let doublings = self.blocks.min(16);
+    fn block(&mut self, reason: &str, now: Instant, dice: f64) {
+        let doublings = self.gate.blocks().min(16);
         let open = self.settings.open.saturating_mul(1 << doublings).min(self.settings.open_max);
-        self.blocks = self.blocks.saturating_add(1);
         let spread = 0.8 + 0.4 * dice.clamp(0.0, 1.0);
-        self.state = State::Blocked { until: now + open.mul_f64(spread) };
+        self.gate.block(reason, Some(open.mul_f64(spread)), now);
+        self.count_anew();
+    }
+
+    fn count_anew(&mut self) {
         self.in_a_row = 0;
         self.slices = [Slice::default(); SLICES];
     }
@@ -229,6 +160,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::gate::Admission;
 
     fn settings() -> BreakerSettings {
         BreakerSettings {
@@ -245,9 +177,14 @@ mod tests {
     fn blocked(now: Instant) -> Breaker {
         let mut breaker = Breaker::new(settings(), now);
         for _ in 0..10 {
-            breaker.report(Health::Sick, None, now, 0.5);
+            breaker.report(Health::Sick, "sick", None, now, 0.5);
         }
         breaker
+    }
+
+    fn probe(breaker: &mut Breaker, now: Instant) -> Option<u64> {
+        (breaker.gate().peek(now) == Admission::Probe)
+            .then(|| breaker.gate_mut().probe(settings().probe_lease, now))
     }
 
     #[test]
@@ -255,12 +192,12 @@ mod tests {
         let now = Instant::now();
         let mut breaker = Breaker::new(BreakerSettings { calls_min: 1000, ..settings() }, now);
         for _ in 0..9 {
-            breaker.report(Health::Sick, None, now, 0.5);
+            breaker.report(Health::Sick, "sick", None, now, 0.5);
         }
-        assert_eq!(breaker.admit(now), Admission::Flow);
-        breaker.report(Health::Sick, None, now, 0.5);
-        assert_eq!(breaker.admit(now), Admission::Blocked);
-        assert_eq!(breaker.state(), State::Blocked { until: now + Duration::from_secs(15) });
+        assert_eq!(breaker.gate().peek(now), Admission::Flow);
+        breaker.report(Health::Sick, "sick", None, now, 0.5);
+        assert_eq!(breaker.gate().peek(now), Admission::Blocked);
+        assert_eq!(breaker.gate().state(), State::Blocked { until: Some(now + Duration::from_secs(15)) });
     }
 
     #[test]
@@ -268,22 +205,22 @@ mod tests {
         let now = Instant::now();
         let mut breaker = Breaker::new(settings(), now);
         for _ in 0..5 {
-            breaker.report(Health::Well, None, now, 0.5);
-            breaker.report(Health::Sick, None, now, 0.5);
+            breaker.report(Health::Well, "", None, now, 0.5);
+            breaker.report(Health::Sick, "sick", None, now, 0.5);
         }
-        assert_eq!(breaker.admit(now), Admission::Blocked);
+        assert_eq!(breaker.gate().peek(now), Admission::Blocked);
 
         let mut breaker = Breaker::new(settings(), now);
         for _ in 0..5 {
-            breaker.report(Health::Sick, None, now, 0.5);
+            breaker.report(Health::Sick, "sick", None, now, 0.5);
         }
         let later = now + Duration::from_secs(70);
         for _ in 0..8 {
-            breaker.report(Health::Well, None, later, 0.5);
+            breaker.report(Health::Well, "", None, later, 0.5);
         }
-        breaker.report(Health::Sick, None, later, 0.5);
-        breaker.report(Health::Sick, None, later, 0.5);
-        assert_eq!(breaker.admit(later), Admission::Flow);
+        breaker.report(Health::Sick, "sick", None, later, 0.5);
+        breaker.report(Health::Sick, "sick", None, later, 0.5);
+        assert_eq!(breaker.gate().peek(later), Admission::Flow);
     }
 
     #[test]
@@ -291,16 +228,19 @@ mod tests {
         let mut now = Instant::now();
         let mut breaker = blocked(now);
         for wait in [15, 30, 60, 60] {
-            assert_eq!(breaker.state(), State::Blocked { until: now + Duration::from_secs(wait) });
+            assert_eq!(
+                breaker.gate().state(),
+                State::Blocked { until: Some(now + Duration::from_secs(wait)) }
+            );
             now += Duration::from_secs(wait);
-            let Admission::Probe(number) = breaker.admit(now) else { panic!("a probe is due") };
-            assert_eq!(breaker.admit(now), Admission::Blocked, "one probe at a time");
-            breaker.report(Health::Sick, Some(number), now, 0.5);
+            let number = probe(&mut breaker, now).expect("a probe is due");
+            assert_eq!(breaker.gate().peek(now), Admission::Blocked, "one probe at a time");
+            breaker.report(Health::Sick, "sick", Some(number), now, 0.5);
         }
         now += Duration::from_mins(1);
-        let Admission::Probe(number) = breaker.admit(now) else { panic!("a probe is due") };
-        breaker.report(Health::Well, Some(number), now, 0.5);
-        assert_eq!(breaker.admit(now), Admission::Flow);
+        let number = probe(&mut breaker, now).expect("a probe is due");
+        breaker.report(Health::Well, "", Some(number), now, 0.5);
+        assert_eq!(breaker.gate().peek(now), Admission::Flow);
     }
 
     #[test]
@@ -308,25 +248,23 @@ mod tests {
         let now = Instant::now();
         let mut breaker = blocked(now);
         let first = now + Duration::from_secs(15);
-        let Admission::Probe(hung) = breaker.admit(first) else { panic!("a probe is due") };
+        let hung = probe(&mut breaker, first).expect("a probe is due");
         let second = first + Duration::from_mins(1);
-        let Admission::Probe(number) = breaker.admit(second) else {
-            panic!("the hung probe's lease is over")
-        };
-        breaker.report(Health::Well, Some(hung), second, 0.5);
-        assert_eq!(breaker.admit(second), Admission::Blocked, "only the newest probe decides");
-        breaker.report(Health::Well, Some(number), second, 0.5);
-        assert_eq!(breaker.admit(second), Admission::Flow);
+        let number = probe(&mut breaker, second).expect("a probe is due");
+        breaker.report(Health::Well, "", Some(hung), second, 0.5);
+        assert_eq!(breaker.gate().peek(second), Admission::Blocked, "only the newest probe decides");
+        breaker.report(Health::Well, "", Some(number), second, 0.5);
+        assert_eq!(breaker.gate().peek(second), Admission::Flow);
     }
 
     #[test]
     fn stragglers_do_not_move_a_blocked_breaker() {
         let now = Instant::now();
         let mut breaker = blocked(now);
-        let state = breaker.state();
-        breaker.report(Health::Well, None, now, 0.5);
-        breaker.report(Health::Sick, None, now, 0.5);
-        assert_eq!(breaker.state(), state);
+        let state = breaker.gate().state();
+        breaker.report(Health::Well, "", None, now, 0.5);
+        breaker.report(Health::Sick, "sick", None, now, 0.5);
+        assert_eq!(breaker.gate().state(), state);
     }
 
     #[derive(Debug, Clone)]
@@ -357,7 +295,7 @@ mod tests {
             for event in events {
                 match event {
                     Event::Pass(seconds) => now += Duration::from_secs(seconds),
-                    Event::Admit => if let Admission::Probe(number) = breaker.admit(now) {
+                    Event::Admit => if let Some(number) = self::probe(&mut breaker, now) {
                         if let Some((other, since)) = probe {
                             prop_assert!(now >= since + settings().probe_lease, "{other} and {number} are out");
                         }
@@ -370,13 +308,13 @@ mod tests {
                         if number.is_some() && number == probe.map(|(number, _)| number) {
                             probe = None;
                         }
-                        breaker.report(if sick { Health::Sick } else { Health::Well }, number, now, 0.5);
+                        breaker.report(if sick { Health::Sick } else { Health::Well }, "", number, now, 0.5);
                     }
                     Event::GiveBack { which } => if let Some(number) = out[which].take() {
                         if Some(number) == probe.map(|(number, _)| number) {
                             probe = None;
                         }
-                        breaker.give_back(number, now);
+                        breaker.gate_mut().give_back(number, now);
                     },
                 }
             }

@@ -165,8 +165,8 @@ pub enum News {
     Nothing,
     /// Slow down for this model, for so long at least.
     Limited(Option<Duration>),
-    /// The key may not be used until somebody acts.
-    KeyBlocked,
+    /// The key may not be used until somebody acts; after this rest one call asks again.
+    KeyBlocked(Duration),
     /// The model that jobs without one get is not there.
     ModelMissing,
     /// The job's own fault: the same again and again stops its batch.
@@ -249,8 +249,8 @@ pub fn decide(failure: &Failure, class: &Class, with: Circumstances) -> Decision
         Class::Model if with.model_named => end(failure, with.tally, News::Refused),
         Class::Model => untouched(with, failure, News::ModelMissing),
         Class::Prefill => Decision { job: Disposition::AskAgain, news: News::Nothing },
-        Class::Account => untouched(with, failure, News::KeyBlocked),
-        Class::Suspect if with.key_refused => untouched(with, failure, News::KeyBlocked),
+        Class::Account => untouched(with, failure, News::KeyBlocked(rest(failure))),
+        Class::Suspect if with.key_refused => untouched(with, failure, News::KeyBlocked(KEY_REST)),
         Class::Job | Class::Suspect => end(failure, with.tally, News::Refused),
         Class::Limit { hint, .. } => defer(with, *hint, failure, News::Limited(*hint)),
         Class::Sick { hint, costs: false } => defer(with, *hint, failure, News::Nothing),
@@ -261,6 +261,30 @@ pub fn decide(failure: &Failure, class: &Class, with: Circumstances) -> Decision
         Class::Sick { hint, costs: true } => charge(with, *hint, failure),
         Class::Ours => untouched(with, failure, News::Nothing),
     }
+}
+
+/// How long a key that may not spend rests: credits are bought while nobody watches the queue.
+pub const KEY_REST: Duration = Duration::from_mins(5);
+/// How long one rests whose limit for the month is used up: it is raised seldom, and ends by a date.
+pub const LIMIT_REST: Duration = Duration::from_hours(1);
+
+fn rest(failure: &Failure) -> Duration {
+    let Failure::Api(error) = failure else { return KEY_REST };
+    let spent = error.code.as_deref().is_some_and(|code| code.ends_with("_spend_limit_reached"))
+        || error.message.starts_with("You have reached your specified");
+    let rest = if spent { LIMIT_REST } else { KEY_REST };
+    error.retry_after.map_or(rest, |hint| hint.min(rest))
+}
+
+/// When the API says that a spent limit ends: `2026-12-01 at 00:00 UTC`. Nothing else of the message.
+fn regained(error: &ApiError) -> Option<&str> {
+    let (_, rest) = error.message.split_once("regain access on ")?;
+    let said = rest.get(..23)?;
+    let is_date = said.bytes().zip(*b"0000-00-00 at 00:00 UTC").all(|(is, like)| match like {
+        b'0' => is.is_ascii_digit(),
+        _ => is == like,
+    });
+    is_date.then_some(said)
 }
 
 fn end(failure: &Failure, tally: Tally, news: News) -> Decision {
@@ -364,7 +388,8 @@ pub fn reason(failure: &Failure) -> String {
         && error.code.is_none()
         && let Some(words) = account_words(error)
     {
-        return words.to_owned();
+        let until = regained(error).map(|until| format!("; the API says that it ends on {until}"));
+        return format!("{words}{}", until.unwrap_or_default());
     }
     let fault = fault(failure);
     match (failure, &fault.code) {

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::{Blocked, Wanted};
+use super::{Blocked, Rooms, Wanted};
 
 /// Streams, and lanes in a stream, that one scan looks at. What lies beyond comes with the next scan.
 pub(crate) const LANES_MAX: usize = 64;
@@ -168,9 +168,9 @@ impl Lanes {
         cut
     }
 
-    /// Deals slots: in each queue the highest priority first, equal ranks in turns; a model that is
-    /// being probed gives one job in all, and is noted in `probed` for the rest of the claim.
-    pub(crate) fn deal(&mut self, slots: usize, wanted: &Wanted, probed: &mut Vec<String>) -> Vec<Take> {
+    /// Deals slots: in each queue the highest priority first, equal ranks in turns, and nowhere more
+    /// than the `rooms` that are left of this claim.
+    pub(crate) fn deal(&mut self, slots: usize, wanted: &Wanted, rooms: &mut Rooms) -> Vec<Take> {
         let mut left: Vec<usize> = self.all.iter().map(|lane| self.depth(lane)).collect();
         let mut given = vec![0_usize; self.all.len()];
         let mut order: Vec<usize> = Vec::new();
@@ -184,24 +184,16 @@ impl Lanes {
             let start = self.turn % tier.len();
             let mut served = 0;
             for &at in tier[start..].iter().chain(&tier[..start]) {
-                let model = effective_model(&self.all[at], wanted);
-                let probe = wanted.blocked.probes.iter().any(|probe| probe == model);
-                let spent = probe && probed.iter().any(|known| known == model);
-                let most = if spent {
-                    0
-                } else if probe {
-                    1
-                } else {
-                    share
-                };
-                let jobs = most.min(left[at]).min(slots);
-                left[at] = if probe { 0 } else { left[at] - jobs };
+                let lane = &self.all[at];
+                let (model, batch) =
+                    (effective_model(lane, wanted), (lane.queue.clone(), lane.batch.clone()));
+                let room = rooms.left(model, &batch);
+                let jobs = share.min(room).min(left[at]).min(slots);
+                rooms.take(model, &batch, jobs);
+                left[at] = if jobs == room { 0 } else { left[at] - jobs };
                 if jobs == 0 {
-                    served += usize::from(spent);
+                    served += usize::from(room == 0);
                     continue;
-                }
-                if probe {
-                    probed.push(model.to_owned());
                 }
                 if given[at] == 0 {
                     order.push(at);
@@ -269,6 +261,7 @@ mod tests {
             queues: Vec::new(),
             default_model: "m".to_owned(),
             blocked: Blocked::default(),
+            rooms: Rooms::default(),
         }
     }
 
@@ -291,7 +284,7 @@ mod tests {
     }
 
     fn dealt(lanes: &mut Lanes, slots: usize, wanted: &Wanted) -> Vec<(String, i32, usize)> {
-        let takes = lanes.deal(slots, wanted, &mut Vec::new());
+        let takes = lanes.deal(slots, wanted, &mut wanted.rooms.clone());
         takes
             .iter()
             .map(|&take| (lanes.lane(take).batch.clone(), lanes.lane(take).priority, take.jobs))
@@ -326,11 +319,22 @@ mod tests {
     #[test]
     fn a_probed_model_gives_one_job_over_all_its_lanes() {
         let mut wanted = wanted();
-        wanted.blocked.probes = vec!["m".to_owned()];
+        wanted.rooms.models.insert("m".to_owned(), 1);
         let mut lanes = Lanes::default();
         lanes.learn(scan(vec![lane("q", "", 0, "a", 9), lane("r", "m", 0, "b", 9)]), &wanted);
         let jobs: usize = dealt(&mut lanes, 8, &wanted).iter().map(|(.., jobs)| jobs).sum();
         assert_eq!(jobs, 1);
+    }
+
+    #[test]
+    fn a_batch_gives_no_more_than_its_room_and_the_others_get_what_it_leaves() {
+        let mut wanted = wanted();
+        wanted.rooms.batches.insert(("q".to_owned(), "big".to_owned()), 2);
+        let mut lanes = Lanes::default();
+        lanes.learn(scan(vec![lane("q", "", 0, "big", 100), lane("q", "", 0, "other", 100)]), &wanted);
+        let mut shares = dealt(&mut lanes, 8, &wanted);
+        shares.sort();
+        assert_eq!(shares, [("big".to_owned(), 0, 2), ("other".to_owned(), 0, 6)]);
     }
 
     #[test]

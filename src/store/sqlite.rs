@@ -244,6 +244,11 @@ impl Store for SqliteStore {
         self.write(row.clone(), |conn, row| Box::pin(gates::set(conn, row))).await
     }
 
+    async fn count_refusal(&self, scope: &str, word: &str) -> Result<u32, StoreError> {
+        let params = (scope.to_owned(), word.to_owned());
+        self.write(params, |conn, params| Box::pin(gates::count_refusal(conn, &params.0, &params.1))).await
+    }
+
     async fn backlog(&self, wanted: &Wanted, horizon: Duration) -> Result<Backlog, StoreError> {
         let params = (wanted.clone(), horizon);
         self.read(params, |conn, params| Box::pin(upkeep::backlog(conn, &params.0, params.1))).await

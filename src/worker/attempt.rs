@@ -105,7 +105,7 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
         if let Some(why) = rein.why() {
             return stopped(mill, lease, &talk, tally, None, why).await;
         }
-        let permit = match mill.gates.admit(talk.job(), Instant::now()) {
+        let permit = match mill.gates.admit(&*mill.store, talk.job()).await {
             Ok(permit) => permit,
             Err(Refusal::Blocked(reason)) => {
                 // A claim passes by what blocks, but for a run that began with another model than its
@@ -138,7 +138,7 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
         talk.count(call.usage, call.request_id.as_deref(), call.sent);
         match exchange.end {
             Ok(()) => {
-                permit.accept(talk.job(), Instant::now());
+                permit.accept(Instant::now());
                 call.request = talk.push(exchange.reply).or(call.request);
                 pending = Some(call);
             }
@@ -207,7 +207,7 @@ async fn judge(
     match decision.news {
         News::Nothing => {}
         News::Limited(hint) => mill.gates.limited(&job.model, hint, now),
-        News::KeyBlocked => mill.gates.block_key(&reason, now),
+        News::KeyBlocked(rest) => mill.gates.block_key(&reason, rest, now),
         News::ModelMissing => {
             let why =
                 format!("the API does not know model {}: correct defaults.model, or the queue's", job.model);
@@ -215,7 +215,7 @@ async fn judge(
         }
         News::Refused => {
             if let Failure::Api(error) = failure {
-                mill.gates.refused(job, retry::signature(error));
+                mill.gates.refused(&*mill.store, &permit, &retry::signature(error)).await;
             }
             if class == Class::Model {
                 mill.gates.remember_missing(&job.model, retry::fault(failure), now);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{End, Mill};
-use crate::store::Wanted;
+use crate::store::{Rooms, Wanted};
 
 /// The backlog is counted so often at most.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -36,6 +36,7 @@ impl Drain {
             queues: mill.settings.queues.clone(),
             default_model: mill.defaults.model.clone(),
             blocked: held.clone().unwrap_or_default(),
+            rooms: Rooms::default(),
         };
         let left = match mill.store.backlog(&wanted, self.horizon).await {
             Ok(left) => left,

@@ -1,86 +1,91 @@
-//! Whether a call may be made: breakers, pauses and blocks, kept in this process and shown in the
-//! table `gates`.
+//! Whether a call may be made: gates for the key, for each model and for batches that the API
+//! refuses, kept in this process and shared with all daemons through the table `gates`.
 //!
-//! The copy here decides; [`Gates::sync`] writes what changed and takes over what a person (or
-//! another daemon) changed in the table. Nothing here waits: a blocked job goes back to the table.
+//! The copy here decides, but for probes: who may probe is decided in the table, by compare-and-set.
+//! [`Gates::sync`] takes over what others changed and writes what changed here. Nothing here waits for
+//! a gate: a blocked job goes back to the table.
 
+mod scope;
 mod sync;
+mod trust;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::domain::breaker::{Admission, Breaker, BreakerSettings, Health, State};
+use tokio::sync::Notify;
+
+use crate::domain::breaker::{Breaker, BreakerSettings, Health};
+use crate::domain::gate::{Admission, Gate, State};
 use crate::domain::job::Job;
 use crate::domain::outcome::Fault;
-use crate::store::Blocked;
+use crate::store::{Blocked, Rooms, Store};
 
-/// How long a key that may not spend rests before one call finds out whether it may again.
-const KEY_REST: Duration = Duration::from_mins(5);
+pub use scope::Lane;
+use scope::Scope;
+use trust::Trust;
+
 /// How long a model that was not there is remembered.
 const MISSING_FOR: Duration = Duration::from_mins(10);
-/// So many same refusals in a row stop a labelled batch.
+/// So many same refusals in a row, over all daemons, stop a batch.
 const SAME_REFUSALS: u32 = 20;
+/// Jobs without a label that meet the same refusal again and again are tried one at a time, after a
+/// pause that doubles from the first of these to the second.
+const REFUSED_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 /// So many jobs of different batches in a row whose 401, 402 or 403 nobody can explain block the key.
 const SUSPECTS: usize = 3;
 /// A rate limit's pause of this length shows in the table: nobody would see a shorter one.
 const LIMIT_SHOWN: Duration = Duration::from_secs(2);
 /// How long a rate limit without a hint holds its model back.
 const LIMIT_PAUSE: Duration = Duration::from_secs(1);
+/// Models and batches that are remembered; those that say nothing are forgotten beyond.
+const REMEMBERED: usize = 4096;
 
 /// All gates of this process.
 pub struct Gates {
     profile: String,
     settings: BreakerSettings,
     inner: Mutex<Inner>,
+    /// Something changed that the others should know at once.
+    changed: Notify,
+    /// Something opened: more may be claimed.
+    opened: Notify,
 }
 
 struct Inner {
-    key: KeyGate,
-    models: HashMap<String, ModelGate>,
-    /// Stopped batches, by (queue, batch), with the reason.
-    batches: HashMap<(String, String), String>,
-    refusals: HashMap<(String, String), (String, u32)>,
+    fingerprint: String,
+    key: Gate,
+    models: HashMap<String, Model>,
+    /// Batches that do not flow.
+    batches: HashMap<Lane, Gate>,
+    /// How far each labelled batch is trusted.
+    trust: HashMap<Lane, Trust>,
     missing: HashMap<String, (Instant, Fault)>,
     suspects: HashSet<String>,
     /// Generations as they were last read or written.
     seen: HashMap<String, i64>,
+    /// Batches whose row counts refusals.
+    counted: HashSet<Lane>,
     /// Scopes that changed here and are not in the table yet.
-    changed: HashSet<String>,
+    changed: HashSet<Scope>,
 }
 
-struct KeyGate {
-    fingerprint: String,
-    block: Option<Block>,
-    probing: bool,
-}
-
-#[derive(Clone)]
-struct Block {
-    reason: String,
-    /// `None`: until a person opens it.
-    until: Option<Instant>,
-}
-
-struct ModelGate {
+struct Model {
     breaker: Breaker,
-    /// Why the breaker blocks.
-    reason: Option<String>,
-    /// A block that only a person opens: the default model is missing, or somebody says so.
-    held: Option<String>,
     /// A rate limit's pause.
     paused: Option<Instant>,
     /// Whether the table says so.
     limit_shown: bool,
 }
 
-/// The right to make one call. Dropped without a report, a probe is given back.
+/// The right to make one call. Dropped without a report, its probes are given back.
 pub struct Permit<'a> {
     gates: &'a Gates,
     model: String,
-    probe: Option<u64>,
-    key_probe: bool,
-    done: bool,
+    lane: Lane,
+    probes: Vec<(Scope, u64)>,
+    begun: AtomicBool,
 }
 
 /// Why a call may not be made now.
@@ -94,73 +99,155 @@ pub enum Refusal {
 
 /// What claims may take now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Open {
-    /// Anything but these lanes.
-    All(Blocked),
-    /// One job, to find out whether the key may spend again.
-    Probe(Blocked),
-    /// Nothing.
-    Nothing,
+pub struct Open {
+    /// At most so many jobs; none where the key is blocked.
+    pub slots: usize,
+    /// Nothing of these lanes.
+    pub blocked: Blocked,
+    /// No more than this of those.
+    pub rooms: Rooms,
 }
 
 impl Gates {
     /// Returns gates that all flow.
     pub fn new(settings: BreakerSettings, profile: &str, fingerprint: String) -> Self {
+        let inner = Inner {
+            fingerprint,
+            key: Gate::default(),
+            models: HashMap::new(),
+            batches: HashMap::new(),
+            trust: HashMap::new(),
+            missing: HashMap::new(),
+            suspects: HashSet::new(),
+            seen: HashMap::new(),
+            counted: HashSet::new(),
+            changed: HashSet::new(),
+        };
         Self {
             profile: profile.to_owned(),
             settings,
-            inner: Mutex::new(Inner {
-                key: KeyGate { fingerprint, block: None, probing: false },
-                models: HashMap::new(),
-                batches: HashMap::new(),
-                refusals: HashMap::new(),
-                missing: HashMap::new(),
-                suspects: HashSet::new(),
-                seen: HashMap::new(),
-                changed: HashSet::new(),
-            }),
+            inner: Mutex::new(inner),
+            changed: Notify::new(),
+            opened: Notify::new(),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until something changed that this process or the others should know at once.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Makes the next [`Gates::sync`] come soon.
+    pub fn look(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Waits until something opened.
+    pub async fn opened(&self) {
+        self.opened.notified().await;
     }
 
     /// What claims may take now.
     pub fn open(&self, now: Instant) -> Open {
         let inner = self.lock();
-        let mut blocked = Blocked { batches: inner.batches.keys().cloned().collect(), ..Blocked::default() };
+        let mut blocked = Blocked::default();
+        let mut rooms = Rooms { batch: Some(trust::FIRST), ..Rooms::default() };
         for (model, gate) in &inner.models {
             match gate.peek(now) {
                 Admission::Flow => {}
-                Admission::Probe(_) => blocked.probes.push(model.clone()),
+                Admission::Probe => drop(rooms.models.insert(model.clone(), 1)),
                 Admission::Blocked => blocked.models.push(model.clone()),
             }
         }
-        match &inner.key.block {
-            None => Open::All(blocked),
-            Some(Block { until: Some(until), .. }) if now >= *until && !inner.key.probing => {
-                Open::Probe(blocked)
+        for (lane, trust) in &inner.trust {
+            if let Some(room) = trust.room() {
+                rooms.batches.insert(lane.pair(), room);
             }
-            Some(_) => Open::Nothing,
         }
+        for (lane, gate) in &inner.batches {
+            match gate.peek(now) {
+                Admission::Flow => {}
+                Admission::Probe => drop(rooms.batches.insert(lane.pair(), 1)),
+                Admission::Blocked => blocked.batches.push(lane.pair()),
+            }
+        }
+        let slots = match inner.key.peek(now) {
+            Admission::Flow => usize::MAX,
+            Admission::Probe => 1,
+            Admission::Blocked => 0,
+        };
+        Open { slots, blocked, rooms }
+    }
+
+    /// Whether nothing is blocked that may open by itself at any moment.
+    pub fn all_flow(&self) -> bool {
+        let inner = self.lock();
+        inner.key.state() == State::Flowing
+            && inner.batches.is_empty()
+            && inner
+                .models
+                .values()
+                .all(|model| model.paused.is_none() && model.breaker.gate().state() == State::Flowing)
     }
 
     /// The lanes that only a person or a date opens, for a drain: `None` where it is the key.
     pub fn held(&self) -> Option<Blocked> {
         let inner = self.lock();
-        let models =
-            inner.models.iter().filter(|(_, gate)| gate.held.is_some()).map(|(model, _)| model.clone());
+        let models = inner.models.iter().filter(|(_, model)| model.breaker.gate().is_held());
+        let batches = inner.batches.iter().filter(|(_, gate)| gate.is_held());
         let held = Blocked {
-            models: models.collect(),
-            probes: Vec::new(),
-            batches: inner.batches.keys().cloned().collect(),
+            models: models.map(|(model, _)| model.clone()).collect(),
+            batches: batches.map(|(lane, _)| lane.pair()).collect(),
         };
-        inner.key.block.is_none().then_some(held)
+        (inner.key.state() == State::Flowing).then_some(held)
     }
 
-    /// Asks to make a call for a job.
-    pub fn admit(&self, job: &Job, now: Instant) -> Result<Permit<'_>, Refusal> {
+    /// Notes that a job of this lane was claimed.
+    pub fn claimed(&self, lane: &Lane) {
+        if lane.is_labelled() {
+            let mut inner = self.lock();
+            if inner.trust.len() >= REMEMBERED {
+                inner.trust.retain(|_, trust| trust.is_in_use());
+            }
+            inner.trust.entry(lane.clone()).or_default().begin();
+        }
+    }
+
+    /// Notes that it is over.
+    pub fn over(&self, lane: &Lane) {
+        if let Some(trust) = self.lock().trust.get_mut(lane) {
+            trust.end();
+        }
+    }
+
+    /// Asks to make a call for a job. Where it would be a probe, the table decides who makes it.
+    pub async fn admit(&self, store: &dyn Store, job: &Job) -> Result<Permit<'_>, Refusal> {
+        let lane = Lane::of(job);
+        let mut permit = Permit {
+            gates: self,
+            model: job.model.clone(),
+            lane: lane.clone(),
+            probes: Vec::new(),
+            begun: AtomicBool::new(false),
+        };
+        for scope in [Scope::Key, Scope::Model(job.model.clone()), Scope::Batch(lane)] {
+            match self.peek(job, &scope, Instant::now())? {
+                Admission::Flow => {}
+                Admission::Probe => {
+                    let number = self.take_probe(store, &scope).await?;
+                    permit.probes.push((scope, number));
+                }
+                Admission::Blocked => return Err(Refusal::Blocked(self.reason(&scope))),
+            }
+        }
+        Ok(permit)
+    }
+
+    fn peek(&self, job: &Job, scope: &Scope, now: Instant) -> Result<Admission, Refusal> {
         let mut inner = self.lock();
         if job.model_named
             && let Some((since, fault)) = inner.missing.get(&job.model)
@@ -170,59 +257,47 @@ impl Gates {
             }
             inner.missing.remove(&job.model);
         }
-        let mut key_probe = false;
-        if let Some(block) = &inner.key.block {
-            let due = block.until.is_some_and(|until| now >= until);
-            if !due || inner.key.probing {
-                return Err(Refusal::Blocked(block.reason.clone()));
-            }
-            key_probe = true;
-        }
-        let scope = self.model_scope(&job.model);
-        let gate =
-            inner.models.entry(job.model.clone()).or_insert_with(|| ModelGate::new(self.settings, now));
-        let probe = match gate.admit(now) {
-            Admission::Flow => None,
-            Admission::Probe(number) => Some(number),
-            Admission::Blocked => return Err(Refusal::Blocked(gate.reason())),
-        };
-        if probe.is_some() {
-            inner.changed.insert(scope);
-        }
-        inner.key.probing |= key_probe;
-        Ok(Permit { gates: self, model: job.model.clone(), probe, key_probe, done: false })
+        Ok(match scope {
+            Scope::Key => inner.key.peek(now),
+            Scope::Model(model) => inner.model(model, self.settings, now).peek(now),
+            Scope::Batch(lane) => inner.batches.get(lane).map_or(Admission::Flow, |gate| gate.peek(now)),
+        })
+    }
+
+    fn reason(&self, scope: &Scope) -> String {
+        let inner = self.lock();
+        let reason = inner.gate(scope).and_then(Gate::reason).unwrap_or("rate limit");
+        reason.to_owned()
     }
 
     /// A model answered 429.
     pub fn limited(&self, model: &str, hint: Option<Duration>, now: Instant) {
         let mut inner = self.lock();
-        if let Some(gate) = inner.models.get_mut(model) {
-            let until = now + hint.unwrap_or(LIMIT_PAUSE);
-            gate.paused = Some(gate.paused.map_or(until, |paused| paused.max(until)));
-            if until.saturating_duration_since(now) >= LIMIT_SHOWN {
-                gate.limit_shown = true;
-                inner.changed.insert(self.model_scope(model));
-            }
+        let gate = inner.model(model, self.settings, now);
+        let until = now + hint.unwrap_or(LIMIT_PAUSE);
+        gate.paused = Some(gate.paused.map_or(until, |paused| paused.max(until)));
+        if until.saturating_duration_since(now) >= LIMIT_SHOWN {
+            gate.limit_shown = true;
+            self.tell(&mut inner, Scope::Model(model.to_owned()));
         }
     }
 
-    /// The account may not use this key.
-    pub fn block_key(&self, reason: &str, now: Instant) {
+    /// The account may not use this key; after this rest one call asks again.
+    pub fn block_key(&self, reason: &str, rest: Duration, now: Instant) {
         let mut inner = self.lock();
-        if inner.key.block.is_none() {
+        if inner.key.state() == State::Flowing {
             tracing::error!(gate.reason = reason, "the key's gate blocks: {reason}");
         }
-        inner.key.block = Some(Block { reason: reason.to_owned(), until: Some(now + KEY_REST) });
-        inner.key.probing = false;
-        let scope = key_scope(&inner.key.fingerprint);
-        inner.changed.insert(scope);
+        inner.key.block(reason, Some(rest), now);
+        self.tell(&mut inner, Scope::Key);
     }
 
     /// The key changed: what is known of the old one does not hold for the new.
     pub fn new_key(&self, fingerprint: String) {
         let mut inner = self.lock();
-        inner.key = KeyGate { fingerprint, block: None, probing: false };
+        (inner.fingerprint, inner.key) = (fingerprint, Gate::default());
         inner.suspects.clear();
+        self.opened.notify_one();
     }
 
     /// A job met a 401, 402 or 403 that the key itself does not explain. Returns whether enough
@@ -241,76 +316,74 @@ impl Gates {
     /// The model that jobs without one get is not there: it blocks until a person acts.
     pub fn hold_model(&self, model: &str, reason: &str, now: Instant) {
         let mut inner = self.lock();
-        let gate = inner.models.entry(model.to_owned()).or_insert_with(|| ModelGate::new(self.settings, now));
-        if gate.held.replace(reason.to_owned()).is_none() {
+        let gate = inner.model(model, self.settings, now).breaker.gate_mut();
+        if !gate.is_held() {
             tracing::error!(gate.model = model, "the gate of model {model} blocks: {reason}");
         }
-        let scope = self.model_scope(model);
-        inner.changed.insert(scope);
+        gate.block(reason, None, now);
+        self.tell(&mut inner, Scope::Model(model.to_owned()));
     }
 
     /// A model that a job names is not there: jobs that name it end without a call for a while.
     pub fn remember_missing(&self, model: &str, fault: Fault, now: Instant) {
-        self.lock().missing.insert(model.to_owned(), (now, fault));
+        let mut inner = self.lock();
+        if inner.missing.len() >= REMEMBERED {
+            inner.missing.retain(|_, (since, _)| now.saturating_duration_since(*since) < MISSING_FOR);
+        }
+        inner.missing.insert(model.to_owned(), (now, fault));
     }
 
-    /// The API refused a job of a labelled batch. The same again and again stops the batch.
-    pub fn refused(&self, job: &Job, signature: String) {
-        let Some(batch) = &job.batch else { return };
-        let lane = (job.queue.clone(), batch.clone());
+    /// The API refused a job for its own fault. The same again and again, over all daemons, stops a
+    /// labelled batch until a person acts; without a label one job at a time is tried, ever more seldom.
+    pub async fn refused(&self, store: &dyn Store, permit: &Permit<'_>, signature: &str) {
+        let scope = Scope::Batch(permit.lane.clone());
+        let word = scope::short(signature);
+        let same = match store.count_refusal(&self.name(&scope), &word).await {
+            Ok(same) => same,
+            Err(err) => {
+                tracing::debug!(error = %err, "failed to count a refusal");
+                return;
+            }
+        };
+        let now = Instant::now();
         let mut inner = self.lock();
-        let seen = inner.refusals.entry(lane.clone()).or_insert_with(|| (signature.clone(), 0));
-        if seen.0 == signature {
-            seen.1 += 1;
-        } else {
-            *seen = (signature, 1);
+        inner.counted.insert(permit.lane.clone());
+        if let Some(trust) = inner.trust.get_mut(&permit.lane) {
+            trust.refused(same);
         }
-        if seen.1 < SAME_REFUSALS || inner.batches.contains_key(&lane) {
-            return;
-        }
-        let reason = format!(
-            "the API refused {SAME_REFUSALS} jobs of this batch in a row with the same error; see results.error. \
-             Set this gate to 'flowing' to go on, or cancel the batch"
-        );
-        tracing::warn!(job.queue = %lane.0, job.batch = %lane.1, "batch {} is stopped: {reason}", lane.1);
-        inner.changed.insert(batch_scope(&lane));
-        inner.batches.insert(lane, reason);
-    }
-
-    /// A call was answered: whatever is held against key and batch is off.
-    fn accepted(&self, permit: &Permit<'_>, job: &Job) {
-        let mut inner = self.lock();
-        inner.suspects.clear();
-        if let Some(batch) = &job.batch
-            && !inner.refusals.is_empty()
-        {
-            inner.refusals.remove(&(job.queue.clone(), batch.clone()));
-        }
-        if permit.key_probe {
-            inner.key.block = None;
-            inner.key.probing = false;
-            let scope = key_scope(&inner.key.fingerprint);
-            inner.changed.insert(scope);
-            tracing::info!("the key's gate flows again");
+        let probe = permit.probe(&scope);
+        let gate = inner.batches.entry(permit.lane.clone()).or_default();
+        // While it is blocked only the probe's word counts: the others set out before.
+        if gate.awaits(probe) || (same >= SAME_REFUSALS && gate.state() == State::Flowing) {
+            let (reason, pause) = permit.lane.stopped(gate.blocks());
+            tracing::warn!(job.queue = %permit.lane.queue, job.batch = %permit.lane.batch, "{} is stopped: {reason}", permit.lane);
+            gate.block(&reason, pause, now);
+            self.tell(&mut inner, scope);
+        } else if gate.state() == State::Flowing {
+            inner.batches.remove(&permit.lane);
         }
     }
 
-    fn reported(&self, permit: &Permit<'_>, health: Health, reason: &str, now: Instant, dice: f64) {
+    fn tell(&self, inner: &mut Inner, scope: Scope) {
+        inner.changed.insert(scope);
+        self.changed.notify_one();
+    }
+
+    fn reported(&self, permit: &Permit<'_>, health: Health, reason: &str, now: Instant, dice: f64) -> bool {
         let mut inner = self.lock();
-        let Some(gate) = inner.models.get_mut(&permit.model) else { return };
-        let before = gate.breaker.state();
-        gate.breaker.report(health, permit.probe, now, dice);
-        let after = gate.breaker.state();
-        if matches!(after, State::Blocked { .. }) {
-            gate.reason = Some(reason.to_owned());
-        }
+        let scope = Scope::Model(permit.model.clone());
+        let model = inner.model(&permit.model, self.settings, now);
+        let before = model.breaker.gate().state();
+        model.breaker.report(health, reason, permit.probe(&scope), now, dice);
+        let after = model.breaker.gate().state();
         if before != after {
             match after {
                 State::Flowing => {
                     tracing::info!(gate.model = %permit.model, "model {} flows again", permit.model);
+                    self.opened.notify_one();
                 }
                 State::Blocked { until } => {
-                    let pause = until.saturating_duration_since(now);
+                    let pause = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
                     tracing::warn!(
                         gate.model = %permit.model,
                         breaker.pause_ms = pause.as_millis() as u64,
@@ -319,104 +392,121 @@ impl Gates {
                 }
                 State::Probing { .. } => {}
             }
-            let scope = self.model_scope(&permit.model);
-            inner.changed.insert(scope);
+            self.tell(&mut inner, scope);
         }
-    }
-
-    fn model_scope(&self, model: &str) -> String {
-        format!("model:{}/{model}", self.profile)
+        after != State::Flowing
     }
 }
 
-impl ModelGate {
-    fn new(settings: BreakerSettings, now: Instant) -> Self {
-        Self {
-            breaker: Breaker::new(settings, now),
-            reason: None,
-            held: None,
-            paused: None,
-            limit_shown: false,
+impl Inner {
+    fn model(&mut self, model: &str, settings: BreakerSettings, now: Instant) -> &mut Model {
+        if self.models.len() >= REMEMBERED {
+            self.models.retain(|_, model| !model.says_nothing(now));
         }
+        self.models.entry(model.to_owned()).or_insert_with(|| Model::new(settings, now))
+    }
+
+    fn gate(&self, scope: &Scope) -> Option<&Gate> {
+        match scope {
+            Scope::Key => Some(&self.key),
+            Scope::Model(model) => self.models.get(model).map(|model| model.breaker.gate()),
+            Scope::Batch(lane) => self.batches.get(lane),
+        }
+    }
+
+    fn gate_mut(&mut self, scope: &Scope) -> Option<&mut Gate> {
+        match scope {
+            Scope::Key => Some(&mut self.key),
+            Scope::Model(model) => self.models.get_mut(model).map(|model| model.breaker.gate_mut()),
+            Scope::Batch(lane) => self.batches.get_mut(lane),
+        }
+    }
+}
+
+impl Model {
+    fn new(settings: BreakerSettings, now: Instant) -> Self {
+        Self { breaker: Breaker::new(settings, now), paused: None, limit_shown: false }
     }
 
     fn peek(&self, now: Instant) -> Admission {
-        if self.held.is_some() || self.paused.is_some_and(|until| now < until) {
-            Admission::Blocked
-        } else {
-            self.breaker.peek(now)
+        if self.paused.is_some_and(|until| now < until) {
+            return Admission::Blocked;
         }
+        self.breaker.gate().peek(now)
     }
 
-    fn admit(&mut self, now: Instant) -> Admission {
-        match self.peek(now) {
-            Admission::Blocked => Admission::Blocked,
-            Admission::Flow | Admission::Probe(_) => self.breaker.admit(now),
-        }
-    }
-
-    fn reason(&self) -> String {
-        let reason = self.held.as_ref().or(self.reason.as_ref());
-        reason.cloned().unwrap_or_else(|| "rate limit".to_owned())
+    fn says_nothing(&self, now: Instant) -> bool {
+        self.breaker.is_idle(now) && self.paused.is_none_or(|until| until <= now) && !self.limit_shown
     }
 }
 
 impl Permit<'_> {
     /// Whether this call is a probe.
     pub fn is_probe(&self) -> bool {
-        self.probe.is_some() || self.key_probe
+        !self.probes.is_empty()
     }
 
-    /// The first content event came: a probe has succeeded, whatever follows.
+    fn probe(&self, scope: &Scope) -> Option<u64> {
+        self.probes.iter().find(|(mine, _)| mine == scope).map(|(_, number)| *number)
+    }
+
+    /// The first content event came: whatever this call was to find out, it may be done again.
     pub fn content(&self, now: Instant) {
-        if self.probe.is_some() {
-            self.gates.reported(self, Health::Well, "", now, 0.0);
+        if self.begun.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.gates.reported(self, Health::Well, "", now, 0.0);
+        let mut inner = self.gates.lock();
+        inner.suspects.clear();
+        if let Some(trust) = inner.trust.get_mut(&self.lane)
+            && trust.clean()
+        {
+            self.gates.opened.notify_one();
+        }
+        if inner.counted.remove(&self.lane) {
+            self.gates.tell(&mut inner, Scope::Batch(self.lane.clone()));
+        }
+        if self.probe(&Scope::Key).is_some_and(|number| inner.key.awaits(Some(number))) {
+            inner.key.flow();
+            tracing::info!("the key's gate flows again");
+            self.gates.tell(&mut inner, Scope::Key);
+            self.gates.opened.notify_one();
+        }
+        let scope = Scope::Batch(self.lane.clone());
+        if self.probe(&scope).is_some() && inner.batches.remove(&self.lane).is_some() {
+            tracing::info!(job.queue = %self.lane.queue, job.batch = %self.lane.batch, "{} flows again", self.lane);
+            self.gates.tell(&mut inner, scope);
+            self.gates.opened.notify_one();
         }
     }
 
     /// The call was answered whole.
-    pub fn accept(mut self, job: &Job, now: Instant) {
-        self.gates.accepted(&self, job);
-        self.gates.reported(&self, Health::Well, "", now, 0.0);
-        self.done = true;
+    pub fn accept(self, now: Instant) {
+        // An answer without content has begun too.
+        self.content(now);
     }
 
     /// The call failed. `reason` is shown where that makes the breaker block. Returns whether the
-    /// model's gate is blocked now.
-    pub fn fail(mut self, health: Health, reason: &str, now: Instant, dice: f64) -> bool {
-        self.gates.reported(&self, health, reason, now, dice);
-        // The model's probe has reported; the key's is given back below, whatever became of it.
-        self.probe = None;
-        let inner = self.gates.lock();
-        inner.models.get(&self.model).is_some_and(|gate| gate.breaker.state() != State::Flowing)
+    /// model's gate does not flow now.
+    pub fn fail(&self, health: Health, reason: &str, now: Instant, dice: f64) -> bool {
+        self.gates.reported(self, health, reason, now, dice)
     }
 }
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        if self.done || !self.is_probe() {
-            return;
-        }
+        let now = Instant::now();
         let mut inner = self.gates.lock();
-        inner.key.probing &= !self.key_probe;
-        // A probe that was given back may go at once, whoever takes it.
-        if let Some(number) = self.probe
-            && let Some(gate) = inner.models.get_mut(&self.model)
-            && let State::Probing { until, .. } = gate.breaker.state()
-        {
-            let since = until.checked_sub(self.gates.settings.probe_lease).unwrap_or(until);
-            gate.breaker.give_back(number, since);
-            inner.changed.insert(self.gates.model_scope(&self.model));
+        // A probe that found nothing out may go at once again, whoever takes it.
+        for (scope, number) in &self.probes {
+            if let Some(gate) = inner.gate_mut(scope)
+                && gate.awaits(Some(*number))
+            {
+                gate.give_back(*number, now);
+                self.gates.tell(&mut inner, scope.clone());
+            }
         }
     }
-}
-
-fn key_scope(fingerprint: &str) -> String {
-    format!("key:{fingerprint}")
-}
-
-fn batch_scope(lane: &(String, String)) -> String {
-    format!("batch:{}/{}", lane.0, lane.1)
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ use crate::domain::job::{Lease, WorkerId};
 use crate::domain::outcome::Outcome;
 use crate::store::{Peer, StoreError};
 
+/// The gates are shared no more often than this.
+const GATES_EVERY_MIN: Duration = Duration::from_millis(50);
 /// How often the tick runs.
 const TICK: Duration = Duration::from_secs(1);
 /// How many rows one statement of the tick moves.
@@ -74,6 +76,23 @@ async fn start_anew(mill: &Mill) {
     }
 }
 
+/// Shares the gates with the other daemons until told to stop: once a second, and soon after a change.
+pub async fn share_gates(mill: Arc<Mill>, stop: CancellationToken) {
+    let mut ailing = false;
+    while !paused(&stop, GATES_EVERY_MIN).await {
+        match mill.gates.sync(&*mill.store, Instant::now()).await {
+            Ok(()) => ailing = false,
+            Err(err) => {
+                if !std::mem::replace(&mut ailing, true) {
+                    tracing::warn!(error = %err, "failed to share the gates: trying again every second");
+                }
+            }
+        }
+        // Passing is the ordinary end.
+        drop(tokio::time::timeout(TICK, stop.run_until_cancelled(mill.gates.changed())).await);
+    }
+}
+
 /// Runs the tick until told to stop.
 pub async fn tick(mill: Arc<Mill>, wake: Wake, stop: CancellationToken) {
     let mut peers = Peers::default();
@@ -110,7 +129,6 @@ async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreE
         tracing::info!(job.id = %job, "job {job} ended: its deadline passed");
         mill.tally.count(Outcome::Expired);
     }
-    mill.gates.sync(&*mill.store, Instant::now()).await?;
     if peers.due(mill.settings.lease) {
         rescue(mill, wake, peers).await?;
     }

@@ -178,7 +178,7 @@ fn a_probe_and_a_blocked_breaker_excuse_what_would_cost() {
 fn a_job_that_breaks_every_probe_is_not_the_probe_for_ever() {
     let failure = api(500, "api_error", None, "");
     let mut at = Circumstances { excused: true, ..with() };
-    let probes = (1..).find(|_| match decided(&failure, at).job {
+    let probes = (1..1000).find(|_| match decided(&failure, at).job {
         Disposition::Back { tally, .. } => {
             at.tally = tally;
             false
@@ -201,14 +201,17 @@ fn shutdown_costs_no_failure() {
 fn one_jobs_forbidden_wish_does_not_block_the_key() {
     let failure = api(403, "permission_error", None, "not for you");
     assert_eq!(decided(&failure, with()).news, News::Refused);
-    assert_eq!(decided(&failure, Circumstances { key_refused: true, ..with() }).news, News::KeyBlocked);
+    assert_eq!(
+        decided(&failure, Circumstances { key_refused: true, ..with() }).news,
+        News::KeyBlocked(KEY_REST)
+    );
 }
 
 #[test]
 fn an_account_without_credit_blocks_the_key_and_leaves_the_job_untouched() {
     let failure = api(400, "invalid_request_error", None, "Your credit balance is too low to access");
     let decision = decided(&failure, with());
-    assert_eq!(decision.news, News::KeyBlocked);
+    assert_eq!(decision.news, News::KeyBlocked(KEY_REST));
     assert!(matches!(
         decision.job,
         Disposition::Back { delay: None, tally: Tally { failures: 0, deferrals: 0, .. }, .. }
@@ -274,4 +277,17 @@ proptest! {
         let stop = crate::domain::stop::StopReason::from(word.as_str());
         prop_assert_eq!(stop.as_str(), word);
     }
+}
+
+#[test]
+fn a_spent_limit_rests_longer_and_says_when_the_api_says_that_it_ends() {
+    let spent = api(429, "rate_limit_error", Some("enforced_spend_limit_reached"), "");
+    assert_eq!(decided(&spent, with()).news, News::KeyBlocked(LIMIT_REST));
+    let sentence = "You have reached your specified API usage limits. You will regain access on 2026-12-01 at 00:00 UTC.";
+    let limit = api(400, "invalid_request_error", None, sentence);
+    assert_eq!(decided(&limit, with()).news, News::KeyBlocked(LIMIT_REST));
+    assert!(reason(&limit).ends_with("it ends on 2026-12-01 at 00:00 UTC"), "{}", reason(&limit));
+    let odd =
+        "You have reached your specified API usage limits. You will regain access on <my prompt> at once!!!!";
+    assert!(!reason(&api(400, "invalid_request_error", None, odd)).contains("prompt"));
 }

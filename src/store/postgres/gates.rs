@@ -3,13 +3,12 @@
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 
-use crate::store::GateRow;
-use crate::store::row;
+use crate::store::{Counters, GateRow, row};
 
 /// Reads all gates.
 pub(super) async fn all(conn: &mut PgConnection) -> sqlx::Result<Vec<GateRow>> {
     let rows = sqlx::query(
-        "SELECT scope, state, reason, generation,
+        "SELECT scope, state, reason, generation, counters,
                 ceil(extract(epoch FROM until - clock_timestamp()) * 1000)::bigint AS until_in
            FROM gates
           ORDER BY scope",
@@ -24,6 +23,7 @@ pub(super) async fn all(conn: &mut PgConnection) -> sqlx::Result<Vec<GateRow>> {
                 reason: gate.try_get("reason")?,
                 until_in: gate.try_get::<Option<i64>, _>("until_in")?.map(row::left),
                 generation: gate.try_get("generation")?,
+                counters: gate.try_get::<Option<&str>, _>("counters")?.and_then(Counters::parse),
             })
         })
         .collect()
@@ -35,13 +35,13 @@ pub(super) async fn set(conn: &mut PgConnection, gate: &GateRow) -> sqlx::Result
     sqlx::query_scalar(
         "WITH changed AS (
              UPDATE gates
-                SET state = $2, reason = $3, until = now() + $4 * interval '1 millisecond',
+                SET state = $2, reason = $3, until = now() + $4 * interval '1 millisecond', counters = $6,
                     generation = generation + 1, changed_at = now()
               WHERE scope = $1 AND generation = $5
              RETURNING generation
          ), made AS (
-             INSERT INTO gates (scope, state, reason, until, generation)
-             SELECT $1, $2, $3, now() + $4 * interval '1 millisecond', 1
+             INSERT INTO gates (scope, state, reason, until, counters, generation)
+             SELECT $1, $2, $3, now() + $4 * interval '1 millisecond', $6, 1
               WHERE $5 = 0 AND NOT EXISTS (SELECT FROM changed)
              ON CONFLICT (scope) DO NOTHING
              RETURNING generation
@@ -55,6 +55,26 @@ pub(super) async fn set(conn: &mut PgConnection, gate: &GateRow) -> sqlx::Result
     .bind(&gate.reason)
     .bind(gate.until_in.map(row::ms))
     .bind(gate.generation)
+    .bind(gate.counters.as_ref().map(Counters::text))
     .fetch_optional(conn)
     .await
+}
+
+/// Counts one more refusal; another word, or a gate that does not count, begins anew.
+pub(super) async fn count_refusal(conn: &mut PgConnection, scope: &str, word: &str) -> sqlx::Result<u32> {
+    let count: Option<i32> = sqlx::query_scalar(
+        "INSERT INTO gates AS g (scope, state, counters, generation)
+         VALUES ($1, 'flowing', $2 || ' 1', 1)
+         ON CONFLICT (scope) DO UPDATE
+            SET counters = $2 || ' ' || CASE WHEN split_part(g.counters, ' ', 1) = $2
+                                             THEN split_part(g.counters, ' ', 2)::integer + 1 ELSE 1 END,
+                generation = g.generation + 1, changed_at = now()
+          WHERE g.state = 'flowing'
+         RETURNING split_part(counters, ' ', 2)::integer",
+    )
+    .bind(scope)
+    .bind(word)
+    .fetch_optional(conn)
+    .await?;
+    Ok(count.and_then(|count| u32::try_from(count).ok()).unwrap_or(0))
 }

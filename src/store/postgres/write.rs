@@ -35,11 +35,12 @@ macro_rules! calls {
 }
 
 /// Locks what the fence lets through of `d`, and looks at the rest: `lost` is somebody else's now,
-/// `over` is done or run again. The argument says when a job whose lease was lost is taken all the same.
+/// `over` is done or run again. The arguments: when a job whose lease was lost is taken all the same,
+/// and what an earlier try of the same write left.
 macro_rules! fence {
-    ($adopted:literal) => {
+    ($adopted:literal, $written_before:literal) => {
         concat!(
-            "held AS MATERIALIZED (
+            "locked AS MATERIALIZED (
              SELECT d.job_id, d.claim, s.own
                FROM d
               CROSS JOIN LATERAL (
@@ -50,14 +51,18 @@ macro_rules! fence {
             ")
                      LIMIT 1
                        FOR NO KEY UPDATE SKIP LOCKED) s
+         ), held AS MATERIALIZED (
+             SELECT DISTINCT ON (job_id) job_id, claim, own FROM locked ORDER BY job_id, own DESC, claim
          ), missed AS MATERIALIZED (
              SELECT d.job_id, d.claim, d.run
                FROM d
               WHERE NOT EXISTS (SELECT FROM held h WHERE h.job_id = d.job_id AND h.claim = d.claim)
          ), stale AS MATERIALIZED (
              SELECT m.job_id, m.claim,
-                    CASE WHEN s.claims = m.claim AND s.run = m.run
-                         THEN CASE WHEN s.state = 'running' THEN 'skipped' ELSE 'done' END
+                    CASE WHEN s.claims = m.claim AND s.run = m.run AND s.state = 'running' THEN 'skipped'
+                         WHEN s.claims = m.claim AND s.run = m.run AND ",
+            $written_before,
+            " THEN 'done'
                          WHEN s.run = m.run AND s.state <> 'done' THEN 'lost'
                          ELSE 'over' END AS fate
                FROM missed m
@@ -298,7 +303,7 @@ async fn settle(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written>
          ), ",
         calls!(),
         ", ",
-        fence!("d.whole AND state <> 'done'"),
+        fence!("d.whole AND state <> 'done'", "s.state = 'done'"),
         ", ended AS (
              UPDATE job_state s
                 SET state = 'done', claimed_by = NULL, reason = NULL, failures = d.failures,
@@ -333,14 +338,14 @@ async fn settle(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written>
                       FROM (SELECT kind, sent_at, input_tokens, output_tokens, cache_creation_input_tokens,
                                    cache_read_input_tokens
                               FROM calls o
-                             WHERE (d.claim > 1 OR d.calls = 0) AND o.job_id = d.job_id AND o.run = d.run
+                             WHERE (NOT h.own OR d.claim > 1 OR d.calls = 0) AND o.job_id = d.job_id AND o.run = d.run
                                AND NOT EXISTS (SELECT FROM call c
                                                 WHERE c.job_id = o.job_id AND c.claim = o.claim AND c.seq = o.seq)
                              UNION ALL
                             SELECT kind, now() - sent_ago * interval '1 millisecond', input_tokens, output_tokens,
                                    cache_creation_input_tokens, cache_read_input_tokens
                               FROM call c
-                             WHERE (d.claim > 1 OR d.calls = 0) AND c.job_id = d.job_id) every
+                             WHERE (NOT h.own OR d.claim > 1 OR d.calls = 0) AND c.job_id = d.job_id) every
                     HAVING count(*) > 0) a ON true
          ), ",
         ledger!(),
@@ -364,7 +369,7 @@ async fn release(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written
          ), ",
         calls!(),
         ", ",
-        fence!("false"),
+        fence!("false", "s.state IN ('pending', 'scheduled')"),
         ", back AS (
              UPDATE job_state s
                 SET state = CASE WHEN d.delay_ms IS NULL THEN 'pending' ELSE 'scheduled' END,
@@ -415,6 +420,7 @@ async fn fill(conn: &mut PgConnection, answer: &Row) -> sqlx::Result<bool> {
              DELETE FROM calls c
               USING d
               WHERE c.job_id = d.job_id AND c.claim = d.claim AND c.error_type = 'lost' AND c.sent_at IS NULL
+                AND c.content IS NULL
          ), sums AS (
              SELECT count(*) AS calls, count(*) FILTER (WHERE c.kind IN ('continue', 'regenerate')) AS continuations,
                     min(c.sent_at) AS started_at,
@@ -425,7 +431,8 @@ async fn fill(conn: &mut PgConnection, answer: &Row) -> sqlx::Result<bool> {
                     (array_agg(c.request_id ORDER BY c.claim DESC, c.seq DESC))[1] AS request_id
                FROM d
                JOIN calls c ON c.job_id = d.job_id AND c.run = d.run
-                AND (c.claim <> d.claim OR c.error_type IS DISTINCT FROM 'lost' OR c.sent_at IS NOT NULL)
+                AND (c.claim <> d.claim OR c.error_type IS DISTINCT FROM 'lost' OR c.sent_at IS NOT NULL
+                     OR c.content IS NOT NULL)
          ), result AS (
              SELECT r.job_id, r.run, r.outcome IN ('cancelled', 'expired') AND r.text IS NULL AS open
                FROM d

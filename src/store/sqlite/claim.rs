@@ -76,7 +76,7 @@ impl SqliteStore {
             claimed.extend(self.read(params, |conn, p| Box::pin(strays(conn, p.0, &p.1))).await?);
         }
         let mut bytes = wanted.bytes_max - claimed.iter().map(|job| job.bytes).sum::<i64>();
-        let (mut scans, mut probed) = (0, Vec::new());
+        let (mut scans, mut rooms) = (0, wanted.rooms.clone());
         while claimed.len() < wanted.slots && (bytes > 0 || claimed.is_empty()) {
             if !lanes.usable(wanted) {
                 if scans == SCANS_MAX {
@@ -86,7 +86,7 @@ impl SqliteStore {
                 let params = (wanted.clone(), lanes.cursor.clone());
                 lanes.learn(self.read(params, |conn, p| Box::pin(scan(conn, &p.0, &p.1))).await?, wanted);
             }
-            let shares = lanes.deal(wanted.slots - claimed.len(), wanted, &mut probed);
+            let shares = lanes.deal(wanted.slots - claimed.len(), wanted, &mut rooms);
             if shares.is_empty() {
                 if scans > 0 && lanes.whole() {
                     break;

@@ -4,13 +4,12 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 
 use super::text;
-use crate::store::GateRow;
-use crate::store::row;
+use crate::store::{Counters, GateRow, row};
 
 /// Reads all gates.
 pub(super) async fn all(conn: &mut SqliteConnection) -> sqlx::Result<Vec<GateRow>> {
     let rows = sqlx::query(concat!(
-        "SELECT scope, state, reason, generation, until - ",
+        "SELECT scope, state, reason, generation, counters, until - ",
         now!(),
         " AS until_in
            FROM gates
@@ -26,6 +25,7 @@ pub(super) async fn all(conn: &mut SqliteConnection) -> sqlx::Result<Vec<GateRow
                 reason: text(gate, "reason")?,
                 until_in: gate.try_get::<Option<i64>, _>("until_in")?.map(row::left),
                 generation: gate.try_get("generation")?,
+                counters: text(gate, "counters")?.as_deref().and_then(Counters::parse),
             })
         })
         .collect()
@@ -35,14 +35,14 @@ pub(super) async fn all(conn: &mut SqliteConnection) -> sqlx::Result<Vec<GateRow
 /// like one that is not there.
 pub(super) async fn set(conn: &mut SqliteConnection, gate: &GateRow) -> sqlx::Result<Option<i64>> {
     sqlx::query_scalar(concat!(
-        "INSERT INTO gates (scope, state, reason, until, generation)
+        "INSERT INTO gates (scope, state, reason, until, counters, generation)
          SELECT $1, $2, $3, ",
         now!(),
-        " + $4, 1
+        " + $4, $6, 1
           WHERE $5 = 0 OR EXISTS (SELECT 1 FROM gates WHERE scope = $1 AND generation = $5)
          ON CONFLICT (scope) DO UPDATE
             SET state = excluded.state, reason = excluded.reason, until = excluded.until,
-                generation = generation + 1, changed_at = ",
+                counters = excluded.counters, generation = generation + 1, changed_at = ",
         now!(),
         " WHERE generation = $5
          RETURNING generation",
@@ -52,6 +52,27 @@ pub(super) async fn set(conn: &mut SqliteConnection, gate: &GateRow) -> sqlx::Re
     .bind(&gate.reason)
     .bind(gate.until_in.map(row::ms))
     .bind(gate.generation)
+    .bind(gate.counters.as_ref().map(Counters::text))
     .fetch_optional(conn)
     .await
+}
+
+/// Counts one more refusal; another word, or a gate that does not count, begins anew.
+pub(super) async fn count_refusal(conn: &mut SqliteConnection, scope: &str, word: &str) -> sqlx::Result<u32> {
+    let counters: Option<String> = sqlx::query_scalar(concat!(
+        "INSERT INTO gates (scope, state, counters, generation)
+         VALUES ($1, 'flowing', $2 || ' 1', 1)
+         ON CONFLICT (scope) DO UPDATE
+            SET counters = $2 || ' ' || CASE WHEN counters LIKE $2 || ' %'
+                                             THEN substr(counters, length($2) + 2) + 1 ELSE 1 END,
+                generation = generation + 1, changed_at = ",
+        now!(),
+        " WHERE state = 'flowing'
+         RETURNING counters",
+    ))
+    .bind(scope)
+    .bind(word)
+    .fetch_optional(conn)
+    .await?;
+    Ok(counters.as_deref().and_then(Counters::parse).map_or(0, |counters| counters.count))
 }

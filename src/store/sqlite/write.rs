@@ -3,7 +3,7 @@
 //! A batch is a handful of statements inside one `BEGIN IMMEDIATE`, each over JSON rows (see
 //! [`row`]): the fence, the results, the ledger. Nobody else can write in between.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -163,9 +163,12 @@ async fn settle(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Writ
     .bind(row::array(&batch.rows))
     .fetch_all(&mut *conn)
     .await?;
-    let mut fates = Fates::look(conn, &batch.rows, &ended).await?;
-    let adopted = adopt(conn, &fates.late_rows(&batch.rows)).await?;
-    fates.adopt(&adopted);
+    let mut fates = Fates::look(conn, &batch.rows, &ended, |state| state == "done").await?;
+    let adopted = adoptable(conn, &fates.late_rows(&batch.rows)).await?;
+    if !adopted.is_empty() {
+        fates.adopt(&adopted);
+        adopt(conn, &fates.adopted_rows(&batch.rows)).await?;
+    }
     sqlx::query(concat!(
         "INSERT INTO results
                 (job_id, run, queue, batch, key, outcome, stop_reason, stop_sequence, model, input_tokens,
@@ -189,21 +192,22 @@ async fn settle(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Writ
     .execute(&mut *conn)
     .await?;
     fates.write_calls(conn, batch).await?;
-    let recount: Vec<i64> =
-        batch.recount.iter().copied().chain(adopted.into_iter().map(|(job, _)| job)).collect();
+    // What was ended by somebody else is summed up when its worker fills it.
+    let ended = batch.recount.iter().filter(|job| fates.ended.iter().any(|(ended, _)| ended == *job));
+    let recount: BTreeSet<i64> = ended.copied().chain(adopted.into_iter().map(|(job, _)| job)).collect();
     if !recount.is_empty() {
-        self::recount(conn, &row::ids(&recount)).await?;
+        self::recount(conn, &row::texts(&Vec::from_iter(recount))).await?;
     }
     Ok(fates.written)
 }
 
-/// Ends jobs with the answers of workers that lost their leases, where the job is not done and the
-/// run is the same. Returns which, as (job, claim).
-async fn adopt(conn: &mut SqliteConnection, late: &str) -> sqlx::Result<Vec<(i64, i64)>> {
+/// Returns which of these answers of lost leases are taken, as (job, claim): where the job is not
+/// done and the run is the same.
+async fn adoptable(conn: &mut SqliteConnection, late: &str) -> sqlx::Result<Vec<(i64, i64)>> {
     if late == "[]" {
         return Ok(Vec::new());
     }
-    let adopted: Vec<(i64, i64)> = sqlx::query_as(
+    sqlx::query_as(
         "SELECT s.job_id, min(d.value ->> 'claim')
            FROM jsonb_each(jsonb($1)) d
           CROSS JOIN job_state s ON s.job_id = d.value ->> 'job_id'
@@ -211,18 +215,22 @@ async fn adopt(conn: &mut SqliteConnection, late: &str) -> sqlx::Result<Vec<(i64
           GROUP BY s.job_id",
     )
     .bind(late)
-    .fetch_all(&mut *conn)
-    .await?;
-    let jobs: Vec<i64> = adopted.iter().map(|(job, _)| *job).collect();
+    .fetch_all(conn)
+    .await
+}
+
+async fn adopt(conn: &mut SqliteConnection, answers: &str) -> sqlx::Result<()> {
     sqlx::query(
         "UPDATE job_state
-            SET state = 'done', claims = claims + 1, claimed_by = NULL, reason = NULL
-          WHERE job_id IN (SELECT value FROM json_each($1))",
+            SET state = 'done', claims = claims + 1, claimed_by = NULL, reason = NULL,
+                failures = d.value ->> 'failures'
+           FROM jsonb_each(jsonb($1)) d
+          WHERE job_id = d.value ->> 'job_id'",
     )
-    .bind(row::ids(&jobs))
+    .bind(answers)
     .execute(conn)
-    .await?;
-    Ok(adopted)
+    .await
+    .map(drop)
 }
 
 /// Takes the sums of results from the ledger.
@@ -269,7 +277,8 @@ async fn release(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Wri
     .bind(row::array(&batch.rows))
     .fetch_all(&mut *conn)
     .await?;
-    let fates = Fates::look(conn, &batch.rows, &back).await?;
+    let fates =
+        Fates::look(conn, &batch.rows, &back, |state| matches!(state, "pending" | "scheduled")).await?;
     fates.write_calls(conn, batch).await?;
     Ok(fates.written)
 }
@@ -285,7 +294,14 @@ struct Fates {
 
 impl Fates {
     /// Sorts the leases, given the jobs whose fence matched.
-    async fn look(conn: &mut SqliteConnection, rows: &[Row], hit: &[i64]) -> sqlx::Result<Self> {
+    ///
+    /// `written_before` says whether a state is what the same write left at an earlier try.
+    async fn look(
+        conn: &mut SqliteConnection,
+        rows: &[Row],
+        hit: &[i64],
+        written_before: fn(&str) -> bool,
+    ) -> sqlx::Result<Self> {
         let hit: HashSet<i64> = hit.iter().copied().collect();
         let all: Vec<Lease> = rows.iter().map(|row| row.lease).collect();
         let there: Vec<(i64, i64, i64, String)> = sqlx::query_as(
@@ -302,9 +318,11 @@ impl Fates {
         for lease in all {
             match there.get(&lease.job.0) {
                 Some((claims, run, state))
-                    if *claims == lease.claim && *run == lease.run && state != "running" =>
+                    if *claims == lease.claim
+                        && *run == lease.run
+                        && (hit.contains(&lease.job.0) || written_before(state)) =>
                 {
-                    // Else it was written before: a second try after a lost answer.
+                    // Else it is a second try after a lost answer.
                     if hit.contains(&lease.job.0) {
                         fates.ended.insert(key(&lease));
                         fates.when.insert(key(&lease), When::InTime);
@@ -336,6 +354,14 @@ impl Fates {
     /// Returns the rows that are written now.
     fn ended_rows(&self, rows: &[Row]) -> String {
         row::array(rows.iter().filter(|row| self.ended.contains(&key(&row.lease))))
+    }
+
+    /// Returns the answers that were taken from lost leases.
+    fn adopted_rows(&self, rows: &[Row]) -> String {
+        let is = |row: &&Row| {
+            self.ended.contains(&key(&row.lease)) && self.when.get(&key(&row.lease)) == Some(&When::Over)
+        };
+        row::array(rows.iter().filter(is))
     }
 
     /// Returns the rows of jobs that are somebody else's now.
@@ -423,9 +449,9 @@ async fn ledger(
     .await?;
     sqlx::query(
         "DELETE FROM checkpoints
-          WHERE (job_id, claim) IN (SELECT c.value ->> 'job_id', c.value ->> 'claim'
-                                      FROM jsonb_each(jsonb($1)) c
-                                     WHERE c.value ->> 'checkpointed')",
+          WHERE EXISTS (SELECT 1 FROM jsonb_each(jsonb($1)) c
+                         WHERE c.value ->> 'checkpointed' AND job_id = c.value ->> 'job_id'
+                           AND claim = c.value ->> 'claim' AND seq <= c.value ->> 'seq')",
     )
     .bind(&calls)
     .execute(conn)
@@ -437,7 +463,7 @@ async fn fill(conn: &mut SqliteConnection, answer: &Row) -> sqlx::Result<bool> {
     let lease = answer.lease;
     sqlx::query(
         "DELETE FROM calls
-          WHERE job_id = $1 AND claim = $2 AND error_type = 'lost' AND sent_at IS NULL",
+          WHERE job_id = $1 AND claim = $2 AND error_type = 'lost' AND sent_at IS NULL AND content IS NULL",
     )
     .bind(lease.job.0)
     .bind(lease.claim)

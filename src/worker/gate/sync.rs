@@ -1,13 +1,21 @@
-//! The table `gates`: what changed here is written, what changed there is taken over.
+//! The table `gates`: what changed here is written, what changed there is taken over, and who may
+//! probe is decided.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{Block, Gates, Inner, ModelGate, batch_scope, key_scope};
-use crate::domain::breaker::State;
-use crate::store::{GateRow, Store, StoreError};
+use super::scope::Scope;
+use super::{Gates, Inner, Refusal};
+use crate::domain::gate::{Gate, State};
+use crate::store::{Counters, GateRow, Store, StoreError};
 
 /// Longest block that a row can ask for; a person who means longer leaves `until` NULL.
-const UNTIL_MAX: std::time::Duration = std::time::Duration::from_hours(366 * 24);
+const UNTIL_MAX: Duration = Duration::from_hours(366 * 24);
+
+/// `gates.counters` of a gate that does not flow: how often it blocked since it last did.
+const BLOCKS: &str = "blocks";
+/// `gates.counters` of a gate that flows because an answer came. A person who opens one clears it, and
+/// the next call is a probe.
+const ANSWERED: &str = "answered";
 
 impl Gates {
     /// Takes over what others changed, then writes what changed here. A gate that both changed is
@@ -17,133 +25,148 @@ impl Gates {
             self.take_over(&row, now);
         }
         self.end_pauses(now);
-        let changed: Vec<String> = self.lock().changed.iter().cloned().collect();
+        let changed: Vec<Scope> = self.lock().changed.iter().cloned().collect();
         for scope in changed {
             // Taken out before it is read: what changes while it is written is written again.
             if !self.lock().changed.remove(&scope) {
                 continue;
             }
-            let Some(row) = self.row(&scope, now) else { continue };
-            let written = store.set_gate(&row).await;
-            let mut inner = self.lock();
-            match written {
-                Ok(Some(generation)) => {
-                    inner.seen.insert(scope, generation);
-                }
-                // Somebody was first: the next round reads what they wrote.
-                Ok(None) => {}
-                Err(err) => {
-                    inner.changed.insert(scope);
-                    return Err(err);
-                }
+            if let Err(err) = self.write(store, &scope, now).await {
+                self.lock().changed.insert(scope);
+                return Err(err);
             }
         }
         Ok(())
     }
 
+    /// Writes a gate as it is here. Returns whether that was possible: where somebody was first, the
+    /// next round reads what they wrote.
+    async fn write(&self, store: &dyn Store, scope: &Scope, now: Instant) -> Result<bool, StoreError> {
+        let row = self.row(scope, now);
+        let written = store.set_gate(&row).await?;
+        if let Some(generation) = written {
+            self.lock().seen.insert(row.scope, generation);
+        }
+        Ok(written.is_some())
+    }
+
+    /// Takes the probe of a gate, where no other daemon has it: returns its number.
+    pub(super) async fn take_probe(&self, store: &dyn Store, scope: &Scope) -> Result<u64, Refusal> {
+        let now = Instant::now();
+        let refused = || Refusal::Blocked(self.reason(scope));
+        let number = {
+            let mut inner = self.lock();
+            let Some(gate) = inner.gate_mut(scope) else { return Err(refused()) };
+            let number = gate.probe(self.settings.probe_lease, now);
+            inner.changed.remove(scope);
+            number
+        };
+        if matches!(self.write(store, scope, now).await, Ok(true)) {
+            return Ok(number);
+        }
+        // Another daemon asks, or the table cannot be reached: what it says is taken over soon.
+        if let Err(err) = self.sync(store, now).await {
+            tracing::debug!(error = %err, "failed to read the gates");
+        }
+        if let Some(gate) = self.lock().gate_mut(scope) {
+            gate.give_back(number, now + super::LIMIT_PAUSE);
+        }
+        Err(refused())
+    }
+
     /// A rate limit's pause that the table shows, and that is over, is to be taken out of it.
     fn end_pauses(&self, now: Instant) {
         let mut inner = self.lock();
-        let over: Vec<String> = inner
-            .models
-            .iter_mut()
-            .filter(|(_, gate)| gate.limit_shown && gate.paused.is_none_or(|until| until <= now))
-            .map(|(model, gate)| {
-                gate.limit_shown = false;
-                self.model_scope(model)
-            })
-            .collect();
+        let mut over = Vec::new();
+        for (name, model) in &mut inner.models {
+            if model.paused.is_some_and(|until| until <= now) {
+                model.paused = None;
+            }
+            if model.limit_shown && model.paused.is_none() {
+                model.limit_shown = false;
+                over.push(Scope::Model(name.clone()));
+            }
+        }
         inner.changed.extend(over);
     }
 
     pub(super) fn take_over(&self, row: &GateRow, now: Instant) {
+        let scopes = self.scopes(&row.scope);
         let mut inner = self.lock();
         if inner.seen.get(&row.scope) == Some(&row.generation) {
             return;
         }
         inner.seen.insert(row.scope.clone(), row.generation);
-        inner.changed.remove(&row.scope);
-        let reason = row.reason.clone().unwrap_or_else(|| "blocked by hand".to_owned());
-        let until = row.until_in.map(|left| now + left.min(UNTIL_MAX));
-        let blocked = row.state == "blocked";
-        if row.scope == key_scope(&inner.key.fingerprint) {
-            inner.key.block = match (blocked, &inner.key.block) {
-                (true, _) => Some(Block { reason, until }),
-                // Opened by hand: the next call is a probe.
-                (false, Some(block)) if row.state == "flowing" => {
-                    Some(Block { until: Some(now), ..block.clone() })
-                }
-                (false, other) => other.clone(),
-            };
-            inner.key.probing = false;
-        } else if let Some(model) = row.scope.strip_prefix(&format!("model:{}/", self.profile)) {
-            self.take_over_model(&mut inner, model, row, reason, now);
-        } else if let Some(lane) = row.scope.strip_prefix("batch:") {
-            // A queue's name may hold a slash itself, and nobody can tell which one parts the two.
-            for (at, _) in lane.match_indices('/') {
-                let lane = (lane[..at].to_owned(), lane[at + 1..].to_owned());
-                if blocked {
-                    inner.batches.insert(lane, reason.clone());
-                } else {
-                    inner.batches.remove(&lane);
-                    inner.refusals.remove(&lane);
-                }
+        for scope in scopes {
+            // A row that only counts says nothing about what we are about to write.
+            let counts = row.state == "flowing" && row.counters.is_some() && matches!(scope, Scope::Batch(_));
+            if counts && inner.changed.contains(&scope) {
+                continue;
             }
+            inner.changed.remove(&scope);
+            self.take_over_as(&mut inner, &scope, row, now);
         }
+        self.opened.notify_one();
     }
 
-    fn take_over_model(&self, inner: &mut Inner, model: &str, row: &GateRow, reason: String, now: Instant) {
-        let gate = inner.models.entry(model.to_owned()).or_insert_with(|| ModelGate::new(self.settings, now));
-        match (row.state.as_str(), row.until_in) {
-            ("blocked", None) => gate.held = Some(reason),
-            ("blocked", Some(left)) => {
-                gate.held = None;
-                gate.reason = Some(reason);
-                gate.breaker.block_until(now + left.min(UNTIL_MAX));
+    fn take_over_as(&self, inner: &mut Inner, scope: &Scope, row: &GateRow, now: Instant) {
+        let until = row.until_in.map(|left| now + left.min(UNTIL_MAX));
+        let blocks = row.counters.as_ref().filter(|counters| counters.word == BLOCKS);
+        let blocks = blocks.map_or(0, |counters| counters.count);
+        match scope {
+            Scope::Batch(lane) if row.state == "flowing" => {
+                inner.batches.remove(lane);
+                if row.counters.is_some() {
+                    inner.counted.insert(lane.clone());
+                }
+                return;
             }
-            ("flowing", _) => {
-                gate.held = None;
-                gate.reason = None;
-                gate.breaker.free(now);
-            }
-            _ => {}
+            Scope::Batch(lane) => drop(inner.batches.entry(lane.clone()).or_default()),
+            Scope::Model(model) => drop(inner.model(model, self.settings, now)),
+            Scope::Key => {}
+        }
+        let gate = inner.gate_mut(scope).expect("it was made above");
+        let reason = row.reason.clone().unwrap_or_else(|| "blocked by hand".to_owned());
+        match row.state.as_str() {
+            "blocked" => gate.blocked_elsewhere(reason, until, blocks),
+            "probing" => gate.probed_elsewhere(until.unwrap_or(now), blocks),
+            // By another daemon whose probe was answered, which says so in the counters, or by a person,
+            // after whose word the next call is a probe.
+            _ if row.counters.as_ref().is_some_and(|counters| counters.word == ANSWERED) => gate.flow(),
+            _ => gate.free(now),
         }
     }
 
     /// The row of a scope as this process sees it.
-    fn row(&self, scope: &str, now: Instant) -> Option<GateRow> {
+    fn row(&self, scope: &Scope, now: Instant) -> GateRow {
+        let name = self.name(scope);
         let inner = self.lock();
-        let (state, reason, until) = if *scope == key_scope(&inner.key.fingerprint) {
-            match &inner.key.block {
-                None => ("flowing", None, None),
-                Some(block) => ("blocked", Some(block.reason.clone()), block.until),
-            }
-        } else if let Some(model) = scope.strip_prefix(&format!("model:{}/", self.profile)) {
-            let gate = inner.models.get(model)?;
-            match (&gate.held, gate.breaker.state()) {
-                (Some(reason), _) => ("blocked", Some(reason.clone()), None),
-                (None, State::Flowing) => match gate.paused {
-                    Some(until) if now < until => {
-                        ("blocked", Some("the API's rate limit (429)".to_owned()), Some(until))
-                    }
-                    _ => ("flowing", None, None),
-                },
-                (None, State::Blocked { until }) => ("blocked", gate.reason.clone(), Some(until)),
-                (None, State::Probing { until, .. }) => ("probing", gate.reason.clone(), Some(until)),
-            }
-        } else {
-            let blocked = inner.batches.iter().find(|(lane, _)| batch_scope(lane) == *scope);
-            match blocked {
-                Some((_, reason)) => ("blocked", Some(reason.clone()), None),
-                None => ("flowing", None, None),
-            }
+        let flowing = Gate::default();
+        let gate = inner.gate(scope).unwrap_or(&flowing);
+        let paused = match scope {
+            Scope::Model(model) => inner.models.get(model).and_then(|model| model.paused),
+            Scope::Key | Scope::Batch(_) => None,
         };
-        Some(GateRow {
-            scope: scope.to_owned(),
+        let reason = gate.reason().map(str::to_owned);
+        let blocks = Some(Counters { word: BLOCKS.to_owned(), count: gate.blocks() });
+        let (state, reason, until, counters) = match (gate.state(), paused) {
+            (State::Flowing, Some(until)) if now < until => {
+                ("blocked", Some("the API's rate limit (429)".to_owned()), Some(until), None)
+            }
+            (State::Flowing, _) => {
+                let answered = Counters { word: ANSWERED.to_owned(), count: 0 };
+                ("flowing", None, None, (!matches!(scope, Scope::Batch(_))).then_some(answered))
+            }
+            (State::Blocked { until }, _) => ("blocked", reason, until, blocks),
+            (State::Probing { until, .. }, _) => ("probing", reason, Some(until), blocks),
+        };
+        GateRow {
+            generation: inner.seen.get(&name).copied().unwrap_or(0),
+            scope: name,
             state: state.to_owned(),
             reason,
             until_in: until.map(|until| until.saturating_duration_since(now)),
-            generation: inner.seen.get(scope).copied().unwrap_or(0),
-        })
+            counters,
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::domain::job::{Claimed, Defaults, JobId, Lease, Policy, Tally};
+use crate::store::{Counters, GateRow, Migrate, StoreSettings};
 
 fn gates() -> Gates {
     let settings = BreakerSettings {
@@ -11,11 +12,45 @@ fn gates() -> Gates {
         window: Duration::from_mins(1),
         calls_min: 100,
         share: 0.5,
-        open: Duration::from_secs(15),
+        open: OPEN,
         open_max: Duration::from_mins(1),
         probe_lease: Duration::from_mins(1),
     };
     Gates::new(settings, "default", "12345678".into())
+}
+
+const OPEN: Duration = Duration::from_secs(15);
+
+/// A database for the gates to be shared through; the folder goes with the test.
+async fn store() -> (tempfile::TempDir, std::sync::Arc<dyn Store>) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = StoreSettings {
+        schema: "promptmill".to_owned(),
+        connections_max: 2,
+        operation_max: Duration::from_secs(10),
+        transaction_pooler: false,
+    };
+    let file = format!("sqlite:{}", folder.path().join("mill.db").display());
+    let opened = crate::store::open(&file, &settings, Migrate::Now).await.expect("a database");
+    (folder, opened.store)
+}
+
+/// Moves the end of every block into the past.
+fn let_time_pass(gates: &Gates) {
+    let past = Instant::now();
+    let mut inner = gates.lock();
+    let Inner { key, models, batches, .. } = &mut *inner;
+    let models = models.values_mut().map(|model| model.breaker.gate_mut());
+    for gate in models.chain(batches.values_mut()).chain([key]) {
+        if let State::Blocked { until: Some(_) } = gate.state() {
+            let reason = gate.reason().unwrap_or_default().to_owned();
+            gate.blocked_elsewhere(reason, Some(past), gate.blocks());
+        }
+    }
+}
+
+fn refused(gates: &Gates, now: Instant) -> Vec<String> {
+    gates.open(now).blocked.models
 }
 
 fn job(id: i64, model: &str, batch: Option<&str>) -> Job {
@@ -46,90 +81,169 @@ fn job(id: i64, model: &str, batch: Option<&str>) -> Job {
     Job::read(&claimed, &defaults).expect("valid")
 }
 
-fn fall(gates: &Gates, model: &str, now: Instant) {
+async fn fall(gates: &Gates, store: &dyn Store, model: &str) {
     for _ in 0..3 {
-        let permit = gates.admit(&job(1, model, None), now).expect("flowing");
-        permit.fail(Health::Sick, "overloaded_error (529)", now, 0.5);
+        let permit = gates.admit(store, &job(1, model, None)).await.expect("flowing");
+        permit.fail(Health::Sick, "overloaded_error (529)", Instant::now(), 0.5);
     }
 }
 
-fn blocked(gates: &Gates, now: Instant) -> Blocked {
-    match gates.open(now) {
-        Open::All(blocked) => blocked,
-        other => panic!("the key blocks: {other:?}"),
-    }
+async fn refuse(gates: &Gates, store: &dyn Store, batch: Option<&str>) {
+    let permit = gates.admit(store, &job(1, "m", batch)).await.expect("flowing");
+    gates.refused(store, &permit, "400|same").await;
 }
 
-#[test]
-fn a_sick_model_is_passed_by_and_the_others_flow_on() {
-    let (gates, now) = (gates(), Instant::now());
-    fall(&gates, "sick", now);
-    assert_eq!(blocked(&gates, now).models, ["sick"]);
-    assert!(gates.admit(&job(2, "sick", None), now).is_err());
-    assert!(gates.admit(&job(3, "well", None), now).is_ok());
+#[tokio::test]
+async fn a_sick_model_is_passed_by_and_the_others_flow_on() {
+    let (gates, (_folder, store)) = (gates(), store().await);
+    fall(&gates, &*store, "sick").await;
+    assert_eq!(refused(&gates, Instant::now()), ["sick"]);
+    assert!(gates.admit(&*store, &job(2, "sick", None)).await.is_err());
+    assert!(gates.admit(&*store, &job(3, "well", None)).await.is_ok());
 }
 
-#[test]
-fn one_probe_goes_and_its_first_content_opens_the_gate() {
-    let (gates, now) = (gates(), Instant::now());
-    fall(&gates, "m", now);
-    let later = now + Duration::from_secs(20);
-    assert_eq!(blocked(&gates, later).probes, ["m"]);
-    let probe = gates.admit(&job(1, "m", None), later).expect("a probe is due");
+#[tokio::test]
+async fn one_probe_goes_and_its_first_content_opens_the_gate() {
+    let (gates, (_folder, store)) = (gates(), store().await);
+    fall(&gates, &*store, "m").await;
+    let_time_pass(&gates);
+    let now = Instant::now();
+    assert_eq!(gates.open(now).rooms.models.get("m"), Some(&1));
+    let probe = gates.admit(&*store, &job(1, "m", None)).await.expect("a probe is due");
     assert!(probe.is_probe());
-    assert_eq!(blocked(&gates, later).models, ["m"], "one probe at a time");
-    probe.content(later);
-    assert_eq!(blocked(&gates, later), Blocked::default());
-    assert!(!probe.fail(Health::Sick, "cut", later, 0.5), "one failure after that blocks nothing");
+    assert_eq!(refused(&gates, now), ["m"], "one probe at a time");
+    probe.content(now);
+    assert!(gates.all_flow());
+    assert!(!probe.fail(Health::Sick, "cut", now, 0.5), "one failure after that blocks nothing");
 }
 
-#[test]
-fn a_probe_that_never_asked_is_given_back() {
-    let (gates, now) = (gates(), Instant::now());
-    fall(&gates, "m", now);
-    let later = now + Duration::from_secs(20);
-    drop(gates.admit(&job(1, "m", None), later).expect("a probe is due"));
-    assert!(gates.admit(&job(1, "m", None), later).is_ok());
+#[tokio::test]
+async fn of_two_daemons_one_probes_and_the_other_hears_what_came_of_it() {
+    let (_folder, store) = store().await;
+    let (here, there) = (gates(), gates());
+    fall(&here, &*store, "m").await;
+    here.sync(&*store, Instant::now()).await.expect("shared");
+    there.sync(&*store, Instant::now()).await.expect("shared");
+    assert_eq!(refused(&there, Instant::now()), ["m"]);
+    let_time_pass(&here);
+    let_time_pass(&there);
+    let probe = here.admit(&*store, &job(1, "m", None)).await.expect("a probe is due");
+    assert!(there.admit(&*store, &job(2, "m", None)).await.is_err(), "it did not even know of the probe");
+    there.sync(&*store, Instant::now()).await.expect("shared");
+    assert_eq!(refused(&there, Instant::now()), ["m"]);
+
+    probe.fail(Health::Sick, "overloaded_error (529)", Instant::now(), 0.5);
+    here.sync(&*store, Instant::now()).await.expect("shared");
+    there.sync(&*store, Instant::now()).await.expect("shared");
+    let_time_pass(&there);
+    let probe = there.admit(&*store, &job(2, "m", None)).await.expect("the next one is anybody's");
+    probe.fail(Health::Sick, "overloaded_error (529)", Instant::now(), 0.5);
+    let State::Blocked { until: Some(until) } = there.lock().models["m"].breaker.gate().state() else {
+        panic!("blocked")
+    };
+    let left = until.saturating_duration_since(Instant::now());
+    assert!(left > OPEN * 3, "each failed probe doubles the wait, whoever made it: {left:?}");
+
+    let_time_pass(&there);
+    let probe = there.admit(&*store, &job(2, "m", None)).await.expect("a probe is due");
+    probe.content(Instant::now());
+    there.sync(&*store, Instant::now()).await.expect("shared");
+    here.sync(&*store, Instant::now()).await.expect("shared");
+    assert!(here.all_flow(), "an answer to one is an answer to all");
 }
 
-#[test]
-fn a_key_without_credit_stops_everything_and_lets_one_call_ask_after_its_rest() {
-    let (gates, now) = (gates(), Instant::now());
-    gates.block_key("credit", now);
-    assert_eq!(gates.open(now), Open::Nothing);
+#[tokio::test]
+async fn a_probe_that_never_asked_is_given_back() {
+    let (gates, (_folder, store)) = (gates(), store().await);
+    fall(&gates, &*store, "m").await;
+    let_time_pass(&gates);
+    drop(gates.admit(&*store, &job(1, "m", None)).await.expect("a probe is due"));
+    assert!(gates.admit(&*store, &job(1, "m", None)).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_key_without_credit_stops_everything_and_lets_one_call_ask_after_its_rest() {
+    let (gates, (_folder, store)) = (gates(), store().await);
+    gates.block_key("credit", Duration::from_mins(5), Instant::now());
+    assert_eq!(gates.open(Instant::now()).slots, 0);
     assert_eq!(gates.held(), None);
-    let rested = now + KEY_REST;
-    assert_eq!(gates.open(rested), Open::Probe(Blocked::default()));
-    let probe = gates.admit(&job(1, "m", None), rested).expect("one may ask");
-    assert_eq!(gates.open(rested), Open::Nothing, "one at a time");
-    assert!(gates.admit(&job(2, "m", None), rested).is_err());
-    probe.accept(&job(1, "m", None), rested);
-    assert_eq!(gates.open(rested), Open::All(Blocked::default()));
+    let_time_pass(&gates);
+    assert_eq!(gates.open(Instant::now()).slots, 1);
+    let probe = gates.admit(&*store, &job(1, "m", None)).await.expect("one may ask");
+    assert_eq!(gates.open(Instant::now()).slots, 0, "one at a time");
+    assert!(gates.admit(&*store, &job(2, "m", None)).await.is_err());
+    probe.accept(Instant::now());
+    assert_eq!(gates.open(Instant::now()).slots, usize::MAX);
 }
 
-#[test]
-fn a_rate_limit_holds_its_model_back_until_the_hint_has_passed() {
+#[tokio::test]
+async fn a_rate_limit_holds_its_model_back_until_the_hint_has_passed() {
     let (gates, now) = (gates(), Instant::now());
-    drop(gates.admit(&job(1, "m", None), now));
     gates.limited("m", Some(Duration::from_secs(7)), now);
-    assert_eq!(blocked(&gates, now).models, ["m"]);
-    assert_eq!(blocked(&gates, now + Duration::from_secs(7)), Blocked::default());
+    assert_eq!(refused(&gates, now), ["m"]);
+    assert!(refused(&gates, now + Duration::from_secs(7)).is_empty());
+}
+
+#[tokio::test]
+async fn a_typing_error_in_a_labelled_batch_stops_that_batch_after_twenty_over_all_daemons() {
+    let (_folder, store) = store().await;
+    let (here, there) = (gates(), gates());
+    for _ in 0..9 {
+        refuse(&here, &*store, Some("b")).await;
+        refuse(&there, &*store, Some("b")).await;
+    }
+    here.admit(&*store, &job(1, "m", Some("b"))).await.expect("flowing").accept(Instant::now());
+    here.sync(&*store, Instant::now()).await.expect("shared");
+    for _ in 0..10 {
+        assert!(here.open(Instant::now()).blocked.batches.is_empty(), "an answer starts the count anew");
+        refuse(&here, &*store, Some("b")).await;
+        refuse(&there, &*store, Some("b")).await;
+    }
+    there.sync(&*store, Instant::now()).await.expect("shared");
+    here.sync(&*store, Instant::now()).await.expect("shared");
+    for gates in [here, there] {
+        assert_eq!(gates.open(Instant::now()).blocked.batches, [("q".to_owned(), "b".to_owned())]);
+        assert!(gates.admit(&*store, &job(1, "m", Some("other"))).await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn jobs_without_a_label_that_are_all_refused_are_tried_one_at_a_time_and_ever_more_seldom() {
+    let (gates, (_folder, store)) = (gates(), store().await);
+    for _ in 0..20 {
+        refuse(&gates, &*store, None).await;
+    }
+    let lane = ("q".to_owned(), String::new());
+    gates.sync(&*store, Instant::now()).await.expect("shared");
+    assert_eq!(gates.open(Instant::now()).blocked.batches, [lane.clone()]);
+    assert_eq!(gates.held(), Some(Blocked::default()), "it opens by itself");
+    let mut longest = Duration::ZERO;
+    for _ in 0..9 {
+        let_time_pass(&gates);
+        assert_eq!(gates.open(Instant::now()).rooms.batches.get(&lane), Some(&1));
+        refuse(&gates, &*store, None).await;
+        let State::Blocked { until: Some(until) } =
+            gates.lock().batches.values().next().expect("one").state()
+        else {
+            panic!("blocked")
+        };
+        longest = until.saturating_duration_since(Instant::now());
+    }
+    assert!(longest > REFUSED_PAUSES.1 / 2 && longest <= REFUSED_PAUSES.1, "{longest:?}");
+    let_time_pass(&gates);
+    gates.admit(&*store, &job(1, "m", None)).await.expect("one may ask").accept(Instant::now());
+    assert!(gates.all_flow(), "one that succeeds is enough");
 }
 
 #[test]
-fn a_typing_error_in_a_labelled_batch_stops_that_batch_after_twenty() {
-    let (gates, now) = (gates(), Instant::now());
-    for _ in 0..19 {
-        gates.refused(&job(1, "m", Some("b")), "same".into());
-    }
-    assert_eq!(blocked(&gates, now), Blocked::default());
-    gates.admit(&job(1, "m", Some("b")), now).expect("flowing").accept(&job(1, "m", Some("b")), now);
-    for _ in 0..20 {
-        assert_eq!(blocked(&gates, now), Blocked::default(), "an answer in between starts the count anew");
-        gates.refused(&job(1, "m", Some("b")), "same".into());
-        gates.refused(&job(1, "m", None), "same".into());
-    }
-    assert_eq!(blocked(&gates, now).batches, [("q".to_owned(), "b".to_owned())]);
+fn an_unknown_batch_begins_with_one_job_and_gets_more_with_each_answer() {
+    let gates = gates();
+    let lane = Lane { queue: "q".to_owned(), batch: "b".to_owned() };
+    assert_eq!(gates.open(Instant::now()).rooms.batch, Some(1));
+    gates.claimed(&lane);
+    assert_eq!(gates.open(Instant::now()).rooms.batches.get(&lane.pair()), Some(&0));
+    gates.over(&lane);
+    assert_eq!(gates.open(Instant::now()).rooms.batches.get(&lane.pair()), Some(&1));
 }
 
 #[test]
@@ -144,40 +258,62 @@ fn one_batch_cannot_earn_the_key_a_block_but_three_can() {
     assert!(gates.suspect(&job(51, "m", Some("b"))));
 }
 
-#[test]
-fn a_model_that_was_not_there_is_remembered_for_the_jobs_that_name_it() {
-    let (gates, now) = (gates(), Instant::now());
+#[tokio::test]
+async fn a_model_that_was_not_there_is_remembered_for_the_jobs_that_name_it() {
+    let (gates, (_folder, store)) = (gates(), store().await);
     let fault = Fault::new("not_found_error", None, "model: nope");
+    let now = Instant::now();
     gates.remember_missing("nope", fault.clone(), now);
-    assert_eq!(gates.admit(&job(1, "nope", None), now).err(), Some(Refusal::Missing(fault)));
-    assert!(gates.admit(&job(1, "nope", None), now + MISSING_FOR).is_ok());
+    let refusal = gates.admit(&*store, &job(1, "nope", None)).await.err();
+    assert_eq!(refusal, Some(Refusal::Missing(fault)));
+    let later = gates.peek(&job(1, "nope", None), &Scope::Key, now + MISSING_FOR);
+    assert_eq!(later, Ok(Admission::Flow));
 }
 
-#[test]
-fn a_key_whose_probe_met_a_sick_model_is_probed_again() {
-    let (gates, now) = (gates(), Instant::now());
-    fall(&gates, "m", now);
-    gates.block_key("credit", now);
-    let rested = now + KEY_REST;
-    let probe = gates.admit(&job(1, "m", None), rested).expect("one may ask, for both gates");
-    assert!(probe.fail(Health::Sick, "overloaded_error (529)", rested, 0.5));
-    assert!(matches!(gates.open(rested), Open::Probe(_)), "nobody probes: the key's gate would never open");
-    assert!(gates.admit(&job(2, "well", None), rested).is_ok());
+#[tokio::test]
+async fn a_key_whose_probe_met_a_sick_model_is_probed_again() {
+    let (gates, (_folder, store)) = (gates(), store().await);
+    fall(&gates, &*store, "m").await;
+    gates.block_key("credit", Duration::from_mins(5), Instant::now());
+    let_time_pass(&gates);
+    let probe = gates.admit(&*store, &job(1, "m", None)).await.expect("one may ask, for both gates");
+    assert!(probe.fail(Health::Sick, "overloaded_error (529)", Instant::now(), 0.5));
+    drop(probe);
+    assert_eq!(gates.open(Instant::now()).slots, 1, "else the key's gate would never open");
+    assert!(gates.admit(&*store, &job(2, "well", None)).await.is_ok());
+}
+
+fn row(scope: &str, state: &str, generation: i64) -> GateRow {
+    GateRow {
+        scope: scope.to_owned(),
+        state: state.to_owned(),
+        reason: None,
+        until_in: None,
+        generation,
+        counters: None,
+    }
 }
 
 #[test]
 fn a_person_opens_a_batch_whose_queue_has_a_slash_in_its_name() {
     let (gates, now) = (gates(), Instant::now());
-    let row = |state: &str, generation| crate::store::GateRow {
-        scope: "batch:team/etl/b".to_owned(),
-        state: state.to_owned(),
-        reason: None,
-        until_in: None,
-        generation,
-    };
-    gates.take_over(&row("blocked", 1), now);
-    let stopped = blocked(&gates, now).batches;
+    gates.take_over(&row("batch:team/etl/b", "blocked", 1), now);
+    let stopped = gates.open(now).blocked.batches;
     assert!(stopped.contains(&("team/etl".to_owned(), "b".to_owned())), "{stopped:?}");
-    gates.take_over(&row("flowing", 2), now);
-    assert_eq!(blocked(&gates, now), Blocked::default());
+    gates.take_over(&row("batch:team/etl/b", "flowing", 2), now);
+    assert!(gates.all_flow());
+}
+
+#[test]
+fn after_a_persons_word_the_next_call_is_a_probe_and_after_an_answer_it_is_not() {
+    let (gates, now) = (gates(), Instant::now());
+    for (at, scope) in ["key:12345678", "model:default/m"].into_iter().enumerate() {
+        let at = 10 * at as i64;
+        gates.take_over(&row(scope, "blocked", at + 1), now);
+        gates.take_over(&row(scope, "flowing", at + 2), now);
+        assert!(!gates.all_flow(), "{scope}");
+        let answered = Some(Counters { word: "answered".to_owned(), count: 0 });
+        gates.take_over(&GateRow { counters: answered, ..row(scope, "flowing", at + 3) }, now);
+        assert!(gates.all_flow(), "{scope}");
+    }
 }

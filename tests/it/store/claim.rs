@@ -147,7 +147,7 @@ async fn a_probed_model_gives_one_job(ground: &Ground) {
     jobs(ground, 2, "model", "'well'").await;
     let bench = Bench::on(ground).await;
     let mut wanted = bench.wanted(10);
-    wanted.blocked.probes = vec!["sick".to_owned()];
+    wanted.rooms.models.insert("sick".to_owned(), 1);
     let got = bench.store.claim(&wanted).await.expect("a claim");
     assert_eq!(got.iter().filter(|got| got.model.as_deref() == Some("sick")).count(), 1);
     assert_eq!(got.len(), 3);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use promptmill::store::GateRow;
+use promptmill::store::{Counters, GateRow};
 
 use super::Bench;
 use crate::support::{Ground, on_both};
@@ -11,6 +11,7 @@ on_both!(
     a_gate_is_changed_by_compare_and_set,
     a_change_by_a_person_is_not_overwritten,
     a_gate_that_a_person_made_can_be_changed,
+    the_same_refusal_is_counted_over_all_daemons_and_another_begins_anew,
 );
 
 fn gate(state: &str, generation: i64) -> GateRow {
@@ -20,6 +21,7 @@ fn gate(state: &str, generation: i64) -> GateRow {
         reason: Some("529 ten times".to_owned()),
         until_in: Some(Duration::from_mins(1)),
         generation,
+        counters: Some(Counters { word: "blocks".to_owned(), count: 3 }),
     }
 }
 
@@ -53,6 +55,20 @@ async fn a_gate_that_a_person_made_can_be_changed(ground: &Ground) {
     assert_eq!(found.until_in, None);
     let next = bench.store.set_gate(&gate("flowing", found.generation)).await.expect("an answer");
     assert_eq!(next, Some(found.generation + 1));
+}
+
+async fn the_same_refusal_is_counted_over_all_daemons_and_another_begins_anew(ground: &Ground) {
+    let (one, two) = (Bench::on(ground).await, Bench::on(ground).await);
+    let count =
+        async |bench: &Bench, word| bench.store.count_refusal("batch:q/b", word).await.expect("counted");
+    assert_eq!((count(&one, "a1").await, count(&two, "a1").await, count(&one, "a1").await), (1, 2, 3));
+    assert_eq!((count(&two, "b2").await, count(&one, "b2").await), (1, 2));
+    let row = one.store.gates().await.expect("gates").remove(0);
+    assert_eq!((row.state.as_str(), row.generation), ("flowing", 5));
+    let blocked = GateRow { state: "blocked".to_owned(), counters: None, ..row };
+    one.store.set_gate(&blocked).await.expect("written");
+    ground.run("UPDATE gates SET state = 'flowing'").await;
+    assert_eq!(count(&one, "b2").await, 1, "a person's word starts the count anew");
 }
 
 mod sqlite_only {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use promptmill::domain::job::{Claimed, JobId, Lease, WorkerId};
 use promptmill::domain::ledger::{Answer, Call, CallKind, Release, Settlement};
 use promptmill::domain::outcome::{Outcome, Usage};
-use promptmill::store::{Blocked, Me, Migrate, Store, StoreSettings, Wanted, open};
+use promptmill::store::{Blocked, Me, Migrate, Rooms, Store, StoreSettings, Wanted, open};
 
 use crate::support::Ground;
 
@@ -61,6 +61,7 @@ impl Bench {
             queues: Vec::new(),
             default_model: "default-model".to_owned(),
             blocked: Blocked::default(),
+            rooms: Rooms::default(),
         }
     }
 

@@ -15,6 +15,8 @@ on_both!(
     a_settle_writes_result_state_and_ledger,
     a_lost_lease_cannot_settle_but_its_call_is_kept,
     a_whole_answer_is_taken_from_a_worker_that_lost_its_lease,
+    of_two_answers_to_one_job_in_a_batch_the_holders_is_taken,
+    an_answer_that_comes_after_its_job_was_put_back_is_taken,
     an_answer_to_another_run_is_not_taken,
     what_somebody_may_have_gone_on_with_stays_when_the_late_call_comes,
     a_job_that_was_claimed_before_is_summed_up_from_its_ledger,
@@ -113,6 +115,26 @@ async fn a_whole_answer_is_taken_from_a_worker_that_lost_its_lease(ground: &Grou
     assert_eq!((written.done.len(), written.lost), (0, vec![new]), "one result a job");
     assert!(!bench.store.fill(&new, &answer("another")).await.expect("an answer"));
     assert_eq!(ground.line(sums).await, "complete|hi|2|40", "but both were paid");
+}
+
+async fn of_two_answers_to_one_job_in_a_batch_the_holders_is_taken(ground: &Ground) {
+    let (bench, old, new) = lost_and_held(ground).await;
+    let written = bench.settle(vec![end(old), end(new)]).await;
+    assert_eq!((written.done, written.lost), (vec![new], vec![old]));
+    assert_eq!(ground.line("SELECT calls FROM results").await, "2");
+}
+
+async fn an_answer_that_comes_after_its_job_was_put_back_is_taken(ground: &Ground) {
+    one_job(ground).await;
+    let bench = Bench::on(ground).await;
+    let lease = bench.lease().await;
+    bench.release(back(lease, None)).await;
+    let mut ending = end(lease);
+    ending.answer.failures = 3;
+    assert_eq!(bench.settle(vec![ending]).await.done, [lease]);
+    assert_eq!(ground.line("SELECT state, failures FROM job_state").await, "done|3");
+    assert_eq!(ground.line("SELECT outcome FROM results").await, "complete");
+    assert_eq!(bench.settle(vec![failure(lease)]).await.lost, [lease], "it is not what was written");
 }
 
 async fn an_answer_to_another_run_is_not_taken(ground: &Ground) {

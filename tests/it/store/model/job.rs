@@ -324,8 +324,9 @@ impl Job {
 
     /// What a worker had when the job was taken from it; returns whether its text was added.
     pub fn fill(&mut self, lease: Claim, text: Option<&str>) -> bool {
-        // The worker is back: it would have written the call, had it made one.
-        self.ledger.retain(|&(claim, _), row| claim != lease.claim || row.spoken);
+        // The worker is back: it would have written the call, had it made one. One of which text was
+        // kept was made.
+        self.ledger.retain(|&(claim, _), row| claim != lease.claim || row.spoken || row.folded.is_some());
         let sums = self.sums(lease.run);
         let Some(result) = self.result.as_mut().filter(|result| result.run == lease.run) else {
             return false;

@@ -1,7 +1,7 @@
 //! What workers do beside writing: claim, beat, go, and take from each other.
 
 use promptmill::domain::job::{Claimed, JobId, Lease, WorkerId};
-use promptmill::store::{Blocked, Wanted};
+use promptmill::store::{Blocked, Rooms, Wanted};
 
 use super::super::job::{Claim, Job, State};
 use super::super::step::Pick;
@@ -23,6 +23,7 @@ impl Play<'_> {
                 batches: vec![("none".to_owned(), self.clock.to_string())],
                 ..Blocked::default()
             },
+            rooms: Rooms::default(),
         }
     }
 

@@ -1,0 +1,110 @@
+//! The names of gates: what `gates.scope` says, and what it is here.
+
+use std::fmt;
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+use super::{Gates, REFUSED_PAUSES, SAME_REFUSALS};
+use crate::domain::job::{Claimed, Job};
+
+/// A (queue, batch), `''` where the jobs have no label.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Lane {
+    /// `jobs.queue`.
+    pub queue: String,
+    /// `jobs.batch`.
+    pub batch: String,
+}
+
+impl Lane {
+    /// The lane of a job.
+    pub fn of(job: &Job) -> Self {
+        Self { queue: job.queue.clone(), batch: job.batch.clone().unwrap_or_default() }
+    }
+
+    /// The lane of a claimed row.
+    pub fn of_row(row: &Claimed) -> Self {
+        Self { queue: row.queue.clone(), batch: row.batch.clone().unwrap_or_default() }
+    }
+
+    /// As the store names it.
+    pub(super) fn pair(&self) -> (String, String) {
+        (self.queue.clone(), self.batch.clone())
+    }
+
+    /// Whether its jobs are a batch that somebody named.
+    pub(super) fn is_labelled(&self) -> bool {
+        !self.batch.is_empty()
+    }
+
+    /// What is said, and how long it rests, where the API refuses one job of it after the other.
+    pub(super) fn stopped(&self, blocks: u32) -> (String, Option<Duration>) {
+        if self.is_labelled() {
+            let reason = format!(
+                "the API refused {SAME_REFUSALS} jobs of this batch in a row with the same error; see results.error. \
+                 Set this gate to 'flowing' to go on, or cancel the batch"
+            );
+            return (reason, None);
+        }
+        let reason = format!(
+            "the API refused {SAME_REFUSALS} jobs without a batch in a row with the same error; see results.error. \
+             One at a time is tried until one succeeds"
+        );
+        let (first, longest) = REFUSED_PAUSES;
+        (reason, Some(first.saturating_mul(1 << blocks.min(16)).min(longest)))
+    }
+}
+
+impl fmt::Display for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.batch.as_str() {
+            "" => write!(f, "queue {}", self.queue),
+            batch => write!(f, "batch {batch}"),
+        }
+    }
+}
+
+/// What a gate is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Scope {
+    /// The key in use.
+    Key,
+    /// A model, asked with this profile.
+    Model(String),
+    /// A batch.
+    Batch(Lane),
+}
+
+impl Gates {
+    /// Returns what `gates.scope` says.
+    pub(super) fn name(&self, scope: &Scope) -> String {
+        match scope {
+            Scope::Key => format!("key:{}", self.lock().fingerprint),
+            Scope::Model(model) => format!("model:{}/{model}", self.profile),
+            Scope::Batch(lane) => format!("batch:{}/{}", lane.queue, lane.batch),
+        }
+    }
+
+    /// Returns what a row's scope may mean: a queue's name may hold a slash itself, and nobody can
+    /// tell which one parts the two. None: it is not ours.
+    pub(super) fn scopes(&self, name: &str) -> Vec<Scope> {
+        if *name == self.name(&Scope::Key) {
+            return vec![Scope::Key];
+        }
+        if let Some(model) = name.strip_prefix(&format!("model:{}/", self.profile)) {
+            return vec![Scope::Model(model.to_owned())];
+        }
+        let Some(lane) = name.strip_prefix("batch:") else { return Vec::new() };
+        let lanes = lane
+            .match_indices('/')
+            .map(|(at, _)| Lane { queue: lane[..at].to_owned(), batch: lane[at + 1..].to_owned() });
+        lanes.map(Scope::Batch).collect()
+    }
+}
+
+/// Returns a short word for a signature: it may quote a prompt, which no gate shows.
+pub(super) fn short(signature: &str) -> String {
+    let digest = Sha256::digest(signature.as_bytes());
+    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
