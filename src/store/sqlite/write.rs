@@ -485,6 +485,11 @@ async fn fill(conn: &mut SqliteConnection, answer: &Row) -> sqlx::Result<bool> {
     .bind(&answer.json)
     .execute(&mut *conn)
     .await?;
-    recount(conn, &row::ids(&[lease.job.0])).await?;
+    let jobs: Vec<i64> = sqlx::query_scalar("SELECT job_id FROM results WHERE job_id = $1 AND run = $2")
+        .bind(lease.job.0)
+        .bind(lease.run)
+        .fetch_all(&mut *conn)
+        .await?;
+    recount(conn, &row::ids(&jobs)).await?;
     Ok(filled.rows_affected() == 1)
 }
