@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use secrecy::SecretString;
 
 pub use desk::*;
 
@@ -36,6 +37,10 @@ pub enum StoreError {
     /// The database cannot be reached, is locked, full, read-only, or took too long: try again.
     #[error("the database is not available: {0}")]
     Unavailable(String),
+    /// The server is there and lets us not in: no such database or role, or the wrong password. A
+    /// person must act, and may do so while we run. Exit code 4.
+    #[error("{0}")]
+    NoEntry(String),
     /// The schema is absent, older, newer or not ours: a person must act. Exit code 5.
     #[error("{0}")]
     Schema(String),
@@ -66,11 +71,15 @@ pub struct StoreSettings {
     pub schema: String,
     /// Connections in the pool, beside the beat's own and the listener's.
     pub connections_max: u32,
+    /// Longest time one try of opening may take, but for a migration.
+    pub connect_max: Duration,
     /// Longest time one operation may take before its connection is dropped.
     pub operation_max: Duration,
-    /// Whether a pooler in transaction mode stands between: no start-up options, no named
-    /// statements, no LISTEN.
+    /// Whether a pooler in transaction mode stands between: no start-up options, each operation in
+    /// one transaction, no LISTEN.
     pub transaction_pooler: bool,
+    /// Postgres URL past the pooler, to LISTEN on.
+    pub listen_url: Option<SecretString>,
 }
 
 /// What opening may do to a schema.

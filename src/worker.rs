@@ -43,6 +43,8 @@ const POLL: Duration = Duration::from_millis(200);
 const CALM: Duration = Duration::from_secs(1);
 /// Freed slots gather so long before they are claimed for together.
 const GATHER: Duration = Duration::from_millis(10);
+/// How long the last look at the tables may take when all is said and done.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long the last ends may take to be written after the drain time is over.
 const LAST_WRITES: Duration = Duration::from_secs(10);
 
@@ -227,16 +229,22 @@ pub async fn run(
     }
     beside.cancel();
     watching.abort_all();
-    while upkeep.join_next().await.is_some() {}
-    writing.abort_all();
-    // What blocks is to be read in the table also after we are gone.
-    if let Err(err) = mill.gates.sync(&*mill.store, Instant::now()).await {
-        tracing::warn!(error = %err, "failed to write the gates");
-    }
-    if end != End::Unwritten
-        && let Err(err) = mill.store.retire(mill.worker()).await
-    {
-        tracing::warn!(error = %err, "failed to take this worker's row away");
+    let last_words = async {
+        while upkeep.join_next().await.is_some() {}
+        writing.abort_all();
+        // What blocks is to be read in the table also after we are gone.
+        if let Err(err) = mill.gates.sync(&*mill.store, Instant::now()).await {
+            tracing::warn!(error = %err, "failed to write the gates");
+        }
+        if end != End::Unwritten
+            && let Err(err) = mill.store.retire(mill.worker()).await
+        {
+            tracing::warn!(error = %err, "failed to take this worker's row away");
+        }
+    };
+    // A database that says nothing must not keep us: others find out by themselves that we are gone.
+    if tokio::time::timeout(LAST_WORDS, last_words).await.is_err() {
+        tracing::warn!("the database does not answer: leaving without a word");
     }
     Ok(Report { end, outcomes: mill.tally.list() })
 }

@@ -17,7 +17,7 @@ pub enum Exit {
     Usage = 2,
     /// The configuration does.
     Config = 3,
-    /// The database could not be reached at the start.
+    /// The database could not be reached, or does not let us in.
     Unreachable = 4,
     /// The schema is absent, older, newer or not ours.
     Schema = 5,
@@ -84,8 +84,10 @@ pub fn of(error: &anyhow::Error) -> Option<Exit> {
         if let Some(stop) = cause.downcast_ref::<Stop>() {
             return Some(stop.exit);
         }
-        if let Some(StoreError::Schema(_)) = cause.downcast_ref::<StoreError>() {
-            return Some(Exit::Schema);
+        match cause.downcast_ref::<StoreError>() {
+            Some(StoreError::Schema(_)) => return Some(Exit::Schema),
+            Some(StoreError::Unavailable(_) | StoreError::NoEntry(_)) => return Some(Exit::Unreachable),
+            _ => {}
         }
         if let Some(error) = cause.downcast_ref::<io::Error>()
             && error.kind() == io::ErrorKind::BrokenPipe
@@ -121,6 +123,8 @@ mod tests {
         assert_eq!(of(&error), Some(Exit::Usage));
         let error = anyhow::Error::from(StoreError::Schema("older".into())).context("failed to open");
         assert_eq!(of(&error), Some(Exit::Schema));
+        let error = anyhow::Error::from(StoreError::Unavailable("away".into())).context("failed to look");
+        assert_eq!(of(&error), Some(Exit::Unreachable));
         assert_eq!(of(&anyhow::anyhow!("anything")), Some(Exit::Failure));
     }
 

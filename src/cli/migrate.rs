@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::exit::Exit;
-use super::open::{Context, open};
+use super::open::{Context, open_directly};
 use super::out::{Out, say};
 use crate::store::{Migrate, migrations};
 
@@ -14,7 +14,7 @@ pub struct Args {}
 /// Runs the command.
 pub async fn run(_: &Args, context: &Context) -> anyhow::Result<Exit> {
     let config = context.load()?;
-    open(&config, Migrate::Now).await?;
+    open_directly(&config, Migrate::Now).await?;
     if context.json {
         let mut out = Out::stdout();
         out.line(&json!({"schema_version": migrations::LATEST}).to_string())?;

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use super::exit::{Exit, Stop};
 use super::out::say;
-use crate::config::{Config, Flags};
-use crate::store::{self, Database, Desk, Migrate, Opened, StoreError};
+use crate::config::{Config, DatabaseUrl, Flags};
+use crate::store::{self, Database, Desk, Migrate, Opened, StoreError, StoreSettings};
 
 /// Pause between two tries to reach the database.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
+/// Shortest time that one try gets, however little of `database.connect_seconds` is left.
+const TRY_MIN: Duration = Duration::from_secs(1);
 
 /// What the global options say.
 #[derive(Debug)]
@@ -73,7 +75,7 @@ impl Context {
                 _ => {}
             }
         }
-        Ok(desk_of(&open(&config, migrate).await?))
+        Ok(desk_of(&open_directly(&config, migrate).await?))
     }
 }
 
@@ -85,16 +87,49 @@ pub fn desk_of(opened: &Opened) -> Arc<dyn Desk> {
     }
 }
 
-/// Opens the database; tries again while it is out of reach, for `database.connect_seconds`.
+/// Opens the database as the daemon does, through the pooler if there is one.
 pub async fn open(config: &Config, migrate: Migrate) -> anyhow::Result<Opened> {
-    let url = config.database.url.expose();
+    open_at(config, &config.database.url, &config.database.store, migrate).await
+}
+
+/// Opens the database past the pooler: what people's commands and migrations leave on a connection
+/// must not meet the daemon.
+pub async fn open_directly(config: &Config, migrate: Migrate) -> anyhow::Result<Opened> {
+    let database = &config.database;
+    let settings = StoreSettings { transaction_pooler: false, ..database.store.clone() };
+    match &database.direct_url {
+        Some(url) => open_at(config, url, &settings, migrate).await,
+        None if database.store.transaction_pooler => {
+            let sentence =
+                "this command goes past the pooler: set database.direct_url to a Postgres URL that \
+                            leads to the server itself"
+                    .to_owned();
+            Err(Stop { exit: Exit::Config, sentence }.into())
+        }
+        None => open_at(config, &database.url, &settings, migrate).await,
+    }
+}
+
+/// Opens a database; tries again while it is out of reach, for `database.connect_seconds`.
+async fn open_at(
+    config: &Config,
+    place: &DatabaseUrl,
+    settings: &StoreSettings,
+    migrate: Migrate,
+) -> anyhow::Result<Opened> {
+    let url = place.expose();
     let began = Instant::now();
     let mut told = false;
     loop {
-        match store::open(&url, &config.database.store, migrate).await {
+        let left = config.database.connect.saturating_sub(began.elapsed());
+        let connect_max = left.max(TRY_MIN).min(settings.operation_max);
+        match store::open(&url, &StoreSettings { connect_max, ..settings.clone() }, migrate).await {
             Ok(opened) => return Ok(opened),
+            Err(StoreError::NoEntry(why)) => {
+                let sentence = format!("the database {place} does not let us in: {why}");
+                return Err(Stop { exit: Exit::Unreachable, sentence }.into());
+            }
             Err(StoreError::Unavailable(why)) => {
-                let place = &config.database.url;
                 if began.elapsed() + TRY_AGAIN > config.database.connect {
                     let sentence = format!("the database {place} cannot be reached: {why}");
                     return Err(Stop { exit: Exit::Unreachable, sentence }.into());

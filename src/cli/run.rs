@@ -50,7 +50,9 @@ pub async fn run(args: &RunArgs, context: &Context) -> anyhow::Result<Exit> {
     let mut settings = mill::settings(config);
     settings.drain = args.drain.then_some(config.worker.drain_horizon);
     settings.queues.clone_from(&args.queues);
-    let watch = (args.drain && std::io::stderr().is_terminal()).then(|| Watch::start(desk_of(&opened)));
+    // What the watch asks is not fit for a pooler in transaction mode.
+    let watched = args.drain && std::io::stderr().is_terminal() && !config.database.store.transaction_pooler;
+    let watch = watched.then(|| Watch::start(desk_of(&opened)));
     let started = Instant::now();
     let report = crate::worker::run(opened.store, claude, settings, mill::defaults(config), signals).await;
     if let Some(watch) = watch {

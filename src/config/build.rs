@@ -72,7 +72,14 @@ fn database(r: &mut Reader) -> DatabaseSettings {
     let connections_max = r.integer(&s, "connections", &(1..=1000)) as u32;
     let connect = r.seconds(&s, "connect_seconds", &(0.0..=DAY));
     let operation_max = r.seconds(&s, "operation_seconds", &(0.1..=DAY));
-    let store = StoreSettings { schema, connections_max, operation_max, transaction_pooler };
+    let store = StoreSettings {
+        schema,
+        connections_max,
+        connect_max: operation_max,
+        operation_max,
+        transaction_pooler,
+        listen_url: direct_url.as_ref().map(|url| url.expose().into()),
+    };
     DatabaseSettings { url, direct_url, connect, store }
 }
 

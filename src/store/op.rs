@@ -74,23 +74,52 @@ where
             }
             Ok(Err(error)) => {
                 // Postgres says why it refuses before it lets go of the rows: wait until it has.
-                let refused = matches!(error, sqlx::Error::Database(_) | sqlx::Error::RowNotFound);
-                if !refused || !matches!(tokio::time::timeout_at(until, conn.ping()).await, Ok(Ok(()))) {
-                    hang_up(conn);
+                if is_final(&error)
+                    || !matches!(tokio::time::timeout_at(until, conn.ping()).await, Ok(Ok(())))
+                {
+                    hang_up(pool, conn);
                 }
                 return Err(said(error));
             }
             Err(_) => {
-                hang_up(conn);
+                hang_up(pool, conn);
                 return Err(StoreError::Unavailable(format!("no answer within {limit:?}")));
             }
         }
     }
 }
 
-/// Drops a connection instead of giving it back: nobody knows what it is in the middle of.
-fn hang_up<DB: Database>(conn: PoolConnection<DB>) {
+/// Drops a connection instead of giving it back: nobody knows what it is in the middle of. Those that
+/// idle beside it go too: what befell the one has most likely befallen them, and to find that out one
+/// by one would cost an operation each.
+fn hang_up<DB: Database>(pool: &Pool<DB>, conn: PoolConnection<DB>) {
     drop(conn.detach());
+    while let Some(idle) = pool.try_acquire() {
+        drop(idle.detach());
+    }
+}
+
+/// Whether a connection is of no use after an error, even if it answers.
+fn is_final(error: &sqlx::Error) -> bool {
+    match error {
+        // Read-only: the old primary of a failover goes on answering for as long as it is asked.
+        sqlx::Error::Database(error) => {
+            error.code().is_some_and(|code| code == "25006" || code.starts_with("57P"))
+        }
+        sqlx::Error::RowNotFound => false,
+        _ => true,
+    }
+}
+
+/// Waits for what is done on a connection that is dropped where the limit passes.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(done) => done,
+        Err(_) => Err(StoreError::Unavailable(format!("no answer within {limit:.1?}"))),
+    }
 }
 
 /// Whether the same operation may succeed if it is simply tried again.
@@ -145,6 +174,7 @@ fn by_code(code: &str, text: String) -> StoreError {
             StoreError::Unavailable(text)
         }
         _ if code.starts_with("57P") => StoreError::Unavailable(text),
+        (Some("28" | "3D"), _) => StoreError::NoEntry(text),
         // Beside the data's own classes: what a trigger or a check of somebody's own says of a row.
         (Some("09" | "21" | "22" | "23" | "27" | "38" | "39" | "44" | "54" | "P0"), _) => {
             StoreError::Refused(text)
@@ -179,6 +209,7 @@ mod tests {
         let kind = |code: &str| match by_code(code, String::new()) {
             StoreError::Unavailable(_) => "unavailable",
             StoreError::Refused(_) => "refused",
+            StoreError::NoEntry(_) => "no entry",
             _ => "database",
         };
         for (code, expected) in [
@@ -188,6 +219,9 @@ mod tests {
             ("57014", "unavailable"),
             ("25006", "unavailable"),
             ("40P01", "unavailable"),
+            ("28P01", "no entry"),
+            ("28000", "no entry"),
+            ("3D000", "no entry"),
             ("22021", "refused"),
             ("22P02", "refused"),
             ("23514", "refused"),

@@ -17,7 +17,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
+use secrecy::ExposeSecret as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection as _};
 
 use self::listen::Listener;
 use super::held::Held;
@@ -37,6 +39,8 @@ pub struct PostgresStore {
     lanes: tokio::sync::Mutex<Lanes>,
     held: Held,
     listener: Option<Listener>,
+    /// How an operation begins behind a pooler in transaction mode.
+    begin: Option<Arc<str>>,
 }
 
 impl PostgresStore {
@@ -47,15 +51,18 @@ impl PostgresStore {
     /// server cannot be reached.
     pub async fn open(url: &str, settings: &StoreSettings, migrate: Migrate) -> Result<Self, StoreError> {
         migrate::check_name(&settings.schema)?;
-        // The URL may hold a password: the driver's words about it are not passed on.
-        let options = PgConnectOptions::from_str(url)
-            .map_err(|_| StoreError::Unavailable("the database URL is not a Postgres URL".to_owned()))?;
+        let options = read_url(url)?;
         let meta = migrate::prepare(&options, settings, migrate).await?;
         let meta = Arc::new(meta);
         let options = with_start_up(options, settings);
         let pool = pool(&options, &meta, settings.connections_max.max(2), settings.operation_max);
         let beats = self::pool(&options, &meta, 1, settings.operation_max);
-        let listener = (!settings.transaction_pooler).then(|| Listener::start(options, &settings.schema));
+        let listen = match &settings.listen_url {
+            Some(url) => Some(read_url(url.expose_secret())?.application_name("promptmill")),
+            None => (!settings.transaction_pooler).then_some(options),
+        };
+        let listener =
+            listen.map(|options| Listener::start(options, &settings.schema, settings.operation_max));
         Ok(Self {
             pool,
             beats,
@@ -63,6 +70,7 @@ impl PostgresStore {
             lanes: tokio::sync::Mutex::default(),
             held: Held::default(),
             listener,
+            begin: settings.transaction_pooler.then(|| begin_pinned(settings.operation_max)),
         })
     }
 
@@ -81,16 +89,81 @@ impl PostgresStore {
         P: Send + Sync + 'static,
         T: Send + 'static,
     {
-        op::run(&self.pool, self.limit, params, work).await
+        self.run_on(&self.pool, params, work).await
+    }
+
+    async fn run_on<P, T>(
+        &self,
+        pool: &PgPool,
+        params: P,
+        work: op::Work<PgConnection, P, T>,
+    ) -> Result<T, StoreError>
+    where
+        P: Send + Sync + 'static,
+        T: Send + 'static,
+    {
+        match &self.begin {
+            None => op::run(pool, self.limit, params, work).await,
+            Some(begin) => {
+                let params = (Arc::clone(begin), params, work);
+                op::run(pool, self.limit, params, |conn, p| Box::pin(pinned(conn, &p.0, &p.1, p.2))).await
+            }
+        }
     }
 }
 
+/// How an operation begins behind a pooler, where no start-up option says these things: until its end,
+/// and for nobody else.
+fn begin_pinned(limit: Duration) -> Arc<str> {
+    let limit = limit.as_millis();
+    format!(
+        "BEGIN; SET LOCAL statement_timeout = {limit}; SET LOCAL idle_in_transaction_session_timeout = {limit}; \
+         SET LOCAL jit = off"
+    )
+    .into()
+}
+
+/// Runs an operation in one transaction, and leaves nothing behind on the server connection.
+///
+/// The driver prepares a statement in one round and runs it in the next. Between the two a pooler in
+/// transaction mode may lead us to another server connection, which does not know the statement, or
+/// knows another one by its name.
+async fn pinned<P: Sync, T>(
+    conn: &mut PgConnection,
+    begin: &str,
+    params: &P,
+    work: op::Work<PgConnection, P, T>,
+) -> sqlx::Result<T> {
+    let mut transaction = conn.begin_with(AssertSqlSafe(begin.to_owned())).await?;
+    match work(&mut transaction, params).await {
+        Ok(done) => {
+            transaction.clear_cached_statements().await?;
+            transaction.commit().await?;
+            Ok(done)
+        }
+        Err(error @ sqlx::Error::Database(_)) => {
+            transaction.clear_cached_statements().await?;
+            transaction.rollback().await?;
+            Err(error)
+        }
+        // The connection is not used again.
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads a Postgres URL. It may hold a password: the driver's words about it are not passed on.
+fn read_url(url: &str) -> Result<PgConnectOptions, StoreError> {
+    PgConnectOptions::from_str(url)
+        .map_err(|_| StoreError::Unavailable("the database URL is not a Postgres URL".to_owned()))
+}
+
 /// Adds what each connection says when it starts. A pooler in transaction mode would show one
-/// client's settings to the next, so it gets none, and no named statements.
+/// client's settings to the next, so it gets none.
 fn with_start_up(options: PgConnectOptions, settings: &StoreSettings) -> PgConnectOptions {
     let options = options.application_name("promptmill");
     if settings.transaction_pooler {
-        return options.statement_cache_capacity(0);
+        // Statements that are not kept would be named all the same, and never be let go of: see `pinned`.
+        return options.statement_cache_capacity(100);
     }
     let limit = settings.operation_max.as_millis().to_string();
     options.options([
@@ -136,7 +209,7 @@ impl Store for PostgresStore {
         ) -> BoxFuture<'a, sqlx::Result<bool>> {
             Box::pin(upkeep::beat(conn, params.0, params.1, params.2))
         }
-        op::run(&self.beats, self.limit, (worker, running, asleep), work).await
+        self.run_on(&self.beats, (worker, running, asleep), work).await
     }
 
     async fn sleep(&self, worker: WorkerId, asleep: bool) -> Result<(), StoreError> {

@@ -2,7 +2,7 @@
 //! from them. A queue with a limit is claimed from alone, while its row is locked.
 
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::{Executor as _, Row as _};
+use sqlx::{Connection as _, Executor as _, Row as _};
 
 use super::PostgresStore;
 use crate::domain::job::{Claimed, JobId, Lease, Tally};
@@ -249,14 +249,21 @@ async fn take(conn: &mut PgConnection, order: &Order) -> sqlx::Result<Vec<Taken>
     let Some(queue) = &order.limited else {
         return take_now(conn, order, i64::MAX).await;
     };
-    conn.execute("BEGIN").await?;
+    // Behind a pooler each operation is a transaction already.
+    let nested = conn.is_in_transaction();
+    if !nested {
+        conn.execute("BEGIN").await?;
+    }
     match take_limited(conn, order, queue).await {
+        Ok(taken) if nested => Ok(taken),
         Ok(taken) => {
             conn.execute("COMMIT").await?;
             Ok(taken)
         }
         Err(error) => {
-            conn.execute("ROLLBACK").await?;
+            if !nested {
+                conn.execute("ROLLBACK").await?;
+            }
             // Somebody else claims there, or a person is changing the queue: the next claim sees to it.
             let locked =
                 error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"));

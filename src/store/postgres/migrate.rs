@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row as _};
 use tokio::time::Instant;
 
 use crate::store::migrations::{self, LATEST, Meta};
-use crate::store::op::said;
+use crate::store::op::{self, said};
 use crate::store::{Migrate, StoreError, StoreSettings};
 
 /// Longest wait for another process that migrates.
@@ -37,19 +37,24 @@ pub(super) async fn prepare(
     migrate: Migrate,
 ) -> Result<Meta, StoreError> {
     let options = if settings.transaction_pooler {
-        options.clone().statement_cache_capacity(0)
+        options.clone()
     } else {
         options.clone().options([("search_path", format!("{},pg_temp", settings.schema).as_str())])
     };
-    let limit = settings.operation_max;
-    let mut conn = match tokio::time::timeout(limit, options.connect()).await {
-        Ok(conn) => conn.map_err(said)?,
-        Err(_) => return Err(StoreError::Unavailable(format!("no connection within {limit:?}"))),
-    };
+    let mut conn =
+        op::within(settings.connect_max, async { options.connect().await.map_err(let_in) }).await?;
     let done = prepare_on(&mut conn, settings, migrate).await;
     // The connection has no more to say; how it ends changes nothing.
     drop(conn.close().await);
     done
+}
+
+/// Sorts what was said to somebody who knocked. A database may be closed to a role by its rights.
+fn let_in(error: sqlx::Error) -> StoreError {
+    match said(error) {
+        StoreError::Database(text) => StoreError::NoEntry(text),
+        other => other,
+    }
 }
 
 async fn prepare_on(
@@ -59,7 +64,7 @@ async fn prepare_on(
 ) -> Result<Meta, StoreError> {
     let schema = settings.schema.as_str();
     let place = format!("schema \"{schema}\"");
-    let found = look(conn, schema).await?;
+    let found = op::within(settings.connect_max, look(conn, schema)).await?;
     match (migrate, &found) {
         (Migrate::Never, None) => {
             return Err(StoreError::Schema(format!(
@@ -79,39 +84,37 @@ async fn prepare_on(
         }
         _ => {}
     }
-    let meta = look(conn, schema)
+    let meta = op::within(settings.connect_max, look(conn, schema))
         .await?
         .ok_or_else(|| StoreError::Schema(format!("{place} still holds no promptmill tables")))?;
     if let Some(objection) = meta.objection(&place) {
         return Err(StoreError::Schema(objection));
     }
-    if settings.transaction_pooler && prove(conn, &meta).await.is_err() {
-        return Err(StoreError::Schema(format!(
-            "{place} is not what connections through the pooler see: ALTER ROLE … SET search_path for promptmill's \
-             role (promptmill roles prints it)"
-        )));
+    if settings.transaction_pooler {
+        match op::within(settings.connect_max, async { prove(conn, &meta).await.map_err(said) }).await {
+            Ok(()) => {}
+            Err(error @ StoreError::Unavailable(_)) => return Err(error),
+            Err(_) => {
+                return Err(StoreError::Schema(format!(
+                    "{place} is not what connections through the pooler see: ALTER ROLE … SET search_path for \
+                     promptmill's role (promptmill roles prints it)"
+                )));
+            }
+        }
     }
     Ok(meta)
 }
 
 /// Reads `meta`, wherever the search path of this connection leads.
 async fn look(conn: &mut PgConnection, schema: &str) -> Result<Option<Meta>, StoreError> {
-    let there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
-        .bind(format!("{schema}.meta"))
-        .persistent(false)
-        .fetch_one(&mut *conn)
-        .await
-        .map_err(said)?;
-    if !there {
+    // In one message each: what is prepared in one and run in the next may be two servers' behind a pooler.
+    let there = format!("SELECT FROM (SELECT to_regclass('{schema}.meta') AS meta) r WHERE meta IS NOT NULL");
+    let there = sqlx::raw_sql(AssertSqlSafe(there)).fetch_optional(&mut *conn).await.map_err(said)?;
+    if there.is_none() {
         return Ok(None);
     }
-    let row = sqlx::query(AssertSqlSafe(format!(
-        "SELECT database_id, schema_version, schema_min FROM {schema}.meta"
-    )))
-    .persistent(false)
-    .fetch_one(conn)
-    .await
-    .map_err(said)?;
+    let meta = format!("SELECT database_id, schema_version, schema_min FROM {schema}.meta");
+    let row = sqlx::raw_sql(AssertSqlSafe(meta)).fetch_one(conn).await.map_err(said)?;
     read(&row).map(Some).map_err(said)
 }
 
@@ -125,10 +128,8 @@ fn read(row: &sqlx::postgres::PgRow) -> sqlx::Result<Meta> {
 
 /// Proves that a new connection sees the tables that were opened, and not others.
 pub(super) async fn prove(conn: &mut PgConnection, meta: &Meta) -> sqlx::Result<()> {
-    let row = sqlx::query("SELECT database_id, schema_version, schema_min FROM meta")
-        .persistent(false)
-        .fetch_one(conn)
-        .await?;
+    let row =
+        sqlx::raw_sql("SELECT database_id, schema_version, schema_min FROM meta").fetch_one(conn).await?;
     let seen = read(&row)?;
     if seen.database_id == meta.database_id {
         return Ok(());

@@ -5,12 +5,12 @@
 
 mod fold;
 mod http;
-mod server;
+pub mod server;
 mod sse;
 mod wire;
 
 /// A recorded stream and the text in it.
-const STREAMS: [(&str, &str); 4] = [
+pub const STREAMS: [(&str, &str); 4] = [
     (include_str!("../../fixtures/text.sse"), "Grüße, \"Welt\"!\n你好 😀 and C:\\temp"),
     (include_str!("../../fixtures/thinking_tool.sse"), "Let me look."),
     (include_str!("../../fixtures/unknown.sse"), "It is so."),

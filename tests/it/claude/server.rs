@@ -1,5 +1,6 @@
 //! A server on a socket that answers each request with scripted bytes.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,6 +22,8 @@ pub enum Step {
     Wait(Arc<Notify>),
 }
 
+type Scripts = dyn Fn(&str) -> Vec<Step> + Send + Sync;
+
 pub struct Server {
     pub base: String,
     seen: Arc<Mutex<Seen>>,
@@ -37,6 +40,16 @@ struct Seen {
 impl Server {
     /// Starts; the n-th request gets the n-th script, later ones the last.
     pub async fn start(scripts: Vec<Vec<Step>>) -> Self {
+        let next = AtomicUsize::new(0);
+        Self::answering(move |_| {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            scripts[at.min(scripts.len() - 1)].clone()
+        })
+        .await
+    }
+
+    /// Starts; each request, head and body, gets the script that it is given for it.
+    pub async fn answering(script: impl Fn(&str) -> Vec<Step> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let seen = Arc::new(Mutex::new(Seen::default()));
@@ -44,11 +57,11 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
-            let scripts = Arc::new(scripts);
+            let script: Arc<Scripts> = Arc::new(script);
             while let Ok((socket, _)) = listener.accept().await {
                 socket.set_nodelay(true).unwrap();
                 shared.lock().unwrap().connections += 1;
-                connections.spawn(serve(socket, Arc::clone(&scripts), Arc::clone(&shared)));
+                connections.spawn(serve(socket, Arc::clone(&script), Arc::clone(&shared)));
             }
         });
         Self { base, seen, _tasks: tasks }
@@ -68,14 +81,11 @@ impl Server {
     }
 }
 
-async fn serve(mut socket: TcpStream, scripts: Arc<Vec<Vec<Step>>>, seen: Arc<Mutex<Seen>>) {
+async fn serve(mut socket: TcpStream, script: Arc<Scripts>, seen: Arc<Mutex<Seen>>) {
     while let Some(request) = read_request(&mut socket).await {
-        let script = {
-            let mut seen = seen.lock().unwrap();
-            seen.requests.push(request);
-            scripts[(seen.requests.len() - 1).min(scripts.len() - 1)].clone()
-        };
-        for step in script {
+        let steps = script(&request);
+        seen.lock().unwrap().requests.push(request);
+        for step in steps {
             match step {
                 Step::Write(bytes) => {
                     if socket.write_all(&bytes).await.is_err() {

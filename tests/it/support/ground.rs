@@ -27,6 +27,8 @@ pub type Row = Vec<String>;
 pub struct Ground {
     kind: Kind,
     schema: String,
+    /// Of the server, where it is Postgres.
+    url: String,
     pool: Pool,
     // Holds the file until the test is over.
     dir: Option<TempDir>,
@@ -55,24 +57,37 @@ impl Ground {
             .foreign_keys(false)
             .journal_mode(SqliteJournalMode::Wal);
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await.expect("a file");
-        Self { kind: Kind::Sqlite, schema: "main".to_owned(), pool: Pool::Sqlite(pool), dir: Some(dir) }
+        Self {
+            kind: Kind::Sqlite,
+            schema: "main".to_owned(),
+            url: String::new(),
+            pool: Pool::Sqlite(pool),
+            dir: Some(dir),
+        }
     }
 
     /// Makes a Postgres schema with the tables in it.
     pub async fn postgres() -> Self {
+        Self::postgres_at(&server::url()).await
+    }
+
+    /// Makes a schema with the tables in it on the server with this superuser's URL.
+    pub async fn postgres_at(url: &str) -> Self {
         let schema = server::fresh_name();
-        server::admin(format!("CREATE SCHEMA {schema}")).await;
-        let pool = pool(server::options().options([("search_path", format!("{schema}, pg_temp"))])).await;
+        server::admin_at(url, format!("CREATE SCHEMA {schema}")).await;
+        let options = server::options_of(url);
+        let pool = pool(options.options([("search_path", format!("{schema}, pg_temp"))])).await;
         // Every test has a schema of its own: the lock of the migrator would only make them wait for each other.
         migrator(Kind::Postgres).await.set_locking(false).run(&pool).await.expect("the migrations run");
-        Self { kind: Kind::Postgres, schema, pool: Pool::Postgres(pool), dir: None }
+        Self { kind: Kind::Postgres, schema, url: url.to_owned(), pool: Pool::Postgres(pool), dir: None }
     }
 
     /// Runs what `promptmill roles` prints for this schema.
     pub async fn grant_roles(&self) {
         // Roles belong to the whole server: two tests must not make them at once.
         let roles = promptmill::store::roles::roles(self.schema(), "promptmill");
-        server::admin(format!("SELECT pg_advisory_lock(1); {roles}; SELECT pg_advisory_unlock(1)")).await;
+        let sql = format!("SELECT pg_advisory_lock(1); {roles}; SELECT pg_advisory_unlock(1)");
+        server::admin_at(&self.url, sql).await;
     }
 
     /// Which database this is.
@@ -94,7 +109,7 @@ impl Ground {
     pub fn url(&self) -> String {
         match self.kind {
             Kind::Sqlite => format!("sqlite:{}", self.file().display()),
-            Kind::Postgres => server::url(),
+            Kind::Postgres => self.url.clone(),
         }
     }
 
@@ -199,7 +214,7 @@ impl Ground {
             }
             Kind::Postgres => {
                 let mut command = Command::new("psql");
-                command.args(["-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-d"]).arg(server::url());
+                command.args(["-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-d"]).arg(&self.url);
                 command
             }
         };
@@ -222,11 +237,8 @@ impl Ground {
             Pool::Sqlite(pool) => pool.close().await,
             Pool::Postgres(pool) => {
                 pool.close().await;
-                server::admin(format!(
-                    "SET client_min_messages = warning; DROP SCHEMA {} CASCADE",
-                    self.schema
-                ))
-                .await;
+                let sql = format!("SET client_min_messages = warning; DROP SCHEMA {} CASCADE", self.schema);
+                server::admin_at(&self.url, sql).await;
             }
         }
     }

@@ -1,7 +1,9 @@
 //! What the tests stand on: a fresh database each, and the same SQL spoken to both kinds.
 
 mod ground;
-mod server;
+pub mod private;
+pub mod proxy;
+pub mod server;
 mod shell;
 
 pub use ground::{Ground, Kind};

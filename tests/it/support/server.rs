@@ -25,7 +25,12 @@ pub fn url() -> String {
 
 /// Returns how to reach the test server.
 pub fn options() -> PgConnectOptions {
-    PgConnectOptions::from_str(&url()).expect("PROMPTMILL_TEST_POSTGRES is a postgres:// URL")
+    options_of(&url())
+}
+
+/// Returns how to reach a server by its URL.
+pub fn options_of(url: &str) -> PgConnectOptions {
+    PgConnectOptions::from_str(url).expect("a postgres:// URL, such as PROMPTMILL_TEST_POSTGRES")
 }
 
 /// Returns a name that no other test uses, in this process or beside it.
@@ -34,9 +39,14 @@ pub fn fresh_name() -> String {
     format!("mill_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Runs SQL as the superuser in the server's own database.
-pub async fn admin(sql: String) {
-    let mut connection = PgConnection::connect_with(&options()).await.expect("the test server answers");
+/// Runs SQL in a connection of its own, as the user of the URL.
+pub async fn admin_at(url: &str, sql: String) {
+    let mut connection = connect(url).await;
     connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.expect("the superuser's SQL runs");
     connection.close().await.expect("the connection closes");
+}
+
+/// Connects as the user of the URL.
+pub async fn connect(url: &str) -> PgConnection {
+    PgConnection::connect_with(&options_of(url)).await.expect("the test server answers")
 }
