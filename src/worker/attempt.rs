@@ -333,7 +333,12 @@ async fn release(
     let Tally { failures, deferrals, .. } = tally;
     let back = Release { lease, delay, failures, deferrals, reason: Some(reason), call };
     match mill.recorder.release(back).await {
-        Kept::Done | Kept::Bare => Ended::Released,
+        Kept::Done | Kept::Bare => {
+            if let Some(delay) = delay {
+                mill.delays.note(lease, delay, Instant::now());
+            }
+            Ended::Released
+        }
         Kept::Lost => Ended::Lost,
     }
 }
