@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::str::FromStr as _;
 
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
@@ -28,8 +29,11 @@ pub struct Ground {
     kind: Kind,
     schema: String,
     pool: Pool,
+    file: Option<PathBuf>,
+    /// The server, where it is not the one of all tests.
+    server: Option<String>,
     // Holds the file until the test is over.
-    dir: Option<TempDir>,
+    _dir: Option<TempDir>,
 }
 
 enum Pool {
@@ -49,23 +53,64 @@ impl Ground {
     /// Makes a SQLite file with nothing in it.
     pub async fn empty_sqlite() -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
+        let ground = Self::open_file(&dir.path().join("mill.db")).await;
+        Self { _dir: Some(dir), ..ground }
+    }
+
+    /// Makes a SQLite file with the tables in it, in a folder that is there.
+    pub async fn sqlite_in(folder: &Path) -> Self {
+        let ground = Self::open_file(&folder.join("mill.db")).await;
+        let Pool::Sqlite(pool) = &ground.pool else { unreachable!("a SQLite ground has a SQLite pool") };
+        migrator(Kind::Sqlite).await.run(pool).await.expect("the migrations run");
+        ground
+    }
+
+    /// Opens the SQLite file that stands there, or an empty one.
+    pub async fn open_file(file: &Path) -> Self {
         let options = SqliteConnectOptions::new()
-            .filename(dir.path().join("mill.db"))
+            .filename(file)
             .create_if_missing(true)
             .foreign_keys(false)
             .journal_mode(SqliteJournalMode::Wal);
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await.expect("a file");
-        Self { kind: Kind::Sqlite, schema: "main".to_owned(), pool: Pool::Sqlite(pool), dir: Some(dir) }
+        let file = Some(file.to_owned());
+        Self {
+            kind: Kind::Sqlite,
+            schema: "main".to_owned(),
+            pool: Pool::Sqlite(pool),
+            file,
+            server: None,
+            _dir: None,
+        }
+    }
+
+    /// Closes our own connections to a SQLite file, which stays.
+    pub async fn let_go(&self) {
+        if let Pool::Sqlite(pool) = &self.pool {
+            pool.close().await;
+        }
     }
 
     /// Makes a Postgres schema with the tables in it.
     pub async fn postgres() -> Self {
+        Self::postgres_by(&server::url(), None).await
+    }
+
+    /// The same on a server that a test has for itself.
+    pub async fn postgres_on(url: &str) -> Self {
+        Self::postgres_by(url, Some(url.to_owned())).await
+    }
+
+    async fn postgres_by(url: &str, server: Option<String>) -> Self {
         let schema = server::fresh_name();
-        server::admin(format!("CREATE SCHEMA {schema}")).await;
-        let pool = pool(server::options().options([("search_path", format!("{schema}, pg_temp"))])).await;
+        let options = PgConnectOptions::from_str(url).expect("a postgres:// URL");
+        let pool = pool(options.options([("search_path", format!("{schema}, pg_temp"))])).await;
+        pool.execute(sqlx::raw_sql(AssertSqlSafe(format!("CREATE SCHEMA {schema}"))))
+            .await
+            .expect("a schema");
         // Every test has a schema of its own: the lock of the migrator would only make them wait for each other.
         migrator(Kind::Postgres).await.set_locking(false).run(&pool).await.expect("the migrations run");
-        Self { kind: Kind::Postgres, schema, pool: Pool::Postgres(pool), dir: None }
+        Self { kind: Kind::Postgres, schema, pool: Pool::Postgres(pool), file: None, server, _dir: None }
     }
 
     /// Runs what `promptmill roles` prints for this schema.
@@ -87,14 +132,14 @@ impl Ground {
 
     /// The file of a SQLite database.
     pub fn file(&self) -> PathBuf {
-        self.dir.as_ref().expect("a SQLite ground has a folder").path().join("mill.db")
+        self.file.clone().expect("a SQLite ground has a file")
     }
 
     /// What `DATABASE_URL` would say. On Postgres the schema is beside it: [`Ground::schema`].
     pub fn url(&self) -> String {
         match self.kind {
             Kind::Sqlite => format!("sqlite:{}", self.file().display()),
-            Kind::Postgres => server::url(),
+            Kind::Postgres => self.server.clone().unwrap_or_else(server::url),
         }
     }
 
@@ -222,6 +267,9 @@ impl Ground {
             Pool::Sqlite(pool) => pool.close().await,
             Pool::Postgres(pool) => {
                 pool.close().await;
+                if self.server.is_some() {
+                    return;
+                }
                 server::admin(format!(
                     "SET client_min_messages = warning; DROP SCHEMA {} CASCADE",
                     self.schema
