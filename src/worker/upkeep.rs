@@ -196,10 +196,7 @@ async fn keep_notes(mill: &Mill) -> Result<(), StoreError> {
 async fn rescue(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreError> {
     let seen = mill.store.peers(mill.worker()).await?;
     let now = Instant::now();
-    // While the database takes no beat of ours it takes none of theirs: their silence says nothing.
-    if mill.unheard() >= mill.settings.lease / 2 {
-        peers.beats.clear();
-    }
+    peers.unheard(mill.unheard(), mill.settings.lease);
     for dead in peers.dead(&seen, now, mill.settings.lease, &mill.process) {
         loop {
             let jobs = mill.store.rescue(dead, STEP).await?;
@@ -231,6 +228,13 @@ impl Peers {
             self.looked = Some(now);
         }
         due
+    }
+
+    /// While the database takes no beat of ours it takes none of theirs: their silence says nothing.
+    fn unheard(&mut self, time: Duration, lease: Duration) {
+        if time >= lease / 2 {
+            self.beats.clear();
+        }
     }
 
     /// Returns the workers that are dead.
@@ -292,6 +296,18 @@ mod tests {
             assert!(peers.dead(&[peer(1, 5, "elsewhere")], at(seconds), lease, &process).is_empty());
         }
         assert_eq!(peers.dead(&[peer(1, 5, "elsewhere")], at(180), lease, &process), [WorkerId(1)]);
+    }
+
+    #[test]
+    fn while_our_own_beat_is_not_taken_the_silence_of_others_kills_nobody() {
+        let (start, lease, process) = (Instant::now(), Duration::from_mins(1), Process::this());
+        let mut peers = Peers::default();
+        // They can be read all the time: somebody holds the one writer of a SQLite file.
+        for seconds in (0..=120).step_by(20) {
+            peers.unheard(Duration::from_secs(seconds), lease);
+            let at = start + Duration::from_secs(seconds);
+            assert!(peers.dead(&[peer(1, 5, "elsewhere")], at, lease, &process).is_empty(), "{seconds}");
+        }
     }
 
     #[test]
