@@ -9,6 +9,7 @@ pub mod demo;
 pub mod doctor;
 mod enqueue;
 mod exit;
+mod files;
 mod migrate;
 mod mill;
 mod open;
@@ -28,6 +29,7 @@ mod which;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -90,6 +92,9 @@ pub enum Command {
     StandIn(stand_in::Args),
 }
 
+/// How long what still runs may take to end when the process does.
+const LAST_MOMENT: Duration = Duration::from_millis(100);
+
 /// Runs the process: reads the command line, does what it says, and reports how it ended.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -100,7 +105,10 @@ pub fn main() -> ExitCode {
             return Exit::Failure.into();
         }
     };
-    match runtime.block_on(dispatch(cli)) {
+    let done = runtime.block_on(dispatch(cli));
+    // A name that is being looked up, say, would be waited for.
+    runtime.shutdown_timeout(LAST_MOMENT);
+    match done {
         Ok(exit) => exit.into(),
         Err(error) => match exit::of(&error) {
             Some(exit) => {

@@ -25,6 +25,7 @@ use secrecy::SecretString;
 
 pub use desk::*;
 
+use self::migrations::Step;
 use self::postgres::PostgresStore;
 use self::sqlite::SqliteStore;
 
@@ -130,6 +131,18 @@ pub async fn open(url: &str, settings: &StoreSettings, migrate: Migrate) -> Resu
     Err(StoreError::Database(
         "the database URL starts with neither sqlite: nor postgres:// nor postgresql://".to_owned(),
     ))
+}
+
+/// Runs those of the steps that have not run yet. Several processes may do so at once, and beside
+/// running daemons: no lock of a table is waited for longer than a moment at a time.
+///
+/// # Errors
+/// [`StoreError::Unavailable`] where somebody keeps a table locked; trying again may help.
+pub async fn migrate(url: &str, settings: &StoreSettings, steps: &[Step]) -> Result<(), StoreError> {
+    match url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) {
+        Some(file) => sqlite::apply(file, settings, steps).await,
+        None => postgres::apply(url, settings, steps).await,
+    }
 }
 
 /// This process, as `workers` shows it.
@@ -357,6 +370,18 @@ pub trait Store: Send + Sync {
 
     /// Ends jobs past their deadline as `expired`, at most `limit`; returns which.
     async fn expire(&self, limit: i64) -> Result<Vec<JobId>, StoreError>;
+
+    /// Says why this binary must leave, where a newer one made a change to the tables that it cannot
+    /// live with: `meta.schema_min` is above what it knows.
+    async fn outdated(&self) -> Result<Option<String>, StoreError>;
+
+    /// Returns the database's wall clock, as the time since 1970. To be compared with itself.
+    async fn clock(&self) -> Result<Duration, StoreError>;
+
+    /// Makes jobs pending that were released under these leases and are still scheduled as they
+    /// were; returns how many. For delays that are over while the database's clock, which jumped
+    /// back, says otherwise.
+    async fn promote_overdue(&self, released: &[Lease]) -> Result<u64, StoreError>;
 
     /// Returns the other workers.
     async fn peers(&self, me: WorkerId) -> Result<Vec<Peer>, StoreError>;

@@ -1,10 +1,14 @@
-//! Logging: text or JSON, on stderr.
+//! Logging: text or JSON, on stderr, which never holds up who logs ([`unblocked`]).
 //!
 //! Other people's crates print what passes through them at `debug` and `trace`: headers, statements,
 //! bodies. So they are capped here, whatever was asked for, and no key, prompt or password can come
 //! out of them. What our own code may log is its own duty.
 
+mod unblocked;
+
 use std::io::{self, IsTerminal as _, Write};
+
+pub use unblocked::Lines;
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Subscriber};
@@ -25,10 +29,36 @@ const NOTICES: &str = "sqlx::postgres::notice";
 const SLOW: [&str; 2] = ["sqlx::query", "sqlx::pool"];
 
 /// Starts logging to stderr. Fails where logging was started before.
-pub fn init(settings: &LogSettings) -> anyhow::Result<()> {
+///
+/// What it returns is to be told when the process ends, so that the last lines are written.
+pub fn init(settings: &LogSettings) -> anyhow::Result<Lines> {
     let colour = settings.colour && io::stderr().is_terminal();
-    subscriber(settings, colour, io::stderr).try_init()?;
-    Ok(())
+    let lines = Lines::start(io::stderr(), missing(settings.format))?;
+    subscriber(settings, colour, lines.clone()).try_init()?;
+    Ok(lines)
+}
+
+/// Returns the line that stands where others were dropped.
+fn missing(format: LogFormat) -> fn(u64) -> String {
+    match format {
+        LogFormat::Text => {
+            |many| format!("{} WARN promptmill::telemetry: {}\n", jiff::Timestamp::now(), gap(many))
+        }
+        LogFormat::Json => |many| {
+            let line = serde_json::json!({
+                "timestamp": jiff::Timestamp::now().to_string(),
+                "level": "WARN",
+                "message": gap(many),
+                "log.dropped": many,
+                "target": "promptmill::telemetry",
+            });
+            format!("{line}\n")
+        },
+    }
+}
+
+fn gap(many: u64) -> String {
+    format!("{many} log lines were dropped here: nobody read them in time")
 }
 
 /// Builds what [`init`] installs, for any writer.

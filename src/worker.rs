@@ -10,12 +10,13 @@ pub mod notes;
 pub mod process;
 pub mod record;
 
+mod delays;
 mod drain;
 mod upkeep;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -47,6 +48,12 @@ const GATHER: Duration = Duration::from_millis(10);
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long the last ends may take to be written after the drain time is over.
 const LAST_WRITES: Duration = Duration::from_secs(10);
+/// The same where somebody is in a hurry.
+const HURRIED_WRITES: Duration = Duration::from_millis(1200);
+/// How long the last words to the database may take then.
+const HURRIED_WORDS: Duration = Duration::from_millis(300);
+/// Pause between tries to enlist.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// How the mill runs. Built by the configuration.
 #[derive(Debug, Clone)]
@@ -86,6 +93,8 @@ pub enum End {
     KeyRefused(String),
     /// Some ends could not be written in time: those jobs will be rescued.
     Unwritten,
+    /// A newer version changed the tables so that this one must not use them.
+    Outdated(String),
 }
 
 /// What a run of the mill came to.
@@ -136,6 +145,12 @@ pub struct Mill {
     running: Running,
     asleep: AtomicBool,
     tally: Outcomes,
+    /// How long jobs were put back for, by our own clock.
+    delays: delays::Delays,
+    /// When the database last took a beat of ours.
+    beaten: Mutex<Instant>,
+    /// Why this version must leave, once it must.
+    outdated: OnceLock<String>,
     /// Models that refused a trailing assistant message since the start.
     no_prefill: Mutex<HashSet<String>>,
 }
@@ -147,6 +162,15 @@ impl Mill {
 
     fn set_worker(&self, id: WorkerId) {
         self.id.store(id.0, Ordering::Relaxed);
+    }
+
+    fn has_beaten(&self) {
+        *self.beaten.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Time since the database last took a beat of ours.
+    fn unheard(&self) -> Duration {
+        self.beaten.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
     fn refuses_prefill(&self, model: &str) -> bool {
@@ -163,6 +187,8 @@ impl Mill {
 pub struct Signals {
     /// Stop: claim nothing more.
     pub stop: CancellationToken,
+    /// And stop running calls at once: what had arrived is kept.
+    pub hurry: CancellationToken,
     /// Read the key file again.
     pub reload: Arc<Notify>,
 }
@@ -180,7 +206,9 @@ pub async fn run(
 ) -> Result<Report, StoreError> {
     let process = Process::this();
     let me = process.me(env!("CARGO_PKG_VERSION"), &defaults.model);
-    let id = store.enlist(&me).await?;
+    let Some(id) = enlist(&*store, &me, &signals.stop).await? else {
+        return Ok(Report { end: End::Stopped, outcomes: Vec::new() });
+    };
     let (recorder, recording) = Recorder::new(settings.concurrency);
     let mill = Arc::new(Mill {
         gates: Gates::new(settings.breaker, &settings.profile, claude.fingerprint()),
@@ -195,6 +223,9 @@ pub async fn run(
         running: Running::default(),
         asleep: AtomicBool::new(false),
         tally: Outcomes::default(),
+        delays: delays::Delays::default(),
+        beaten: Mutex::new(Instant::now()),
+        outdated: OnceLock::new(),
         no_prefill: Mutex::default(),
     });
     // A key that rests from an earlier run, or a gate that a person blocked, is known before the first claim.
@@ -224,29 +255,66 @@ pub async fn run(
         ailing: None,
     };
     let mut end = turning.until_stopped(&wake, &signals.stop).await;
-    if !turning.let_finish().await {
+    let written = turning.let_finish(&signals.hurry).await;
+    if !written && !matches!(end, End::Outdated(_)) {
         end = End::Unwritten;
     }
     beside.cancel();
     watching.abort_all();
-    let last_words = async {
-        while upkeep.join_next().await.is_some() {}
-        writing.abort_all();
-        // What blocks is to be read in the table also after we are gone.
-        if let Err(err) = mill.gates.sync(&*mill.store, Instant::now()).await {
-            tracing::warn!(error = %err, "failed to write the gates");
-        }
-        if end != End::Unwritten
-            && let Err(err) = mill.store.retire(mill.worker()).await
-        {
-            tracing::warn!(error = %err, "failed to take this worker's row away");
+    let words = async {
+        let words = tokio::time::timeout(LAST_WORDS, last_words(&mill, upkeep, written)).await;
+        // Others find out by themselves that we are gone.
+        if words.is_err() {
+            tracing::warn!("the database does not answer: leaving without a word");
         }
     };
-    // A database that says nothing must not keep us: others find out by themselves that we are gone.
-    if tokio::time::timeout(LAST_WORDS, last_words).await.is_err() {
-        tracing::warn!("the database does not answer: leaving without a word");
+    let hurried = async {
+        signals.hurry.cancelled().await;
+        tokio::time::sleep(HURRIED_WORDS).await;
+    };
+    tokio::select! {
+        () = words => {}
+        () = hurried => tracing::warn!("the database did not answer in time: this worker's row stays behind"),
     }
+    writing.abort_all();
     Ok(Report { end, outcomes: mill.tally.list() })
+}
+
+/// Enlists, waiting for a database that is locked or away: it was there a moment ago, when it was opened.
+/// `None`: it was told to stop meanwhile.
+async fn enlist(
+    store: &dyn Store,
+    me: &Me,
+    stop: &CancellationToken,
+) -> Result<Option<WorkerId>, StoreError> {
+    let mut told = false;
+    loop {
+        // The store's operations end by themselves: they may be left alone at any moment.
+        let Some(enlisted) = stop.run_until_cancelled(store.enlist(me)).await else { return Ok(None) };
+        match enlisted {
+            Err(StoreError::Unavailable(why)) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(error = %why, "failed to enlist: trying again until it works");
+                }
+            }
+            other => return other.map(Some),
+        }
+        if stop.run_until_cancelled(tokio::time::sleep(TRY_AGAIN)).await.is_none() {
+            return Ok(None);
+        }
+    }
+}
+
+/// What the database is told at the end.
+async fn last_words(mill: &Mill, mut upkeep: JoinSet<()>, written: bool) {
+    while upkeep.join_next().await.is_some() {}
+    // What blocks is to be read in the table also after we are gone.
+    if let Err(err) = mill.gates.sync(&*mill.store, Instant::now()).await {
+        tracing::warn!(error = %err, "failed to write the gates");
+    }
+    if written && let Err(err) = mill.store.retire(mill.worker()).await {
+        tracing::warn!(error = %err, "failed to take this worker's row away");
+    }
 }
 
 /// Turns the store's hints into wake-ups. A task of its own, so that no database operation is ever
@@ -314,6 +382,9 @@ impl Turning {
             self.reap();
             if stop.is_cancelled() {
                 return End::Stopped;
+            }
+            if let Some(why) = self.mill.outdated.get() {
+                return End::Outdated(why.clone());
             }
             if let Some(Ok(checked)) = check.try_join_next()
                 && let Some(why) = key_refused(checked)
@@ -511,7 +582,7 @@ impl Turning {
 
     /// Lets calls finish for the drain time, then stops the rest and waits until their ends are
     /// written. Returns whether they were.
-    async fn let_finish(&mut self) -> bool {
+    async fn let_finish(&mut self, hurry: &CancellationToken) -> bool {
         let grace = self.mill.settings.grace;
         if !self.attempts.is_empty() {
             tracing::info!(
@@ -520,14 +591,26 @@ impl Turning {
                 grace.as_secs_f64()
             );
         }
-        let finished = tokio::time::timeout(grace, self.all_reaped()).await.is_ok();
+        let finished = tokio::select! {
+            () = self.all_reaped() => true,
+            () = tokio::time::sleep(grace) => false,
+            () = hurry.cancelled() => false,
+        };
         if finished {
             return true;
         }
         for rein in self.mill.running.lock().values() {
             rein.pull(Why::Shutdown);
         }
-        tokio::time::timeout(LAST_WRITES, self.all_reaped()).await.is_ok()
+        let hurried = async {
+            hurry.cancelled().await;
+            tokio::time::sleep(HURRIED_WRITES).await;
+        };
+        tokio::select! {
+            () = self.all_reaped() => true,
+            () = tokio::time::sleep(LAST_WRITES) => false,
+            () = hurried => false,
+        }
     }
 
     async fn all_reaped(&mut self) {

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::{Exit, Stop};
+use super::files;
 use super::mill;
 use super::open::{Context, desk_of, open};
 use super::watch::Watch;
@@ -16,7 +17,11 @@ use crate::claude::http::{ClaudeSettings, HttpClaude};
 use crate::config::{Config, Flags, NO_KEY, Surroundings};
 use crate::domain::outcome::Outcome;
 use crate::store::{Backlog, Migrate};
+use crate::telemetry::Lines;
 use crate::worker::{End, Report, Signals};
+
+/// How long the last lines may take to be written: nobody may be reading them.
+const LAST_LINES: Duration = Duration::from_millis(500);
 
 /// Takes prompts from `jobs` to the API and brings the answers to `results`.
 #[derive(Debug, clap::Args)]
@@ -36,7 +41,14 @@ pub struct RunArgs {
 pub async fn run(args: &RunArgs, context: &Context) -> anyhow::Result<Exit> {
     let concurrency = args.concurrency.map(|calls| calls as usize);
     let config = &context.load_with(&Flags { concurrency, ..context.flags() })?;
-    crate::telemetry::init(&config.log)?;
+    let log = crate::telemetry::init(&config.log)?;
+    let done = run_on(args, config, &log).await;
+    // The sentence of an error is said after all that was logged.
+    log.finish(LAST_LINES);
+    done
+}
+
+async fn run_on(args: &RunArgs, config: &Config, log: &Lines) -> anyhow::Result<Exit> {
     if config.api.needs_key() && config.api.key.read().context("failed to read the key")?.is_none() {
         return Err(Stop { exit: Exit::Credentials, sentence: NO_KEY.to_owned() }.into());
     }
@@ -46,8 +58,23 @@ pub async fn run(args: &RunArgs, context: &Context) -> anyhow::Result<Exit> {
     let signals = Signals::default();
     listen(&signals)?;
     let claude: Arc<dyn Claude> = Arc::new(mill::claude(config)?);
-    let opened = open(config, Migrate::Serve).await?;
+    let stop = signals.stop.clone();
+    // Nothing was begun that could be left half-way: a connection that is being opened is just closed.
+    let Some(opened) = stop.run_until_cancelled(open(config, Migrate::Serve)).await else {
+        return Ok(Exit::Good);
+    };
+    let opened = opened?;
     let mut settings = mill::settings(config);
+    if let Some(calls) = files::calls_max(config.database.store.connections_max)
+        && calls < settings.concurrency
+    {
+        tracing::warn!(
+            "this process may open only so many files (ulimit -n) that {calls} calls fit: worker.concurrency \
+             {} is more than that",
+            settings.concurrency
+        );
+        settings.concurrency = calls;
+    }
     settings.drain = args.drain.then_some(config.worker.drain_horizon);
     settings.queues.clone_from(&args.queues);
     // What the watch asks is not fit for a pooler in transaction mode.
@@ -59,7 +86,7 @@ pub async fn run(args: &RunArgs, context: &Context) -> anyhow::Result<Exit> {
         watch.finish().await;
     }
     let report = report.context("failed to start the worker")?;
-    Ok(tell(&report, started.elapsed()))
+    Ok(tell(log, &report, started.elapsed()))
 }
 
 /// Runs the demo on the built-in configuration: nothing of the environment, no file.
@@ -91,7 +118,8 @@ pub async fn demo(args: super::demo::Args) -> anyhow::Result<()> {
     super::demo::run(args, prepare, drain).await
 }
 
-/// The first SIGTERM or SIGINT stops, the second exits at once; SIGHUP reads the key file again.
+/// The first SIGTERM or SIGINT stops, the second stops running calls too, the third exits at once;
+/// SIGHUP reads the key file again.
 fn listen(signals: &Signals) -> anyhow::Result<()> {
     let what = "failed to listen for signals";
     let mut term = signal(SignalKind::terminate()).context(what)?;
@@ -110,10 +138,17 @@ fn listen(signals: &Signals) -> anyhow::Result<()> {
                     continue;
                 }
             };
-            if signals.stop.is_cancelled() {
+            if signals.hurry.is_cancelled() {
                 std::process::exit(stop);
             }
-            tracing::info!("stopping: nothing more is claimed; a second signal exits at once");
+            if signals.stop.is_cancelled() {
+                tracing::info!(
+                    "stopping running calls: what had arrived is kept; a third signal exits at once"
+                );
+                signals.hurry.cancel();
+                continue;
+            }
+            tracing::info!("stopping: nothing more is claimed; a second signal stops running calls too");
             signals.stop.cancel();
         }
     });
@@ -121,40 +156,44 @@ fn listen(signals: &Signals) -> anyhow::Result<()> {
 }
 
 /// Says what came of it in one or two lines, and with which code to exit.
-fn tell(report: &Report, took: Duration) -> Exit {
+fn tell(log: &Lines, report: &Report, took: Duration) -> Exit {
     let total: u64 = report.outcomes.iter().map(|(_, many)| many).sum();
     let list: Vec<String> =
         report.outcomes.iter().map(|(outcome, many)| format!("{many} {outcome}")).collect();
     let list = if list.is_empty() { String::new() } else { format!(": {}", list.join(", ")) };
-    eprintln!(
+    log.say(&format!(
         "{total} {} ended in {:.1} s{list}",
         if total == 1 { "job" } else { "jobs" },
         took.as_secs_f64()
-    );
+    ));
     let complete = report.outcomes.iter().all(|(outcome, _)| *outcome == Outcome::Complete);
     match &report.end {
         End::Stopped => Exit::Good,
         End::Drained(left) => {
-            say_left(left);
+            say_left(log, left);
             if complete { Exit::Good } else { Exit::NotComplete }
         }
         End::Blocked(left) => {
-            say_left(left);
-            eprintln!("what is left stands behind a blocked gate: see the table gates for the reason");
+            say_left(log, left);
+            log.say("what is left stands behind a blocked gate: see the table gates for the reason");
             Exit::LeftBehind
         }
         End::KeyRefused(why) => {
-            eprintln!("{why}");
+            log.say(why);
             Exit::Credentials
         }
+        End::Outdated(why) => {
+            log.say(why);
+            Exit::Schema
+        }
         End::Unwritten => {
-            eprintln!("some jobs could not be written to the database in time: they will be run again");
+            log.say("some jobs could not be written to the database in time: they will be run again");
             Exit::Failure
         }
     }
 }
 
-fn say_left(left: &Backlog) {
+fn say_left(log: &Lines, left: &Backlog) {
     let kinds = [
         (left.pending + left.blocked, "behind a gate"),
         (left.soon + left.later, "scheduled for later"),
@@ -164,6 +203,6 @@ fn say_left(left: &Backlog) {
     let list: Vec<String> =
         kinds.iter().filter(|(many, _)| *many > 0).map(|(many, what)| format!("{many} {what}")).collect();
     if !list.is_empty() {
-        eprintln!("left: {}", list.join(", "));
+        log.say(&format!("left: {}", list.join(", ")));
     }
 }

@@ -77,6 +77,11 @@ impl Held {
         })
     }
 
+    /// Returns all leases that are known, as (job, claim).
+    pub(crate) fn leases(&self) -> Vec<(i64, i64)> {
+        self.with(|inner| inner.leases.iter().copied().collect())
+    }
+
     fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
         act(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }

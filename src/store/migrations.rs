@@ -34,8 +34,8 @@ pub const LATEST: i32 = STEPS[STEPS.len() - 1].version;
 ///
 /// It takes no lock of its own ([`super::postgres`] and [`super::sqlite`] do), and knows that a
 /// newer binary may have migrated further.
-pub(crate) fn migrator(text: fn(&Step) -> &'static str) -> Migrator {
-    let steps = STEPS.iter().map(|step| {
+pub(crate) fn migrator(steps: &[Step], text: fn(&Step) -> &'static str) -> Migrator {
+    let steps = steps.iter().map(|step| {
         let sql = text(step);
         let no_transaction = sql.starts_with("-- no-transaction");
         let kind = MigrationType::Simple;
@@ -60,13 +60,21 @@ pub(crate) struct Meta {
 impl Meta {
     /// Says why this binary cannot run on the schema, if it cannot. `place` names it to a person.
     pub(crate) fn objection(&self, place: &str) -> Option<String> {
-        if self.min > LATEST {
-            return Some(format!(
+        self.outgrown(place).or_else(|| self.lacking(place))
+    }
+
+    /// Says why this binary is too old for the schema, if it is. Newer tables alone are no reason.
+    pub(crate) fn outgrown(&self, place: &str) -> Option<String> {
+        (self.min > LATEST).then(|| {
+            format!(
                 "{place} is at schema version {} and needs a promptmill that knows version {}; this one knows \
                  {LATEST}: install a newer promptmill",
                 self.version, self.min
-            ));
-        }
+            )
+        })
+    }
+
+    fn lacking(&self, place: &str) -> Option<String> {
         (self.version < LATEST).then(|| {
             format!(
                 "{place} is at schema version {} and this promptmill needs {LATEST}: run `promptmill migrate`",

@@ -4,12 +4,15 @@
 //! somebody else holds stalls nobody. No row is locked between two statements but a limited queue's.
 
 mod claim;
+mod clock;
 mod desk;
 mod gates;
 mod listen;
 mod migrate;
 mod upkeep;
 mod write;
+
+pub(super) use migrate::apply;
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -38,6 +41,7 @@ pub struct PostgresStore {
     limit: Duration,
     lanes: tokio::sync::Mutex<Lanes>,
     held: Held,
+    schema: String,
     listener: Option<Listener>,
     /// How an operation begins behind a pooler in transaction mode.
     begin: Option<Arc<str>>,
@@ -69,6 +73,7 @@ impl PostgresStore {
             limit: settings.operation_max,
             lanes: tokio::sync::Mutex::default(),
             held: Held::default(),
+            schema: settings.schema.clone(),
             listener,
             begin: settings.transaction_pooler.then(|| begin_pinned(settings.operation_max)),
         })
@@ -256,6 +261,19 @@ impl Store for PostgresStore {
 
     async fn expire(&self, limit: i64) -> Result<Vec<JobId>, StoreError> {
         self.run(limit, |conn, limit| Box::pin(upkeep::expire(conn, *limit))).await
+    }
+
+    async fn outdated(&self) -> Result<Option<String>, StoreError> {
+        let meta = self.run((), |conn, ()| Box::pin(migrate::seen(conn))).await?;
+        Ok(meta.outgrown(&migrate::place(&self.schema)))
+    }
+
+    async fn clock(&self) -> Result<Duration, StoreError> {
+        self.run((), |conn, ()| Box::pin(clock::now(conn))).await
+    }
+
+    async fn promote_overdue(&self, released: &[Lease]) -> Result<u64, StoreError> {
+        self.run(released.to_vec(), |conn, released| Box::pin(clock::promote(conn, released))).await
     }
 
     async fn peers(&self, me: WorkerId) -> Result<Vec<Peer>, StoreError> {

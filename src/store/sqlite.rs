@@ -12,14 +12,21 @@ macro_rules! now {
 }
 
 mod claim;
+mod clock;
 mod desk;
 mod gates;
+mod holder;
 mod migrate;
 mod place;
+mod reopen;
 mod upkeep;
 mod write;
 
-use std::sync::Arc;
+pub(super) use migrate::apply;
+
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -41,15 +48,47 @@ use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 /// A SQLite file with our schema in it.
 pub struct SqliteStore {
     place: place::Place,
-    writer: SqlitePool,
-    reader: SqlitePool,
-    beats: SqlitePool,
-    watch: SqlitePool,
+    database_id: String,
+    options: SqliteConnectOptions,
+    readers_max: u32,
+    pools: RwLock<Arc<Pools>>,
+    reopening: tokio::sync::Mutex<reopen::Refused>,
+    /// Whether it was said who keeps us from writing.
+    told: AtomicBool,
+    /// The last worker that enlisted here.
+    enlisted: AtomicI64,
     limit: Duration,
     lanes: tokio::sync::Mutex<Lanes>,
     held: Held,
     version: tokio::sync::Mutex<Option<i64>>,
 }
+
+/// The connections to one file.
+pub(crate) struct Pools {
+    writer: SqlitePool,
+    reader: SqlitePool,
+    beats: SqlitePool,
+    watch: SqlitePool,
+}
+
+impl Pools {
+    fn new(options: &SqliteConnectOptions, readers_max: u32, limit: Duration) -> Self {
+        let reading = options.clone().pragma("query_only", "ON");
+        Self {
+            writer: pool(options.clone(), 1, limit),
+            reader: pool(reading.clone(), readers_max, limit),
+            beats: pool(options.clone(), 1, limit),
+            watch: pool(reading, 1, limit),
+        }
+    }
+
+    const fn all(&self) -> [&SqlitePool; 4] {
+        [&self.watch, &self.beats, &self.reader, &self.writer]
+    }
+}
+
+/// After so long it is said who keeps us from writing.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl SqliteStore {
     /// Opens a file, and makes or migrates the tables where `migrate` says so.
@@ -66,14 +105,17 @@ impl SqliteStore {
             .foreign_keys(false)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(5).min(limit / 2));
-        migrate::prepare(file, &options, migrate).await?;
-        let reading = options.clone().pragma("query_only", "ON");
+        let meta = migrate::prepare(file, &options, migrate).await?;
+        let readers_max = settings.connections_max.clamp(1, 4);
         Ok(Self {
             place: place::Place::of(file)?,
-            writer: pool(options.clone(), 1, limit),
-            reader: pool(reading.clone(), settings.connections_max.clamp(1, 4), limit),
-            beats: pool(options, 1, limit),
-            watch: pool(reading, 1, limit),
+            database_id: meta.database_id,
+            pools: RwLock::new(Arc::new(Pools::new(&options, readers_max, limit))),
+            options,
+            readers_max,
+            reopening: tokio::sync::Mutex::default(),
+            told: AtomicBool::new(false),
+            enlisted: AtomicI64::new(0),
             limit,
             lanes: tokio::sync::Mutex::default(),
             held: Held::default(),
@@ -81,14 +123,24 @@ impl SqliteStore {
         })
     }
 
+    fn opened(&self) -> Arc<Pools> {
+        Arc::clone(&self.pools.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn open_anew(&self) -> Arc<Pools> {
+        let pools = Arc::new(Pools::new(&self.options, self.readers_max, self.limit));
+        *self.pools.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&pools);
+        pools
+    }
+
     /// Returns the connections that read.
-    pub fn reader(&self) -> &SqlitePool {
-        &self.reader
+    pub fn reader(&self) -> SqlitePool {
+        self.opened().reader.clone()
     }
 
     /// Returns the one connection that writes. Several statements need `BEGIN IMMEDIATE`.
-    pub fn writer(&self) -> &SqlitePool {
-        &self.writer
+    pub fn writer(&self) -> SqlitePool {
+        self.opened().writer.clone()
     }
 
     /// Returns the longest time that one operation may take.
@@ -101,8 +153,10 @@ impl SqliteStore {
         P: Send + Sync + 'static,
         T: Send + 'static,
     {
-        self.place.is_the_same()?;
-        op::run(&self.reader, self.limit, params, work).await
+        let pools = self.pools().await?;
+        let done = op::run(&pools.reader, self.limit, params, work).await;
+        self.place.opened();
+        done
     }
 
     /// Runs an operation inside one `BEGIN IMMEDIATE`.
@@ -115,11 +169,45 @@ impl SqliteStore {
         P: Send + Sync + 'static,
         T: Send + 'static,
     {
-        self.place.is_the_same()?;
-        op::run(&self.writer, self.limit, (params, work), |conn, params| {
+        let pools = self.pools().await?;
+        let done = op::run(&pools.writer, self.limit, (params, work), |conn, params| {
             Box::pin(immediately(conn, &params.0, params.1))
-        })
-        .await
+        });
+        self.patiently(done).await
+    }
+
+    /// Waits for a write, says after a while who keeps us from it, and holds the file against what
+    /// was done: a file that was replaced meanwhile may have been the wrong one.
+    async fn patiently<T>(&self, done: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let mut done = pin!(done);
+        let done = if let Ok(done) = tokio::time::timeout(PATIENCE, &mut done).await {
+            done
+        } else {
+            self.tell_holder();
+            done.await
+        };
+        self.place.opened();
+        if done.is_ok() {
+            self.still_there()?;
+            if self.told.swap(false, Ordering::Relaxed) {
+                tracing::info!("{} can be written to again", self.place.path().display());
+            }
+        }
+        done
+    }
+
+    /// Says once who holds the lock of the one writer, where it can be seen.
+    fn tell_holder(&self) {
+        let Some(holder) = holder::of(&self.place.index()) else { return };
+        if !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                lock.pid = holder.pid,
+                "process {} ({}) holds the write lock of {}: nothing can be written until it lets go",
+                holder.pid,
+                holder.name,
+                self.place.path().display()
+            );
+        }
     }
 }
 
@@ -156,7 +244,9 @@ async fn immediately<P: Sync, T>(
 #[async_trait]
 impl Store for SqliteStore {
     async fn enlist(&self, me: &Me) -> Result<WorkerId, StoreError> {
-        self.write(me.clone(), |conn, me| Box::pin(upkeep::enlist(conn, me))).await
+        let id = self.write(me.clone(), |conn, me| Box::pin(upkeep::enlist(conn, me))).await?;
+        self.enlisted.store(id.0, Ordering::Relaxed);
+        Ok(id)
     }
 
     async fn beat(&self, worker: WorkerId, running: usize, asleep: bool) -> Result<bool, StoreError> {
@@ -166,8 +256,8 @@ impl Store for SqliteStore {
         ) -> BoxFuture<'a, sqlx::Result<bool>> {
             Box::pin(upkeep::beat(conn, params.0, params.1, params.2))
         }
-        self.place.is_the_same()?;
-        op::run(&self.beats, self.limit, (worker, running, asleep), work).await
+        let pools = self.pools().await?;
+        self.patiently(op::run(&pools.beats, self.limit, (worker, running, asleep), work)).await
     }
 
     /// Nobody knocks on SQLite: the file is looked at.
@@ -224,6 +314,19 @@ impl Store for SqliteStore {
         self.write(limit, |conn, limit| Box::pin(upkeep::expire(conn, *limit))).await
     }
 
+    async fn outdated(&self) -> Result<Option<String>, StoreError> {
+        let meta = self.read((), |conn, ()| Box::pin(migrate::ours(conn))).await?;
+        Ok(meta.and_then(|meta| meta.outgrown(&self.place.path().display().to_string())))
+    }
+
+    async fn clock(&self) -> Result<Duration, StoreError> {
+        self.read((), |conn, ()| Box::pin(clock::now(conn))).await
+    }
+
+    async fn promote_overdue(&self, released: &[Lease]) -> Result<u64, StoreError> {
+        self.write(released.to_vec(), |conn, released| Box::pin(clock::promote(conn, released))).await
+    }
+
     async fn peers(&self, me: WorkerId) -> Result<Vec<Peer>, StoreError> {
         self.read(me, |conn, me| Box::pin(upkeep::peers(conn, *me))).await
     }
@@ -262,7 +365,10 @@ impl Store for SqliteStore {
         // What changed since the last wait counts, so the number is kept between two waits.
         let mut known = self.version.lock().await;
         let until = Instant::now() + up_to;
-        let seen = op::run(&self.watch, self.limit + up_to, (*known, until), |conn, wait| {
+        let Ok(pools) = self.pools().await else {
+            return tokio::time::sleep_until(until).await;
+        };
+        let seen = op::run(&pools.watch, self.limit + up_to, (*known, until), |conn, wait| {
             Box::pin(upkeep::changed(conn, wait.0, wait.1))
         })
         .await;

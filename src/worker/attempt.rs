@@ -349,7 +349,12 @@ async fn release(
     let arrived = call.as_ref().and_then(|call| call.content.clone());
     let back = Release { lease, delay, failures, deferrals, reason: Some(reason), call };
     match mill.recorder.release(back).await {
-        Kept::Done | Kept::Bare => Ended::Released,
+        Kept::Done | Kept::Bare => {
+            if let Some(delay) = delay {
+                mill.delays.note(lease, delay, Instant::now());
+            }
+            Ended::Released
+        }
         Kept::Lost => {
             fill_with(mill, lease, talk, tally, arrived.as_deref()).await;
             Ended::Lost

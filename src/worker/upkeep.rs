@@ -29,6 +29,8 @@ const STEP: i64 = 500;
 const STEPS_MAX: usize = 20;
 /// Other workers are looked at at least this often.
 const PEERS_EVERY_MAX: Duration = Duration::from_secs(5);
+/// How often it is looked whether this version may still use the tables.
+const SCHEMA_EVERY: Duration = Duration::from_secs(2);
 
 /// Says that this worker lives, every quarter of a lease, until told to stop.
 pub async fn beat(mill: Arc<Mill>, stop: CancellationToken) {
@@ -37,7 +39,7 @@ pub async fn beat(mill: Arc<Mill>, stop: CancellationToken) {
         let running = mill.running.lock().len();
         let asleep = mill.asleep.load(Ordering::Relaxed);
         match mill.store.beat(mill.worker(), running, asleep).await {
-            Ok(true) => {}
+            Ok(true) => mill.has_beaten(),
             Ok(false) => start_anew(&mill).await,
             Err(err) => {
                 tracing::warn!(error = %err, "failed to beat: other daemons may take this one for dead");
@@ -97,7 +99,9 @@ pub async fn share_gates(mill: Arc<Mill>, stop: CancellationToken) {
 pub async fn tick(mill: Arc<Mill>, wake: Wake, stop: CancellationToken) {
     let mut peers = Peers::default();
     let mut ailing = false;
+    let mut looked = None;
     loop {
+        leave_if_outdated(&mill, &wake, &mut looked).await;
         match round(&mill, &wake, &mut peers).await {
             Ok(()) => ailing = false,
             Err(err) => {
@@ -125,6 +129,7 @@ async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreE
             break;
         }
     }
+    promote_overdue(mill, wake).await?;
     for job in mill.store.expire(STEP).await? {
         tracing::info!(job.id = %job, "job {job} ended: its deadline passed");
         mill.tally.count(Outcome::Expired);
@@ -133,6 +138,50 @@ async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreE
         rescue(mill, wake, peers).await?;
     }
     Ok(())
+}
+
+/// Looks whether a newer version changed the tables under us. Before all else in a tick: on such
+/// tables the rest of it may fail.
+async fn leave_if_outdated(mill: &Mill, wake: &Wake, looked: &mut Option<Instant>) {
+    let now = Instant::now();
+    if looked.is_some_and(|looked| now.saturating_duration_since(looked) < SCHEMA_EVERY) {
+        return;
+    }
+    *looked = Some(now);
+    // A database that is away is told about by the rest of the tick.
+    if let Ok(Some(why)) = mill.store.outdated().await {
+        tracing::error!("{why}; nothing more is claimed");
+        mill.outdated.get_or_init(|| why);
+        wake.notify_one();
+    }
+}
+
+/// Makes pending what a jump of the database's clock would hold back for as long as it jumped.
+async fn promote_overdue(mill: &Mill, wake: &Wake) -> Result<(), StoreError> {
+    let asked = Instant::now();
+    let wall = mill.store.clock().await?;
+    let now = Instant::now();
+    if let Some(back) = mill.delays.read(wall, asked, now) {
+        tracing::warn!(
+            clock.back_ms = back.as_millis() as u64,
+            "the database's clock was put back by {:.0} s: our own pauses end when they would have",
+            back.as_secs_f64()
+        );
+    }
+    let overdue = mill.delays.overdue(now);
+    if overdue.is_empty() {
+        return Ok(());
+    }
+    match mill.store.promote_overdue(&overdue).await {
+        Ok(_) => {
+            wake.notify_one();
+            Ok(())
+        }
+        Err(err) => {
+            mill.delays.again(&overdue, now);
+            Err(err)
+        }
+    }
 }
 
 /// Stops the attempts whose jobs were cancelled, expired, rescued or deleted.
@@ -170,8 +219,9 @@ async fn keep_notes(mill: &Mill) -> Result<(), StoreError> {
 }
 
 async fn rescue(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreError> {
-    let now = Instant::now();
     let seen = mill.store.peers(mill.worker()).await?;
+    let now = Instant::now();
+    peers.unheard(mill.unheard(), mill.settings.lease);
     for dead in peers.dead(&seen, now, mill.settings.lease, &mill.process) {
         loop {
             let jobs = mill.store.rescue(dead, STEP).await?;
@@ -194,6 +244,8 @@ async fn rescue(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), Store
 struct Peers {
     beats: HashMap<WorkerId, (i64, Instant)>,
     looked: Option<Instant>,
+    /// When they were last seen.
+    seen: Option<Instant>,
 }
 
 impl Peers {
@@ -207,8 +259,21 @@ impl Peers {
         due
     }
 
+    /// While the database takes no beat of ours it takes none of theirs: their silence says nothing.
+    fn unheard(&mut self, time: Duration, lease: Duration) {
+        if time >= lease / 2 {
+            self.beats.clear();
+        }
+    }
+
     /// Returns the workers that are dead.
     fn dead(&mut self, seen: &[Peer], now: Instant, lease: Duration, process: &Process) -> Vec<WorkerId> {
+        // A database that was away, or a process that was stopped: nobody watched them meanwhile.
+        let gap_max = (lease / 2).max(TICK * 3);
+        if self.seen.is_some_and(|seen| now.saturating_duration_since(seen) >= gap_max) {
+            self.beats.clear();
+        }
+        self.seen = Some(now);
         self.beats.retain(|id, _| seen.iter().any(|peer| peer.id == *id));
         let mut dead = Vec::new();
         for peer in seen {
@@ -243,10 +308,35 @@ mod tests {
         let (start, lease, process) = (Instant::now(), Duration::from_mins(1), Process::this());
         let mut peers = Peers::default();
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(peers.dead(&[peer(1, 5, "elsewhere")], at(0), lease, &process).is_empty());
-        assert!(peers.dead(&[peer(1, 5, "elsewhere")], at(59), lease, &process).is_empty());
+        for seconds in [0, 20, 40, 59] {
+            assert!(peers.dead(&[peer(1, 5, "elsewhere")], at(seconds), lease, &process).is_empty());
+        }
         assert_eq!(peers.dead(&[peer(1, 5, "elsewhere")], at(60), lease, &process), [WorkerId(1)]);
         assert!(peers.dead(&[peer(1, 6, "elsewhere")], at(61), lease, &process).is_empty(), "it beats again");
+    }
+
+    #[test]
+    fn a_silence_that_nobody_watched_kills_no_worker() {
+        let (start, lease, process) = (Instant::now(), Duration::from_mins(1), Process::this());
+        let mut peers = Peers::default();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        // The database was away in between, for us as for them.
+        for seconds in [0, 20, 120, 140, 160, 179] {
+            assert!(peers.dead(&[peer(1, 5, "elsewhere")], at(seconds), lease, &process).is_empty());
+        }
+        assert_eq!(peers.dead(&[peer(1, 5, "elsewhere")], at(180), lease, &process), [WorkerId(1)]);
+    }
+
+    #[test]
+    fn while_our_own_beat_is_not_taken_the_silence_of_others_kills_nobody() {
+        let (start, lease, process) = (Instant::now(), Duration::from_mins(1), Process::this());
+        let mut peers = Peers::default();
+        // They can be read all the time: somebody holds the one writer of a SQLite file.
+        for seconds in (0..=120).step_by(20) {
+            peers.unheard(Duration::from_secs(seconds), lease);
+            let at = start + Duration::from_secs(seconds);
+            assert!(peers.dead(&[peer(1, 5, "elsewhere")], at, lease, &process).is_empty(), "{seconds}");
+        }
     }
 
     #[test]

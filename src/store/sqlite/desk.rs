@@ -52,7 +52,7 @@ impl Desk for SqliteStore {
              RETURNING id, key",
         )
         .bind(list(&new))
-        .fetch_all(self.writer())
+        .fetch_all(&self.writer())
         .await
         .map_err(said)?;
         let mut found = Found::new(jobs);
@@ -86,7 +86,7 @@ impl Desk for SqliteStore {
                    JOIN jobs j ON j.key = n.value ->> 1",
             )
             .bind(list(&asked))
-            .fetch_all(self.reader())
+            .fetch_all(&self.reader())
             .await
             .map_err(said)?;
             for row in rows {
@@ -106,7 +106,7 @@ impl Desk for SqliteStore {
               WHERE s.job_id IN (SELECT value FROM json_each($1))",
         )
         .bind(ids(jobs))
-        .fetch_all(self.reader())
+        .fetch_all(&self.reader())
         .await
         .map_err(said)?;
         Ok(rows.into_iter().map(|(job, outcome)| (JobId(job), outcome)).collect())
@@ -124,7 +124,7 @@ impl Desk for SqliteStore {
         .bind(&which.batch)
         .bind(&which.queue)
         .bind(list(&which.outcomes))
-        .fetch_all(self.reader())
+        .fetch_all(&self.reader())
         .await
         .map_err(said)?;
         Ok(ids.into_iter().map(JobId).collect())
@@ -153,7 +153,7 @@ impl Desk for SqliteStore {
         )
         .bind(ids(jobs))
         .bind(texts == Texts::Whole)
-        .fetch_all(self.reader())
+        .fetch_all(&self.reader())
         .await
         .map_err(said)?;
         rows.iter().map(result).collect::<sqlx::Result<_>>().map_err(said)
@@ -180,7 +180,7 @@ impl Desk for SqliteStore {
         .bind(&which.queue)
         .bind(list(&which.outcomes))
         .bind(limit)
-        .fetch_all(self.reader())
+        .fetch_all(&self.reader())
         .await
         .map_err(said)?;
         Ok(rows.into_iter().map(|(seq, job)| (seq, JobId(job))).collect())
@@ -199,7 +199,7 @@ impl Desk for SqliteStore {
               GROUP BY q.name
               ORDER BY q.name",
         )
-        .fetch_all(self.reader())
+        .fetch_all(&self.reader())
         .await
         .map_err(said)?;
         let line = |row: &SqliteRow| {
@@ -214,7 +214,7 @@ impl Desk for SqliteStore {
                FROM queues
               ORDER BY name",
         )
-        .fetch_all(self.reader())
+        .fetch_all(&self.reader())
         .await
         .map_err(said)
     }
@@ -240,7 +240,7 @@ impl Desk for SqliteStore {
               ORDER BY max(y.newest) DESC",
         )
         .bind(limit)
-        .fetch_all(self.reader())
+        .fetch_all(&self.reader())
         .await
         .map_err(said)?;
         let line = |row: &SqliteRow| Ok(fields!(row => BatchLine { batch } with { jobs: states(row)? }));
@@ -258,7 +258,7 @@ impl Desk for SqliteStore {
               WHERE s.batch = $1 AND s.batch <> '' AND s.state <> 'done'",
         )
         .bind(batch)
-        .fetch_one(self.reader())
+        .fetch_one(&self.reader())
         .await
         .map_err(said)?;
         states(&row).map_err(said)
@@ -277,7 +277,7 @@ impl Desk for SqliteStore {
               ORDER BY count(*) DESC, outcome",
         )
         .bind(batch)
-        .fetch_all(self.reader())
+        .fetch_all(&self.reader())
         .await
         .map_err(said)?;
         let line =
@@ -296,7 +296,7 @@ impl Desk for SqliteStore {
         )
         .bind(batch)
         .bind(limit)
-        .fetch_all(self.reader())
+        .fetch_all(&self.reader())
         .await
         .map_err(said)?;
         let line = |row: &SqliteRow| {
@@ -318,7 +318,7 @@ impl Desk for SqliteStore {
         )
         .bind(batch)
         .bind(limit)
-        .fetch_all(self.reader())
+        .fetch_all(&self.reader())
         .await
         .map_err(said)?;
         let line = |row: &SqliteRow| Ok(fields!(row => ReasonLine { reason, count }));
@@ -332,7 +332,7 @@ impl Desk for SqliteStore {
                FROM workers
               ORDER BY id",
         )
-        .fetch_all(self.reader())
+        .fetch_all(&self.reader())
         .await
         .map_err(said)?;
         let line =
@@ -347,7 +347,7 @@ impl Desk for SqliteStore {
               WHERE state <> 'flowing'
               ORDER BY scope",
         )
-        .fetch_all(self.reader())
+        .fetch_all(&self.reader())
         .await
         .map_err(said)?;
         let line = |row: &SqliteRow| {
@@ -371,7 +371,7 @@ impl Desk for SqliteStore {
               WHERE j.id = $1",
         )
         .bind(job.0)
-        .fetch_optional(self.reader())
+        .fetch_optional(&self.reader())
         .await
         .map_err(said)?;
         row.as_ref().map(job_row).transpose().map_err(said)
@@ -384,7 +384,7 @@ impl Desk for SqliteStore {
               WHERE key = $1",
         )
         .bind(key)
-        .fetch_optional(self.reader())
+        .fetch_optional(&self.reader())
         .await
         .map_err(said)?;
         Ok(id.map(JobId))
@@ -401,7 +401,7 @@ impl Desk for SqliteStore {
               ORDER BY run, claim, seq",
         )
         .bind(job.0)
-        .fetch_all(self.reader())
+        .fetch_all(&self.reader())
         .await
         .map_err(said)?;
         rows.iter().map(call).collect::<sqlx::Result<_>>().map_err(said)
@@ -426,7 +426,7 @@ impl Desk for SqliteStore {
         .bind(list(&which.states))
         .bind(list(&which.outcomes))
         .bind(limit)
-        .fetch_all(self.reader())
+        .fetch_all(&self.reader())
         .await
         .map_err(said)?;
         Ok(ids.into_iter().map(JobId).collect())
@@ -439,7 +439,7 @@ impl Desk for SqliteStore {
               WHERE job_id IN (SELECT value FROM json_each($1)) AND state <> 'done'",
         )
         .bind(ids(jobs))
-        .execute(self.writer())
+        .execute(&self.writer())
         .await
         .map_err(said)?;
         Ok(done.rows_affected())
@@ -452,7 +452,7 @@ impl Desk for SqliteStore {
               WHERE job_id IN (SELECT value FROM json_each($1)) AND state IN ('done', 'scheduled')",
         )
         .bind(ids(jobs))
-        .execute(self.writer())
+        .execute(&self.writer())
         .await
         .map_err(said)?;
         Ok(done.rows_affected())
@@ -467,7 +467,7 @@ impl Desk for SqliteStore {
         )
         .bind(list(names))
         .bind(flow == Flow::Paused)
-        .fetch_all(self.writer())
+        .fetch_all(&self.writer())
         .await
         .map_err(said)?;
         names.sort();
@@ -486,7 +486,7 @@ impl Desk for SqliteStore {
                  RETURNING scope",
             )
             .bind(batch)
-            .fetch_all(self.writer())
+            .fetch_all(&self.writer())
             .await
             .map_err(said)?,
             Flow::Flowing => sqlx::query_scalar(
@@ -497,7 +497,7 @@ impl Desk for SqliteStore {
                  RETURNING scope",
             )
             .bind(batch)
-            .fetch_all(self.writer())
+            .fetch_all(&self.writer())
             .await
             .map_err(said)?,
         };

@@ -6,9 +6,9 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
 
-use crate::store::migrations::{self, LATEST, Meta};
+use crate::store::migrations::{self, LATEST, Meta, STEPS, Step};
 use crate::store::op::said;
-use crate::store::{Migrate, StoreError};
+use crate::store::{Migrate, StoreError, StoreSettings};
 
 /// `PRAGMA application_id` of our files, as the first migration sets it.
 const APPLICATION_ID: i64 = 1_349_676_396;
@@ -26,12 +26,12 @@ enum File {
     Foreign,
 }
 
-/// Looks at the file, and makes or migrates the tables where that is asked for.
+/// Looks at the file, makes or migrates the tables where that is asked for, and returns what it is.
 pub(super) async fn prepare(
     file: &str,
     options: &SqliteConnectOptions,
     migrate: Migrate,
-) -> Result<(), StoreError> {
+) -> Result<Meta, StoreError> {
     if file.is_empty() || file == ":memory:" {
         return Err(StoreError::Schema(
             "promptmill needs a file: several connections cannot share a database in memory".to_owned(),
@@ -50,7 +50,7 @@ pub(super) async fn prepare(
     done
 }
 
-async fn prepare_on(conn: &mut SqliteConnection, file: &str, migrate: Migrate) -> Result<(), StoreError> {
+async fn prepare_on(conn: &mut SqliteConnection, file: &str, migrate: Migrate) -> Result<Meta, StoreError> {
     let old = match look(conn).await.map_err(|error| sentence(file, error))? {
         File::Foreign => {
             return Err(StoreError::Schema(format!(
@@ -63,15 +63,24 @@ async fn prepare_on(conn: &mut SqliteConnection, file: &str, migrate: Migrate) -
     if migrate != Migrate::Never {
         wal(conn, file).await?;
         if old {
-            make(conn).await?;
+            make(conn, STEPS).await?;
         }
     }
     match look(conn).await.map_err(|error| sentence(file, error))? {
-        File::Ours(meta) => {
-            meta.objection(file).map_or(Ok(()), |objection| Err(StoreError::Schema(objection)))
-        }
+        File::Ours(meta) => match meta.objection(file) {
+            Some(objection) => Err(StoreError::Schema(objection)),
+            None => Ok(meta),
+        },
         _ => Err(StoreError::Schema(format!("{file} holds no promptmill tables: run `promptmill migrate`"))),
     }
+}
+
+/// Returns what `meta` says in a file of ours.
+pub(super) async fn ours(conn: &mut SqliteConnection) -> sqlx::Result<Option<Meta>> {
+    Ok(match look(conn).await? {
+        File::Ours(meta) => Some(meta),
+        File::Empty | File::Foreign => None,
+    })
 }
 
 /// Tells our files from others, before anything is written.
@@ -88,10 +97,24 @@ async fn look(conn: &mut SqliteConnection) -> sqlx::Result<File> {
     Ok(File::Ours(Meta { database_id, version, min }))
 }
 
+/// Runs those of the steps that have not run yet, on a connection of its own.
+pub(in crate::store) async fn apply(
+    file: &str,
+    settings: &StoreSettings,
+    steps: &[Step],
+) -> Result<(), StoreError> {
+    let options = SqliteConnectOptions::new().filename(file).busy_timeout(settings.operation_max / 2);
+    let mut conn = options.connect().await.map_err(|error| sentence(file, error))?;
+    let done = make(&mut conn, steps).await;
+    // All is written by now; how the connection ends changes nothing.
+    drop(conn.close().await);
+    done
+}
+
 /// Runs the migrations inside one transaction that nobody else can be in.
-async fn make(conn: &mut SqliteConnection) -> Result<(), StoreError> {
+async fn make(conn: &mut SqliteConnection, steps: &[Step]) -> Result<(), StoreError> {
     let mut transaction = conn.begin_with("BEGIN IMMEDIATE").await.map_err(said)?;
-    migrations::migrator(|step| step.sqlite)
+    migrations::migrator(steps, |step| step.sqlite)
         .run_direct(None, &mut *transaction, false)
         .await
         .map_err(migrations::refused)?;

@@ -1,10 +1,14 @@
-//! Faults in the middle: between the daemon and its database, and between it and the API. The real
-//! binary, a real server, and a proxy that cuts, stalls and resets.
+//! Faults: in the middle, between the daemon, its database and the API, and of the machine itself. The
+//! real binary, a real server, and a proxy that cuts, stalls and resets.
 
 mod api;
+mod clock;
 mod database;
 mod neighbours;
 mod pooler;
+mod process;
+mod schema;
+mod sqlite;
 mod start;
 
 use std::net::SocketAddr;

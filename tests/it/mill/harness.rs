@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Child as Process, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -66,7 +67,8 @@ impl<'g> Mill<'g> {
         self.home.path().to_owned()
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    /// The binary with these arguments, in a clean environment and a folder of its own.
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_promptmill"));
         command.args(args).env_clear().envs(self.env.iter().cloned()).current_dir(self.home.path());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -85,7 +87,25 @@ impl<'g> Mill<'g> {
 
     /// Starts the daemon.
     pub fn start(&self) -> Daemon {
-        Daemon { child: Some(Child::start(self.command(&["run"]))) }
+        Daemon::by(self.command(&["run"]))
+    }
+
+    /// The same mill on another ground, to look at and to insert into.
+    pub fn on(self, ground: &Ground) -> Mill<'_> {
+        Mill { ground, api: self.api, env: self.env, home: self.home }
+    }
+
+    /// Waits until a daemon has said this.
+    pub async fn until_said(&self, daemon: &Daemon, words: &str) {
+        let deadline = Instant::now() + STEP_MAX;
+        loop {
+            let said = daemon.said();
+            if said.contains(words) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "it never said {words:?}, but:\n{said}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Inserts prompts, one job each.
@@ -146,8 +166,25 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    fn signal(&self, signal: &str) {
-        let pid = self.child.as_ref().expect("it runs").id().to_string();
+    /// Starts one by a command made of [`Mill::command`].
+    pub fn by(command: Command) -> Self {
+        Self { child: Some(Child::start(command)) }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// What it has logged so far.
+    pub fn said(&self) -> String {
+        let heard = &self.child.as_ref().expect("it runs").heard;
+        String::from_utf8_lossy(&heard.lock().expect("the reader lives")).into_owned()
+    }
+
+    /// Sends it a signal: `-STOP`.
+    pub fn signal(&self, signal: &str) {
+        let pid = self.pid().to_string();
         let sent = Command::new("kill").args([signal, &pid]).status().expect("kill is there");
         assert!(sent.success());
     }
@@ -189,14 +226,19 @@ struct Child {
     process: Process,
     stdout: JoinHandle<String>,
     stderr: JoinHandle<String>,
+    /// What came on stderr so far.
+    heard: Heard,
 }
+
+type Heard = Arc<Mutex<Vec<u8>>>;
 
 impl Child {
     fn start(mut command: Command) -> Self {
         let mut process = command.spawn().expect("the binary starts");
-        let stdout = read(process.stdout.take().expect("it is piped"));
-        let stderr = read(process.stderr.take().expect("it is piped"));
-        Self { process, stdout, stderr }
+        let stdout = read(process.stdout.take().expect("it is piped"), Heard::default());
+        let heard = Heard::default();
+        let stderr = read(process.stderr.take().expect("it is piped"), Arc::clone(&heard));
+        Self { process, stdout, stderr, heard }
     }
 
     fn id(&self) -> u32 {
@@ -213,11 +255,17 @@ impl Child {
     }
 }
 
-fn read(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
+fn read(mut from: impl Read + Send + 'static, heard: Heard) -> JoinHandle<String> {
     std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        from.read_to_end(&mut bytes).expect("the pipe can be read");
-        String::from_utf8_lossy(&bytes).into_owned()
+        let mut piece = [0; 4096];
+        loop {
+            let many = from.read(&mut piece).expect("the pipe can be read");
+            let mut heard = heard.lock().expect("who looks does not panic");
+            if many == 0 {
+                return String::from_utf8_lossy(&heard).into_owned();
+            }
+            heard.extend_from_slice(&piece[..many]);
+        }
     })
 }
 

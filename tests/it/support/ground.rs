@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::str::FromStr as _;
 
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
@@ -30,8 +31,9 @@ pub struct Ground {
     /// Of the server, where it is Postgres.
     url: String,
     pool: Pool,
+    file: Option<PathBuf>,
     // Holds the file until the test is over.
-    dir: Option<TempDir>,
+    _dir: Option<TempDir>,
 }
 
 enum Pool {
@@ -51,18 +53,41 @@ impl Ground {
     /// Makes a SQLite file with nothing in it.
     pub async fn empty_sqlite() -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
+        let ground = Self::open_file(&dir.path().join("mill.db")).await;
+        Self { _dir: Some(dir), ..ground }
+    }
+
+    /// Makes a SQLite file with the tables in it, in a folder that is there.
+    pub async fn sqlite_in(folder: &Path) -> Self {
+        let ground = Self::open_file(&folder.join("mill.db")).await;
+        let Pool::Sqlite(pool) = &ground.pool else { unreachable!("a SQLite ground has a SQLite pool") };
+        migrator(Kind::Sqlite).await.run(pool).await.expect("the migrations run");
+        ground
+    }
+
+    /// Opens the SQLite file that stands there, or an empty one.
+    pub async fn open_file(file: &Path) -> Self {
         let options = SqliteConnectOptions::new()
-            .filename(dir.path().join("mill.db"))
+            .filename(file)
             .create_if_missing(true)
             .foreign_keys(false)
             .journal_mode(SqliteJournalMode::Wal);
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await.expect("a file");
+        let file = Some(file.to_owned());
         Self {
             kind: Kind::Sqlite,
             schema: "main".to_owned(),
             url: String::new(),
             pool: Pool::Sqlite(pool),
-            dir: Some(dir),
+            file,
+            _dir: None,
+        }
+    }
+
+    /// Closes our own connections to a SQLite file, which stays.
+    pub async fn let_go(&self) {
+        if let Pool::Sqlite(pool) = &self.pool {
+            pool.close().await;
         }
     }
 
@@ -79,7 +104,14 @@ impl Ground {
         let pool = pool(options.options([("search_path", format!("{schema}, pg_temp"))])).await;
         // Every test has a schema of its own: the lock of the migrator would only make them wait for each other.
         migrator(Kind::Postgres).await.set_locking(false).run(&pool).await.expect("the migrations run");
-        Self { kind: Kind::Postgres, schema, url: url.to_owned(), pool: Pool::Postgres(pool), dir: None }
+        Self {
+            kind: Kind::Postgres,
+            schema,
+            url: url.to_owned(),
+            pool: Pool::Postgres(pool),
+            file: None,
+            _dir: None,
+        }
     }
 
     /// Runs what `promptmill roles` prints for this schema.
@@ -102,7 +134,7 @@ impl Ground {
 
     /// The file of a SQLite database.
     pub fn file(&self) -> PathBuf {
-        self.dir.as_ref().expect("a SQLite ground has a folder").path().join("mill.db")
+        self.file.clone().expect("a SQLite ground has a file")
     }
 
     /// What `DATABASE_URL` would say. On Postgres the schema is beside it: [`Ground::schema`].
