@@ -9,11 +9,13 @@ pub mod gate;
 pub mod notes;
 pub mod process;
 pub mod record;
+pub mod spool;
 
 mod drain;
 mod upkeep;
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -32,7 +34,8 @@ use crate::store::{Backlog, Blocked, Me, Store, StoreError, Wanted};
 use attempt::{Ended, Rein, Why, attempt};
 use gate::{Gates, Open};
 use process::Process;
-use record::Recorder;
+use record::{Kept, Recorder, Restored, Unwritten};
+use spool::Spool;
 
 /// Wakes the loop: something may be claimable.
 type Wake = Arc<Notify>;
@@ -43,7 +46,8 @@ const POLL: Duration = Duration::from_millis(200);
 const CALM: Duration = Duration::from_secs(1);
 /// Freed slots gather so long before they are claimed for together.
 const GATHER: Duration = Duration::from_millis(10);
-/// How long the last ends may take to be written after the drain time is over.
+/// How long the last ends may take to be written after the drain time is over, and how long the
+/// last words to the database may take then.
 const LAST_WRITES: Duration = Duration::from_secs(10);
 
 /// How the mill runs. Built by the configuration.
@@ -59,6 +63,9 @@ pub struct Settings {
     pub drain: Option<Duration>,
     /// `worker.checkpoint_seconds`.
     pub checkpoint: Duration,
+    /// `worker.state_dir`: where answers go that the database cannot take; `None`: they are held in
+    /// memory only.
+    pub state_dir: Option<PathBuf>,
     /// `worker.bytes_in_flight_max`.
     pub bytes_max: i64,
     /// `--queue`: only these; empty: all.
@@ -82,8 +89,9 @@ pub enum End {
     Blocked(Backlog),
     /// The API does not know the key.
     KeyRefused(String),
-    /// Some ends could not be written in time: those jobs will be rescued.
-    Unwritten,
+    /// Some ends could not be written in time: what is in the spool is settled at the next start,
+    /// the other jobs will be rescued.
+    Unwritten(Unwritten),
 }
 
 /// What a run of the mill came to.
@@ -179,7 +187,9 @@ pub async fn run(
     let process = Process::this();
     let me = process.me(env!("CARGO_PKG_VERSION"), &defaults.model);
     let id = store.enlist(&me).await?;
-    let (recorder, recording) = Recorder::new(settings.concurrency);
+    let spool = Spool::new(settings.state_dir.clone(), store.database_id());
+    let (recorder, mut recording) = Recorder::new(settings.concurrency, spool);
+    let restored = recording.restore().await;
     let mill = Arc::new(Mill {
         gates: Gates::new(settings.breaker, &settings.profile, claude.fingerprint()),
         store,
@@ -210,6 +220,7 @@ pub async fn run(
     let at = Arc::clone(&mill);
     let mut writing: JoinSet<()> = JoinSet::new();
     writing.spawn(recording.run(Arc::clone(&mill.store), move || at.worker()));
+    writing.spawn(count_restored(Arc::clone(&mill), restored));
 
     let mut turning = Turning {
         mill: Arc::clone(&mill),
@@ -219,23 +230,51 @@ pub async fn run(
         ailing: None,
     };
     let mut end = turning.until_stopped(&wake, &signals.stop).await;
-    if !turning.let_finish().await {
-        end = End::Unwritten;
-    }
+    let written = turning.let_finish().await;
     beside.cancel();
     watching.abort_all();
-    while upkeep.join_next().await.is_some() {}
+    let left = mill.recorder.unwritten();
+    if !written || left != Unwritten::default() {
+        // The database is away: nobody waits for what is under way there.
+        end = End::Unwritten(left);
+    } else {
+        let leave = async {
+            while upkeep.join_next().await.is_some() {}
+            take_leave(&mill).await;
+        };
+        if tokio::time::timeout(LAST_WRITES, leave).await.is_err() {
+            tracing::warn!("the database is away: leaving without a word");
+        }
+    }
     writing.abort_all();
+    Ok(Report { end, outcomes: mill.tally.list() })
+}
+
+/// Writes down what others may want to know, and goes.
+async fn take_leave(mill: &Mill) {
     // What blocks is to be read in the table also after we are gone.
     if let Err(err) = mill.gates.sync(&*mill.store, Instant::now()).await {
         tracing::warn!(error = %err, "failed to write the gates");
     }
-    if end != End::Unwritten
-        && let Err(err) = mill.store.retire(mill.worker()).await
-    {
+    if let Err(err) = mill.store.retire(mill.worker()).await {
         tracing::warn!(error = %err, "failed to take this worker's row away");
     }
-    Ok(Report { end, outcomes: mill.tally.list() })
+}
+
+/// Counts the jobs that end with what an earlier process left.
+async fn count_restored(mill: Arc<Mill>, restored: Vec<Restored>) {
+    for Restored { lease, outcome, hear } in restored {
+        match hear.await {
+            Ok(Kept::Done) => mill.tally.count(outcome),
+            Ok(Kept::Bare) => mill.tally.count(Outcome::Failed),
+            Ok(Kept::Lost) => {
+                tracing::info!(job.id = %lease.job, "job {} was taken away meanwhile", lease.job);
+                continue;
+            }
+            Err(_) => return,
+        }
+        tracing::info!(job.id = %lease.job, outcome = %outcome, "job {} ended: {outcome}, as an earlier process left it", lease.job);
+    }
 }
 
 /// Turns the store's hints into wake-ups. A task of its own, so that no database operation is ever
@@ -297,6 +336,7 @@ impl Turning {
             }
             if let Some(drain) = &mut draining
                 && self.attempts.is_empty()
+                && !self.mill.recorder.is_stalled()
                 && let Some(end) = drain.is_over(&self.mill).await
             {
                 // What blocks may be the key itself, which is said by another exit code.
@@ -348,6 +388,10 @@ impl Turning {
 
     /// What may be claimed now; `None`: nothing.
     fn wanted(&self) -> Option<Wanted> {
+        // More answers would only join those that cannot be written.
+        if self.mill.recorder.is_stalled() {
+            return None;
+        }
         let settings = &self.mill.settings;
         let free = settings.concurrency.saturating_sub(self.attempts.len());
         let bytes_max = settings.bytes_max - self.bytes;

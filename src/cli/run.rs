@@ -1,6 +1,7 @@
 //! `promptmill run`: the daemon, or with `--drain` one pass.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use crate::claude::http::{ClaudeSettings, HttpClaude};
 use crate::config::{Config, Flags, NO_KEY, Surroundings};
 use crate::domain::outcome::Outcome;
 use crate::store::{Backlog, Migrate};
+use crate::worker::record::Unwritten;
 use crate::worker::{End, Report, Signals};
 
 /// Takes prompts from `jobs` to the API and brings the answers to `results`.
@@ -145,11 +147,29 @@ fn tell(report: &Report, took: Duration) -> Exit {
             eprintln!("{why}");
             Exit::Credentials
         }
-        End::Unwritten => {
-            eprintln!("some jobs could not be written to the database in time: they will be run again");
+        End::Unwritten(left) => {
+            say_unwritten(left);
             Exit::Failure
         }
     }
+}
+
+/// Says where what was paid for is now.
+fn say_unwritten(left: &Unwritten) {
+    if left.in_file > 0 {
+        let file = left.file.as_deref().unwrap_or(Path::new("the spool")).display();
+        eprintln!(
+            "the database did not take {} in time: kept in {file}, and settled at the next start",
+            answers(left.in_file)
+        );
+    }
+    if left.in_memory > 0 || left.in_file == 0 {
+        eprintln!("{} could not be kept: their jobs will be run again", answers(left.in_memory));
+    }
+}
+
+fn answers(many: usize) -> String {
+    if many == 1 { "1 answer".to_owned() } else { format!("{many} answers") }
 }
 
 fn say_left(left: &Backlog) {

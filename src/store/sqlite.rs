@@ -39,6 +39,7 @@ use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 /// A SQLite file with our schema in it.
 pub struct SqliteStore {
     place: place::Place,
+    database_id: String,
     writer: SqlitePool,
     reader: SqlitePool,
     beats: SqlitePool,
@@ -64,10 +65,11 @@ impl SqliteStore {
             .foreign_keys(false)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(5).min(limit / 2));
-        migrate::prepare(file, &options, migrate).await?;
+        let meta = migrate::prepare(file, &options, migrate).await?;
         let reading = options.clone().pragma("query_only", "ON");
         Ok(Self {
             place: place::Place::of(file)?,
+            database_id: meta.database_id,
             writer: pool(options.clone(), 1, limit),
             reader: pool(reading.clone(), settings.connections_max.clamp(1, 4), limit),
             beats: pool(options, 1, limit),
@@ -153,6 +155,10 @@ async fn immediately<P: Sync, T>(
 
 #[async_trait]
 impl Store for SqliteStore {
+    fn database_id(&self) -> &str {
+        &self.database_id
+    }
+
     async fn enlist(&self, me: &Me) -> Result<WorkerId, StoreError> {
         self.write(me.clone(), |conn, me| Box::pin(upkeep::enlist(conn, me))).await
     }

@@ -104,7 +104,8 @@ async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreE
         mill.tally.count(crate::domain::outcome::Outcome::Expired);
     }
     mill.gates.sync(&*mill.store, Instant::now()).await?;
-    if peers.due(mill.settings.lease) {
+    // What the dead left is settled first: it counts as in time as long as nobody takes their jobs.
+    if !mill.recorder.is_stalled() && peers.due(mill.settings.lease) {
         rescue(mill, wake, peers).await?;
     }
     Ok(())

@@ -26,12 +26,13 @@ enum File {
     Foreign,
 }
 
-/// Looks at the file, and makes or migrates the tables where that is asked for.
+/// Looks at the file, and makes or migrates the tables where that is asked for; returns what its
+/// `meta` says then.
 pub(super) async fn prepare(
     file: &str,
     options: &SqliteConnectOptions,
     migrate: Migrate,
-) -> Result<(), StoreError> {
+) -> Result<Meta, StoreError> {
     if file.is_empty() || file == ":memory:" {
         return Err(StoreError::Schema(
             "promptmill needs a file: several connections cannot share a database in memory".to_owned(),
@@ -50,7 +51,7 @@ pub(super) async fn prepare(
     done
 }
 
-async fn prepare_on(conn: &mut SqliteConnection, file: &str, migrate: Migrate) -> Result<(), StoreError> {
+async fn prepare_on(conn: &mut SqliteConnection, file: &str, migrate: Migrate) -> Result<Meta, StoreError> {
     let old = match look(conn).await.map_err(|error| sentence(file, error))? {
         File::Foreign => {
             return Err(StoreError::Schema(format!(
@@ -67,9 +68,10 @@ async fn prepare_on(conn: &mut SqliteConnection, file: &str, migrate: Migrate) -
         }
     }
     match look(conn).await.map_err(|error| sentence(file, error))? {
-        File::Ours(meta) => {
-            meta.objection(file).map_or(Ok(()), |objection| Err(StoreError::Schema(objection)))
-        }
+        File::Ours(meta) => match meta.objection(file) {
+            Some(objection) => Err(StoreError::Schema(objection)),
+            None => Ok(meta),
+        },
         _ => Err(StoreError::Schema(format!("{file} holds no promptmill tables: run `promptmill migrate`"))),
     }
 }

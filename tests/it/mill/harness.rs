@@ -47,6 +47,8 @@ impl<'g> Mill<'g> {
         mill.set("ANTHROPIC_API_KEY", "sk-ant-test");
         mill.set("ANTHROPIC_BASE_URL", &mill.api.url());
         mill.set("DATABASE_URL", &ground.url());
+        let state = mill.state().display().to_string();
+        mill.set("PROMPTMILL_WORKER__STATE_DIR", &state);
         if ground.kind() == Kind::Postgres {
             mill.set("PROMPTMILL_DATABASE__SCHEMA", ground.schema());
         }
@@ -64,6 +66,11 @@ impl<'g> Mill<'g> {
 
     pub fn home(&self) -> PathBuf {
         self.home.path().to_owned()
+    }
+
+    /// Where it keeps what the database cannot take.
+    pub fn state(&self) -> PathBuf {
+        self.home.path().join("state")
     }
 
     fn command(&self, args: &[&str]) -> Command {

@@ -6,3 +6,4 @@ mod failing;
 mod harness;
 mod living;
 mod speaking;
+mod spool;
