@@ -184,3 +184,15 @@ pub struct ApiError {
     /// `x-should-retry`, obeyed before our own opinion.
     pub should_retry: Option<bool>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outcome_is_the_same_word_on_paper_as_in_the_table() {
+        for outcome in Outcome::ALL {
+            assert_eq!(serde_json::to_string(&outcome).unwrap(), format!("\"{outcome}\""));
+        }
+    }
+}

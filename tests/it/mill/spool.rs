@@ -130,6 +130,13 @@ async fn a_stop_while_the_database_is_away_ends_in_time_and_keeps_what_was_paid_
     assert_eq!(ran.code, 1);
     let said = format!("the database did not take 1 answer in time: kept in {}", file(&mill).display());
     assert!(ran.stderr.contains(&said), "{}", ran.stderr);
+    // The next one finds it, and is told to stop before the database is back.
+    let next = mill.start();
+    mill.until("SELECT count(*) FROM workers", "2").await;
+    let ran = next.stop().await;
+    assert_eq!(ran.code, 1);
+    assert!(ran.stderr.contains(&said), "{}", ran.stderr);
+    until_kept(&mill, 1).await;
     ground.run(BRING_BACK).await;
     assert_eq!(mill.drain().await.code, 0);
     mill.until("SELECT outcome FROM results", "complete").await;
@@ -216,6 +223,29 @@ async fn an_answer_that_the_database_refuses_is_kept_whole_in_a_file(ground: &Gr
     assert!(kept.contains(&format!("\"text\":{text}")), "{kept}");
     assert_eq!(fs::metadata(&aside).expect("the file is there").permissions().mode() & 0o777, 0o600);
     assert!(!file(&mill).exists(), "it is never taken up again");
+}
+
+#[tokio::test]
+async fn an_answer_whose_row_somebody_locks_is_kept_in_the_file_and_stalls_nobody() {
+    let ground = Ground::postgres().await;
+    let mill = Mill::new(&ground).await;
+    mill.insert(&["[[delay 500ms]] locked"]).await;
+    let daemon = mill.start();
+    mill.until_asked(1).await;
+    let schema = ground.schema().to_owned();
+    let person = Ground::postgres_pool(|options| options.options([("search_path", schema.as_str())])).await;
+    let mut lock = person.begin().await.expect("a transaction");
+    lock.execute("SELECT 1 FROM job_state FOR UPDATE").await.expect("locked");
+    until_kept(&mill, 1).await;
+    mill.insert(&["free"]).await;
+    mill.until("SELECT job_id FROM results", "2").await;
+    lock.rollback().await.expect("free again");
+    mill.until("SELECT count(*) FROM results WHERE outcome = 'complete'", "2").await;
+    let ran = daemon.stop().await;
+    assert!(!ran.stderr.contains("does not take answers"), "{}", ran.stderr);
+    assert_eq!(fs::read(file(&mill)).expect("the file is there"), b"");
+    person.close().await;
+    ground.close().await;
 }
 
 #[tokio::test]
