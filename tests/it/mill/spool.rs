@@ -133,11 +133,20 @@ async fn a_stop_while_the_database_is_away_ends_in_time_and_keeps_what_was_paid_
     // The next one finds it, and is told to stop before the database is back.
     let next = mill.start();
     mill.until("SELECT count(*) FROM workers", "2").await;
+    // What is promoted now is promoted by a later tick than the first, which looks for the dead.
+    ground.run(&format!("INSERT INTO jobs (prompt, run_at) VALUES ('later', {})", ground.at(1))).await;
+    mill.until("SELECT state FROM job_state WHERE job_id = 2", "pending").await;
+    assert_eq!(
+        ground.line("SELECT claims FROM job_state WHERE job_id = 1").await,
+        "1",
+        "nobody takes it from the dead"
+    );
     let ran = next.stop().await;
     assert_eq!(ran.code, 1);
     assert!(ran.stderr.contains(&said), "{}", ran.stderr);
     until_kept(&mill, 1).await;
     ground.run(BRING_BACK).await;
+    ground.run("DELETE FROM jobs WHERE id = 2").await;
     assert_eq!(mill.drain().await.code, 0);
     mill.until("SELECT outcome FROM results", "complete").await;
     mill.ledger_is_the_stand_ins().await;
