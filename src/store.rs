@@ -42,6 +42,9 @@ pub enum StoreError {
     /// person must act, and may do so while we run. Exit code 4.
     #[error("{0}")]
     NoEntry(String),
+    /// Somebody else locks the row that this is about: it alone has to wait.
+    #[error("{0}")]
+    Locked(String),
     /// The schema is absent, older, newer or not ours: a person must act. Exit code 5.
     #[error("{0}")]
     Schema(String),
@@ -322,6 +325,9 @@ pub struct Written {
 /// What the worker needs of the database.
 #[async_trait]
 pub trait Store: Send + Sync {
+    /// Returns `meta.database_id`, as it was when the database was opened.
+    fn database_id(&self) -> &str;
+
     /// Registers this process; the id is new each time.
     async fn enlist(&self, me: &Me) -> Result<WorkerId, StoreError>;
 

@@ -9,12 +9,14 @@ pub mod gate;
 pub mod notes;
 pub mod process;
 pub mod record;
+pub mod spool;
 
 mod delays;
 mod drain;
 mod upkeep;
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -33,7 +35,8 @@ use crate::store::{Backlog, Me, Store, StoreError, Wanted};
 use attempt::{Ended, Rein, Why, attempt};
 use gate::{Gates, Lane, Open};
 use process::Process;
-use record::Recorder;
+use record::{Kept, Recorder, Restored, Unwritten};
+use spool::Spool;
 
 /// Wakes the loop: something may be claimable.
 type Wake = Arc<Notify>;
@@ -44,7 +47,7 @@ const POLL: Duration = Duration::from_millis(200);
 const CALM: Duration = Duration::from_secs(1);
 /// Freed slots gather so long before they are claimed for together.
 const GATHER: Duration = Duration::from_millis(10);
-/// How long the last look at the tables may take when all is said and done.
+/// How long the last words to the database may take when all is written.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long the last ends may take to be written after the drain time is over.
 const LAST_WRITES: Duration = Duration::from_secs(10);
@@ -68,6 +71,9 @@ pub struct Settings {
     pub drain: Option<Duration>,
     /// `worker.checkpoint_seconds`.
     pub checkpoint: Duration,
+    /// `worker.state_dir`: where answers go that the database cannot take; `None`: they are held in
+    /// memory only.
+    pub state_dir: Option<PathBuf>,
     /// `worker.bytes_in_flight_max`.
     pub bytes_max: i64,
     /// `--queue`: only these; empty: all.
@@ -91,8 +97,9 @@ pub enum End {
     Blocked(Backlog),
     /// The API does not know the key.
     KeyRefused(String),
-    /// Some ends could not be written in time: those jobs will be rescued.
-    Unwritten,
+    /// Some ends could not be written in time: what is in the spool is settled at the next start,
+    /// the other jobs will be rescued.
+    Unwritten(Unwritten),
     /// A newer version changed the tables so that this one must not use them.
     Outdated(String),
 }
@@ -209,7 +216,9 @@ pub async fn run(
     let Some(id) = enlist(&*store, &me, &signals.stop).await? else {
         return Ok(Report { end: End::Stopped, outcomes: Vec::new() });
     };
-    let (recorder, recording) = Recorder::new(settings.concurrency);
+    let spool = Spool::new(settings.state_dir.clone(), store.database_id());
+    let (recorder, mut recording) = Recorder::new(settings.concurrency, spool);
+    let restored = recording.restore().await;
     let mill = Arc::new(Mill {
         gates: Gates::new(settings.breaker, &settings.profile, claude.fingerprint()),
         store,
@@ -245,6 +254,7 @@ pub async fn run(
     let at = Arc::clone(&mill);
     let mut writing: JoinSet<()> = JoinSet::new();
     writing.spawn(recording.run(Arc::clone(&mill.store), move || at.worker()));
+    writing.spawn(count_restored(Arc::clone(&mill), restored));
 
     let mut turning = Turning {
         mill: Arc::clone(&mill),
@@ -256,25 +266,14 @@ pub async fn run(
     };
     let mut end = turning.until_stopped(&wake, &signals.stop).await;
     let written = turning.let_finish(&signals.hurry).await;
-    if !written && !matches!(end, End::Outdated(_)) {
-        end = End::Unwritten;
-    }
     beside.cancel();
     watching.abort_all();
-    let words = async {
-        let words = tokio::time::timeout(LAST_WORDS, last_words(&mill, upkeep, written)).await;
-        // Others find out by themselves that we are gone.
-        if words.is_err() {
-            tracing::warn!("the database does not answer: leaving without a word");
-        }
-    };
-    let hurried = async {
-        signals.hurry.cancelled().await;
-        tokio::time::sleep(HURRIED_WORDS).await;
-    };
-    tokio::select! {
-        () = words => {}
-        () = hurried => tracing::warn!("the database did not answer in time: this worker's row stays behind"),
+    let left = mill.recorder.unwritten();
+    if written && left == Unwritten::default() {
+        take_leave(&mill, upkeep, &signals.hurry).await;
+    } else if !matches!(end, End::Outdated(_)) {
+        // The database is away: nobody waits for what is under way there.
+        end = End::Unwritten(left);
     }
     writing.abort_all();
     Ok(Report { end, outcomes: mill.tally.list() })
@@ -305,15 +304,47 @@ async fn enlist(
     }
 }
 
-/// What the database is told at the end.
-async fn last_words(mill: &Mill, mut upkeep: JoinSet<()>, written: bool) {
+/// Tells the database what others may want to know, as long as it listens: they find out by themselves
+/// that we are gone.
+async fn take_leave(mill: &Mill, upkeep: JoinSet<()>, hurry: &CancellationToken) {
+    let words = tokio::time::timeout(LAST_WORDS, last_words(mill, upkeep));
+    let hurried = async {
+        hurry.cancelled().await;
+        tokio::time::sleep(HURRIED_WORDS).await;
+    };
+    let heard = tokio::select! {
+        words = words => words.is_ok(),
+        () = hurried => false,
+    };
+    if !heard {
+        tracing::warn!("the database did not answer in time: this worker's row stays behind");
+    }
+}
+
+async fn last_words(mill: &Mill, mut upkeep: JoinSet<()>) {
     while upkeep.join_next().await.is_some() {}
     // What blocks is to be read in the table also after we are gone.
     if let Err(err) = mill.gates.sync(&*mill.store, Instant::now()).await {
         tracing::warn!(error = %err, "failed to write the gates");
     }
-    if written && let Err(err) = mill.store.retire(mill.worker()).await {
+    if let Err(err) = mill.store.retire(mill.worker()).await {
         tracing::warn!(error = %err, "failed to take this worker's row away");
+    }
+}
+
+/// Counts the jobs that end with what an earlier process left.
+async fn count_restored(mill: Arc<Mill>, restored: Vec<Restored>) {
+    for Restored { lease, outcome, hear } in restored {
+        match hear.await {
+            Ok(Kept::Done) => mill.tally.count(outcome),
+            Ok(Kept::Bare) => mill.tally.count(Outcome::Failed),
+            Ok(Kept::Lost) => {
+                tracing::info!(job.id = %lease.job, "job {} was taken away meanwhile", lease.job);
+                continue;
+            }
+            Err(_) => return,
+        }
+        tracing::info!(job.id = %lease.job, outcome = %outcome, "job {} ended: {outcome}, as an earlier process left it", lease.job);
     }
 }
 
@@ -399,6 +430,7 @@ impl Turning {
             }
             if let Some(drain) = &mut draining
                 && self.attempts.is_empty()
+                && !self.mill.recorder.is_stalled()
                 && let Some(end) = drain.is_over(&self.mill).await
             {
                 // What blocks may be the key itself, which is said by another exit code.
@@ -450,6 +482,10 @@ impl Turning {
 
     /// What may be claimed now; `None`: nothing.
     fn wanted(&self) -> Option<Wanted> {
+        // More answers would only join those that cannot be written.
+        if self.mill.recorder.is_stalled() {
+            return None;
+        }
         let settings = &self.mill.settings;
         let free = settings.concurrency.saturating_sub(self.attempts.len());
         let bytes_max = settings.bytes_max - self.bytes;

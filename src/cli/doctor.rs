@@ -106,6 +106,7 @@ pub async fn examine(config: &Config, outside: &dyn Outside) -> Vec<Finding> {
     let mut findings = configuration(config);
     findings.extend(key(config, outside).await);
     findings.extend(base_url(config));
+    findings.push(state_dir(config));
     let url = &config.database.url;
     // Drivers' errors are other people's words.
     let masked = |text: String| text.replace(&url.expose(), &url.to_string());
@@ -184,6 +185,30 @@ fn base_url(config: &Config) -> Option<Finding> {
             ),
         )
     })
+}
+
+fn state_dir(config: &Config) -> Finding {
+    let subject = "state";
+    let Some(dir) = &config.worker.state_dir else {
+        return Finding::warn(
+            subject,
+            "no folder for answers that the database cannot take: set worker.state_dir, or they are held in \
+             memory only",
+        );
+    };
+    match host::unwritable(dir) {
+        None => {
+            Finding::ok(subject, format!("answers that the database cannot take go to {}", dir.display()))
+        }
+        Some(why) => Finding::warn(
+            subject,
+            format!(
+                "{} cannot be written ({why}): set worker.state_dir to a folder of this user, or answers that \
+                 the database cannot take are held in memory only",
+                dir.display()
+            ),
+        ),
+    }
 }
 
 fn network_file(file: &Path) -> Option<Finding> {

@@ -24,6 +24,7 @@ pub fn settings(config: &Config) -> Settings {
         grace: config.worker.drain,
         drain: None,
         checkpoint: config.worker.checkpoint,
+        state_dir: config.worker.state_dir.clone(),
         bytes_max: config.worker.bytes_in_flight_max,
         queues: Vec::new(),
         curve: Curve { base: config.retry.base, max: config.retry.max, still: Instant::now() },

@@ -1,6 +1,7 @@
 //! `promptmill run`: the daemon, or with `--drain` one pass.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use crate::config::{Config, Flags, NO_KEY, Surroundings};
 use crate::domain::outcome::Outcome;
 use crate::store::{Backlog, Migrate};
 use crate::telemetry::Lines;
+use crate::worker::record::Unwritten;
 use crate::worker::{End, Report, Signals};
 
 /// How long the last lines may take to be written: nobody may be reading them.
@@ -186,11 +188,32 @@ fn tell(log: &Lines, report: &Report, took: Duration) -> Exit {
             log.say(why);
             Exit::Schema
         }
-        End::Unwritten => {
-            log.say("some jobs could not be written to the database in time: they will be run again");
+        End::Unwritten(left) => {
+            say_unwritten(log, left);
             Exit::Failure
         }
     }
+}
+
+/// Says where what was paid for is now.
+fn say_unwritten(log: &Lines, left: &Unwritten) {
+    if left.in_file > 0 {
+        let file = left.file.as_deref().unwrap_or(Path::new("the spool")).display();
+        log.say(&format!(
+            "the database did not take {} in time: kept in {file}, and settled at the next start",
+            answers(left.in_file)
+        ));
+    }
+    if left.in_memory > 0 {
+        log.say(&format!("{} could not be kept: their jobs will be run again", answers(left.in_memory)));
+    }
+    if left.in_file + left.in_memory == 0 {
+        log.say("some calls could not be ended in time: their jobs will be run again");
+    }
+}
+
+fn answers(many: usize) -> String {
+    if many == 1 { "1 answer".to_owned() } else { format!("{many} answers") }
 }
 
 fn say_left(log: &Lines, left: &Backlog) {

@@ -29,7 +29,7 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
     let mut r = Reader::new(merged.root, merged.problems);
     let database = database(&mut r);
     let api = api(&mut r, around);
-    let worker = worker(&mut r);
+    let worker = worker(&mut r, around);
     let retry = retry(&mut r);
     let breaker = breaker(&mut r);
     let defaults = defaults(&mut r);
@@ -214,7 +214,7 @@ fn headers(r: &mut Reader) -> Vec<(String, SecretString)> {
     headers
 }
 
-fn worker(r: &mut Reader) -> WorkerSettings {
+fn worker(r: &mut Reader, around: &Surroundings) -> WorkerSettings {
     let s = ["worker"];
     WorkerSettings {
         concurrency: r.integer(&s, "concurrency", &(1..=100_000)) as usize,
@@ -223,7 +223,28 @@ fn worker(r: &mut Reader) -> WorkerSettings {
         drain_horizon: r.seconds(&s, "drain_horizon_seconds", &(0.0..=7.0 * DAY)),
         bytes_in_flight_max: r.bytes(&s, "bytes_in_flight_max", &(1..=1 << 50)) as i64,
         checkpoint: r.seconds(&s, "checkpoint_seconds", &(0.05..=DAY)),
+        state_dir: state_dir(r, around),
     }
+}
+
+/// Where state is kept: as it is set, else where systemd, the desktop or the home folder says.
+fn state_dir(r: &mut Reader, around: &Surroundings) -> Option<PathBuf> {
+    let (s, key) = (["worker"], "state_dir");
+    if let Some(set) = r.optional_text(&s, key) {
+        return Some(PathBuf::from(set));
+    }
+    let (name, dir) = around
+        .var("STATE_DIRECTORY")
+        // systemd may hand over several, with colons in between.
+        .and_then(|dirs| dirs.split(':').find(|dir| !dir.is_empty()))
+        .map(|dir| ("STATE_DIRECTORY", PathBuf::from(dir)))
+        .or_else(|| {
+            let home = around.var("XDG_STATE_HOME").filter(|home| home.starts_with('/'))?;
+            Some(("XDG_STATE_HOME", PathBuf::from(home).join("promptmill")))
+        })
+        .or_else(|| Some(("HOME", PathBuf::from(around.var("HOME")?).join(".local/state/promptmill"))))?;
+    r.overrule(&s, key, dir.display().to_string().into(), name.to_owned());
+    Some(dir)
 }
 
 fn retry(r: &mut Reader) -> RetrySettings {

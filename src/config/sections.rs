@@ -1,6 +1,7 @@
 //! The sections as typed fields: what the rest of the program reads.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -86,6 +87,8 @@ pub struct WorkerSettings {
     pub bytes_in_flight_max: i64,
     /// `checkpoint_seconds`.
     pub checkpoint: Duration,
+    /// `state_dir`, or where it is by the surroundings; `None`: nowhere.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// `[retry]`.

@@ -7,6 +7,8 @@ mod read;
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::domain::ledger::PastCall;
 
 pub use policy::{OnCrash, OnMaxTokens, Policy};
@@ -14,7 +16,7 @@ pub use read::{Defaults, Invalid, Job, ModelFacts};
 pub(crate) use read::{json_string, message, user_message};
 
 /// Identifies a job: `jobs.id`. Never used twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct JobId(pub i64);
 
 impl fmt::Display for JobId {
@@ -24,7 +26,7 @@ impl fmt::Display for JobId {
 }
 
 /// Identifies a worker: `workers.id`, new at every start of a daemon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct WorkerId(pub i64);
 
 impl fmt::Display for WorkerId {
@@ -37,7 +39,7 @@ impl fmt::Display for WorkerId {
 ///
 /// The claim is the fence: it grows at every claim and at every change that takes a job from its
 /// worker, so a write that names an old one hits no row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Lease {
     /// The job.
     pub job: JobId,

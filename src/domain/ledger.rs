@@ -1,13 +1,19 @@
 //! The rows of the ledger: one a call to the API, written once, read again when a job resumes.
+//!
+//! What is written can also be put on paper (serde): a time is a `T` there, an [`Instant`] of this
+//! process or its age. A field that a later version adds needs a default, or old paper is unreadable.
 
 use std::fmt;
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use crate::domain::job::Lease;
 use crate::domain::outcome::{Fault, Outcome, Usage};
 
 /// Why a call was made: `calls.kind`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum CallKind {
     /// The job's own question.
     Ask,
@@ -73,8 +79,8 @@ impl fmt::Display for CallKind {
 ///
 /// Times are [`Instant`]s of this process: the store turns them into the database's time when it
 /// writes (`now() - elapsed`), so no wall clock of ours enters a table.
-#[derive(Debug, Clone)]
-pub struct Call {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call<T = Instant> {
     /// From 1 in each claim.
     pub seq: i32,
     /// Why it was made.
@@ -90,11 +96,11 @@ pub struct Call {
     /// JSON: only what cannot be computed again (how it was continued, the seam, what was dropped).
     pub request: Option<String>,
     /// When the request was sent.
-    pub sent: Instant,
+    pub sent: T,
     /// When the first content event came.
-    pub first_token: Option<Instant>,
+    pub first_token: Option<T>,
     /// When the last byte came.
-    pub ended: Instant,
+    pub ended: T,
     /// HTTP status, where there was one.
     pub http_status: Option<u16>,
     /// `request-id`.
@@ -176,8 +182,8 @@ pub struct PastCall {
 }
 
 /// The row of `results` that a settle writes. Queue, batch and key come from `jobs` in the statement.
-#[derive(Debug, Clone)]
-pub struct Answer {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer<T = Instant> {
     /// How the job ended.
     pub outcome: Outcome,
     /// The API's word.
@@ -211,23 +217,23 @@ pub struct Answer {
     /// Of the last call.
     pub request_id: Option<String>,
     /// When the first call of this run was sent.
-    pub started: Option<Instant>,
+    pub started: Option<T>,
 }
 
 /// The end of a job: its result and the ledger row of its last call, written in one statement.
-#[derive(Debug, Clone)]
-pub struct Settlement {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settlement<T = Instant> {
     /// The fence.
     pub lease: Lease,
     /// The result.
-    pub answer: Answer,
+    pub answer: Answer<T>,
     /// The last call, where it is not in the ledger yet.
-    pub call: Option<Call>,
+    pub call: Option<Call<T>>,
 }
 
 /// A job put back: retried later, or given up untouched.
-#[derive(Debug, Clone)]
-pub struct Release {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release<T = Instant> {
     /// The fence.
     pub lease: Lease,
     /// How long it waits; `None`: it may be claimed at once.
@@ -239,5 +245,98 @@ pub struct Release {
     /// Why it waits, in words that quote nothing of the job.
     pub reason: Option<String>,
     /// The call that led here, where it is not in the ledger yet.
-    pub call: Option<Call>,
+    pub call: Option<Call<T>>,
+}
+
+impl<T> Call<T> {
+    /// Returns the same with other times.
+    pub fn map<U>(self, mut time: impl FnMut(T) -> U) -> Call<U> {
+        Call {
+            sent: time(self.sent),
+            first_token: self.first_token.map(&mut time),
+            ended: time(self.ended),
+            seq: self.seq,
+            kind: self.kind,
+            probe: self.probe,
+            model: self.model,
+            max_tokens: self.max_tokens,
+            messages: self.messages,
+            request: self.request,
+            http_status: self.http_status,
+            request_id: self.request_id,
+            message_id: self.message_id,
+            stop_reason: self.stop_reason,
+            stop_details: self.stop_details,
+            usage: self.usage,
+            usage_raw: self.usage_raw,
+            content: self.content,
+            container: self.container,
+            partial: self.partial,
+            fault: self.fault,
+            retry_after: self.retry_after,
+            checkpointed: self.checkpointed,
+        }
+    }
+}
+
+impl<T> Answer<T> {
+    /// Returns the same with other times.
+    pub fn map<U>(self, time: impl FnMut(T) -> U) -> Answer<U> {
+        Answer {
+            started: self.started.map(time),
+            outcome: self.outcome,
+            stop_reason: self.stop_reason,
+            stop_sequence: self.stop_sequence,
+            stop_details: self.stop_details,
+            text: self.text,
+            content: self.content,
+            output: self.output,
+            sanitised: self.sanitised,
+            model: self.model,
+            usage: self.usage,
+            calls: self.calls,
+            continuations: self.continuations,
+            seams: self.seams,
+            failures: self.failures,
+            fault: self.fault,
+            request_id: self.request_id,
+        }
+    }
+}
+
+impl<T> Settlement<T> {
+    /// Returns the same with other times.
+    pub fn map<U>(self, mut time: impl FnMut(T) -> U) -> Settlement<U> {
+        Settlement {
+            lease: self.lease,
+            answer: self.answer.map(&mut time),
+            call: self.call.map(|call| call.map(time)),
+        }
+    }
+}
+
+impl<T> Release<T> {
+    /// Returns the same with other times.
+    pub fn map<U>(self, time: impl FnMut(T) -> U) -> Release<U> {
+        Release {
+            lease: self.lease,
+            delay: self.delay,
+            failures: self.failures,
+            deferrals: self.deferrals,
+            reason: self.reason,
+            call: self.call.map(|call| call.map(time)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_is_the_same_word_on_paper_as_in_the_table() {
+        for kind in CallKind::ALL {
+            assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{kind}\""));
+        }
+    }
 }

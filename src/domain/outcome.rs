@@ -4,8 +4,11 @@ use std::fmt;
 use std::ops::AddAssign;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// How a job ended, apart from the API's stop reason. Only [`Outcome::Complete`] is success.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// `end_turn` or `stop_sequence`, with text or tool-free content.
     Complete,
@@ -101,7 +104,7 @@ impl fmt::Display for Outcome {
 }
 
 /// Tokens, as the API counts them. Sums over calls are plain additions.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Input after the last cache breakpoint.
     pub input: i64,
@@ -123,7 +126,7 @@ impl AddAssign for Usage {
 }
 
 /// Why a job or a call is not whole: the API's type and code, or ours, and one sentence.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// `error.type` of the API (`overloaded_error`), or ours (`connection`, `stream_cut`).
     pub kind: String,
@@ -196,4 +199,16 @@ pub struct ApiError {
     pub retry_after: Option<Duration>,
     /// `x-should-retry`, obeyed before our own opinion.
     pub should_retry: Option<bool>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outcome_is_the_same_word_on_paper_as_in_the_table() {
+        for outcome in Outcome::ALL {
+            assert_eq!(serde_json::to_string(&outcome).unwrap(), format!("\"{outcome}\""));
+        }
+    }
 }

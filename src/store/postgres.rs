@@ -38,6 +38,7 @@ use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 pub struct PostgresStore {
     pool: PgPool,
     beats: PgPool,
+    meta: Arc<Meta>,
     limit: Duration,
     lanes: tokio::sync::Mutex<Lanes>,
     held: Held,
@@ -70,6 +71,7 @@ impl PostgresStore {
         Ok(Self {
             pool,
             beats,
+            meta,
             limit: settings.operation_max,
             lanes: tokio::sync::Mutex::default(),
             held: Held::default(),
@@ -203,6 +205,10 @@ fn pool(options: &PgConnectOptions, meta: &Arc<Meta>, connections_max: u32, wait
 
 #[async_trait]
 impl Store for PostgresStore {
+    fn database_id(&self) -> &str {
+        &self.meta.database_id
+    }
+
     async fn enlist(&self, me: &Me) -> Result<WorkerId, StoreError> {
         self.run(me.clone(), |conn, me| Box::pin(upkeep::enlist(conn, me))).await
     }

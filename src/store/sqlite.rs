@@ -243,6 +243,10 @@ async fn immediately<P: Sync, T>(
 
 #[async_trait]
 impl Store for SqliteStore {
+    fn database_id(&self) -> &str {
+        &self.database_id
+    }
+
     async fn enlist(&self, me: &Me) -> Result<WorkerId, StoreError> {
         let id = self.write(me.clone(), |conn, me| Box::pin(upkeep::enlist(conn, me))).await?;
         self.enlisted.store(id.0, Ordering::Relaxed);

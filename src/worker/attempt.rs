@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::Mill;
 use super::gate::{Permit, Refusal};
 use super::notes::Notes;
-use super::record::{Kept, waiting};
+use super::record::Kept;
 use crate::claude::Listener;
 use crate::domain::breaker::Health;
 use crate::domain::job::{Claimed, Job, Lease, Tally};
@@ -98,7 +98,7 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
             Step::Ask(request) => request,
         };
         if let Some(call) = pending.take()
-            && append(mill, &lease, &call).await.is_lost()
+            && is_late(mill, lease, call).await
         {
             return taken_away(mill, lease, &talk, tally, None).await;
         }
@@ -259,11 +259,11 @@ async fn stopped(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: Pen
 /// The job was cancelled, expired, rescued or deleted under us: what was spent is written down, and
 /// what had arrived is added to the result of a cancelled or expired job.
 async fn taken_away(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: Pending) -> Ended {
-    if let Some(call) = &call {
-        append(mill, &lease, call).await;
+    let arrived = call.as_ref().and_then(|call| call.content.clone());
+    if let Some(call) = call {
+        is_late(mill, lease, call).await;
     }
-    let arrived = call.as_ref().and_then(|call| call.content.as_deref());
-    fill_with(mill, lease, talk, tally, arrived).await;
+    fill_with(mill, lease, talk, tally, arrived.as_deref()).await;
     tracing::info!(job.id = %lease.job, job.claim = lease.claim, "job {} was taken away", lease.job);
     Ended::Lost
 }
@@ -271,48 +271,12 @@ async fn taken_away(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: 
 /// Adds what was said so far, and what had arrived of the call that was under way.
 async fn fill_with(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, arrived: Option<&str>) {
     let arrived = arrived.map(Block::read_all).unwrap_or_default();
-    fill(mill, lease, &talk.clone().interrupted(arrived, tally)).await;
+    mill.recorder.fill(lease, talk.clone().interrupted(arrived, tally)).await;
 }
 
-async fn fill(mill: &Mill, lease: Lease, answer: &Answer) {
-    let filled = waiting("add to a cancelled job's result", || mill.store.fill(&lease, answer)).await;
-    if let Err(why) = filled {
-        tracing::warn!(job.id = %lease.job, error = %why, "failed to add to the result of job {}", lease.job);
-    }
-}
-
-/// Whether an appended row came in time.
-enum Appended {
-    InTime,
-    Late,
-}
-
-impl Appended {
-    const fn is_lost(&self) -> bool {
-        matches!(self, Self::Late)
-    }
-}
-
-async fn append(mill: &Mill, lease: &Lease, call: &Call) -> Appended {
-    let late = waiting("append to the ledger", || mill.store.append(lease, call, mill.worker())).await;
-    match late {
-        Ok(false) => Appended::InTime,
-        Ok(true) => Appended::Late,
-        Err(why) => {
-            tracing::error!(job.id = %lease.job, "the database refused a ledger row of job {}", lease.job);
-            let bare = Call {
-                content: None,
-                usage_raw: None,
-                stop_details: None,
-                container: None,
-                fault: Some(Fault::new("unstorable", None, why)),
-                ..call.clone()
-            };
-            let bare = waiting("append to the ledger", || mill.store.append(lease, &bare, mill.worker()));
-            // A row without content cannot be resumed from: the talk goes on from memory.
-            if bare.await == Ok(true) { Appended::Late } else { Appended::InTime }
-        }
-    }
+/// Appends to the ledger; returns whether the job is not ours any more.
+async fn is_late(mill: &Mill, lease: Lease, call: Call) -> bool {
+    mill.recorder.append(lease, call).await == Kept::Lost
 }
 
 async fn settle(mill: &Mill, lease: Lease, answer: Answer, call: Pending) -> Ended {
@@ -324,7 +288,7 @@ async fn settle(mill: &Mill, lease: Lease, answer: Answer, call: Pending) -> End
         }
         Kept::Bare => Ended::Settled(Outcome::Failed),
         Kept::Lost => {
-            fill(mill, lease, &answer).await;
+            mill.recorder.fill(lease, answer).await;
             Ended::Lost
         }
     }

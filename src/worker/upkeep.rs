@@ -134,7 +134,8 @@ async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreE
         tracing::info!(job.id = %job, "job {job} ended: its deadline passed");
         mill.tally.count(Outcome::Expired);
     }
-    if peers.due(mill.settings.lease) {
+    // What the dead left is settled first: it counts as in time as long as nobody takes their jobs.
+    if !mill.recorder.is_stalled() && peers.due(mill.settings.lease) {
         rescue(mill, wake, peers).await?;
     }
     Ok(())

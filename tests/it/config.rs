@@ -443,6 +443,43 @@ async fn a_healthy_place_has_nothing_that_fails() {
     assert!(!format!("{findings:?}").contains("canary"));
 }
 
+#[test]
+fn state_is_kept_where_the_setting_says_else_systemd_else_the_desktop_else_the_home_folder() {
+    let places = [
+        ("PROMPTMILL_WORKER__STATE_DIR", "here/state", "here/state"),
+        ("STATE_DIRECTORY", "/var/lib/mill:/var/lib/other", "/var/lib/mill"),
+        ("XDG_STATE_HOME", "/xdg", "/xdg/promptmill"),
+        ("HOME", "/home/miller", "/home/miller/.local/state/promptmill"),
+    ];
+    for (first, (name, _, dir)) in places.iter().enumerate() {
+        let place = places[first..].iter().fold(place(), |place, (name, value, _)| place.var(name, value));
+        let config = place.good();
+        assert_eq!(config.worker.state_dir.as_deref(), Some(Path::new(dir)), "{name}");
+        assert_eq!(origin(&config, "worker.state_dir"), *name);
+        assert!(to_toml(&config).contains(&format!("state_dir = \"{dir}\"")), "{name}");
+    }
+    let relative = place().var("XDG_STATE_HOME", "not/absolute").good();
+    assert_eq!(relative.worker.state_dir, None, "the standard says to ignore it");
+    assert_eq!(origin(&relative, "worker.state_dir"), "default");
+}
+
+#[tokio::test]
+async fn a_state_folder_that_cannot_be_made_is_a_warning_and_looking_makes_none() {
+    let outside = Says { key: KeyCheck::Accepted, database: Ok("schema 1".into()) };
+    let place = place().file("");
+    let (good, bad) = (place.path("a/b"), place.path("promptmill.toml/state"));
+    let asked = async |dir: &Path| {
+        let setting = ("worker.state_dir".to_owned(), dir.display().to_string());
+        let flags = Flags { settings: vec![setting], ..Flags::default() };
+        let config = Config::load_from(&flags, &Surroundings::default()).unwrap();
+        verdicts(&examine(&config, &outside).await, "state")
+    };
+    assert_eq!(asked(&good).await, [Verdict::Ok]);
+    assert!(!place.path("a").exists());
+    assert_eq!(asked(&bad).await, [Verdict::Warn]);
+    assert_eq!(asked(Path::new("")).await, [Verdict::Warn]);
+}
+
 #[tokio::test]
 async fn what_cannot_work_fails_and_tells_no_secret() {
     let url = format!("postgres://mill:{PASSWORD}@db.example/app");

@@ -83,6 +83,14 @@ pub(super) fn mode(_path: &Path) -> Option<u32> {
     None
 }
 
+/// Returns why nothing can be written into a folder, or, where it is not there yet, into the one
+/// that it would be made in. What is tried leaves nothing behind.
+pub(super) fn unwritable(folder: &Path) -> Option<String> {
+    let folder =
+        folder.ancestors().find(|folder| folder.symlink_metadata().is_ok()).unwrap_or(Path::new("."));
+    tempfile::tempfile_in(folder).err().map(|error| error.to_string())
+}
+
 /// Returns the kind of the network filesystem that a file is (or would be) on.
 pub(super) fn network_filesystem(file: &Path) -> Option<String> {
     let folder = match file.parent() {

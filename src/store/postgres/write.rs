@@ -171,7 +171,7 @@ impl PostgresStore {
         let call = row::call(lease, call, Instant::now());
         let late =
             self.run((call, worker), |conn, params| Box::pin(append(conn, &params.0, params.1))).await?;
-        late.ok_or_else(|| StoreError::Unavailable(format!("job {job} is locked by somebody who deletes it")))
+        late.ok_or_else(|| StoreError::Locked(format!("job {job} is locked by somebody who deletes it")))
     }
 
     pub(super) async fn keep_parts(&self, parts: &[Arc<Checkpoint>]) -> Result<Vec<Lease>, StoreError> {

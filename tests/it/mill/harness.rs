@@ -48,6 +48,8 @@ impl<'g> Mill<'g> {
         mill.set("ANTHROPIC_API_KEY", "sk-ant-test");
         mill.set("ANTHROPIC_BASE_URL", &mill.api.url());
         mill.set("DATABASE_URL", &ground.url());
+        let state = mill.state().display().to_string();
+        mill.set("PROMPTMILL_WORKER__STATE_DIR", &state);
         if ground.kind() == Kind::Postgres {
             mill.set("PROMPTMILL_DATABASE__SCHEMA", ground.schema());
         }
@@ -65,6 +67,11 @@ impl<'g> Mill<'g> {
 
     pub fn home(&self) -> PathBuf {
         self.home.path().to_owned()
+    }
+
+    /// Where it keeps what the database cannot take.
+    pub fn state(&self) -> PathBuf {
+        self.home.path().join("state")
     }
 
     /// The binary with these arguments, in a clean environment and a folder of its own.

@@ -6,3 +6,4 @@ mod failing;
 pub mod harness;
 mod living;
 mod speaking;
+mod spool;

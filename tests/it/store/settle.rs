@@ -340,7 +340,7 @@ async fn a_row_that_somebody_holds_is_skipped_and_the_others_settle() {
     assert_eq!((written.done.len(), written.skipped.len(), written.lost.len()), (2, 1, 0));
     assert_eq!(ground.line("SELECT count(*) FROM calls").await, "2", "nothing of the skipped one");
     let late = bench.store.append(&written.skipped[0], &call(1), bench.worker).await;
-    assert!(matches!(late, Err(StoreError::Unavailable(_))), "{late:?}");
+    assert!(matches!(late, Err(StoreError::Locked(_))), "{late:?}");
     held.rollback().await.expect("the lock is given back");
     assert_eq!(bench.settle(written.skipped.iter().copied().map(end).collect()).await.done, written.skipped);
     other.close().await;
