@@ -92,6 +92,7 @@ pub enum Command {
 
 /// Runs the process: reads the command line, does what it says, and reports how it ended.
 pub fn main() -> ExitCode {
+    crate::failpoint::arm();
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

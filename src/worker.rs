@@ -179,6 +179,7 @@ pub async fn run(
     let process = Process::this();
     let me = process.me(env!("CARGO_PKG_VERSION"), &defaults.model);
     let id = store.enlist(&me).await?;
+    crate::failpoint::failpoint!("enlist");
     let (recorder, recording) = Recorder::new(settings.concurrency);
     let mill = Arc::new(Mill {
         gates: Gates::new(settings.breaker, &settings.profile, claude.fingerprint()),
@@ -223,6 +224,7 @@ pub async fn run(
         end = End::Unwritten;
     }
     beside.cancel();
+    crate::failpoint::failpoint!("retire");
     watching.abort_all();
     while upkeep.join_next().await.is_some() {}
     writing.abort_all();
@@ -374,8 +376,10 @@ impl Turning {
             let free = self.attempts.len() < self.mill.settings.concurrency;
             return if free { Found::Shut } else { Found::Full };
         };
+        crate::failpoint::failpoint!("claim.before");
         match self.mill.store.claim(&wanted).await {
             Ok(claimed) => {
+                crate::failpoint::failpoint!("claim.after");
                 if self.ailing.take().is_some() {
                     tracing::info!("the database is back: could claim");
                 }

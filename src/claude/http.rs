@@ -126,6 +126,7 @@ impl HttpClaude {
     ) -> Result<(), Failure> {
         let sent = watch.over(self.client.execute(post)).await?;
         let mut response = sent.map_err(|err| self.unanswered(err))?;
+        crate::failpoint::failpoint!("ask.headers");
         call.http_status = Some(response.status().as_u16());
         call.request_id = wire::request_id(response.headers());
         if !response.status().is_success() {
@@ -275,10 +276,12 @@ impl Call {
     fn tell(&mut self, listener: &Listener<'_>) {
         if self.intake.content && self.first_token.is_none() {
             self.first_token = Some(Instant::now());
+            crate::failpoint::failpoint!("ask.content");
             (listener.on_content)();
         }
         if let Some(text) = self.intake.fold.take_fresh_text() {
             (listener.on_text)(&text);
+            crate::failpoint::failpoint!("ask.text");
         }
     }
 }

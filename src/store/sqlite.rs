@@ -138,7 +138,10 @@ async fn immediately<P: Sync, T>(
 ) -> sqlx::Result<T> {
     conn.execute("BEGIN IMMEDIATE").await?;
     let done = match work(conn, params).await {
-        Ok(done) => conn.execute("COMMIT").await.map(|_| done),
+        Ok(done) => {
+            crate::failpoint::failpoint!("commit");
+            conn.execute("COMMIT").await.map(|_| done)
+        }
         Err(error) => Err(error),
     };
     let Err(error) = done else { return done };

@@ -82,6 +82,7 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
     if mill.refuses_prefill(&talk.job().model) {
         talk.prefill_refused();
     }
+    crate::failpoint::failpoint!("resume", lease.job);
     // The wide row has been understood; its prompt need not be held twice while the call runs.
     drop(claimed);
     let mut pending: Pending = None;
@@ -123,7 +124,9 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
             on_content: &|| permit.content(Instant::now()),
             on_text: &|text| rein.notes.hear(text),
         };
+        crate::failpoint::failpoint!("ask.before", lease.job);
         let exchange = mill.claude.ask(&request, listener).await;
+        crate::failpoint::failpoint!("ask.ended", lease.job);
         let mut call = ledger_row(&request, &exchange, seq, probe);
         call.checkpointed = rein.notes.end();
         log_call(lease, &request, &exchange);
@@ -131,6 +134,7 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
         match exchange.end {
             Ok(()) => {
                 permit.accept(talk.job(), Instant::now());
+                crate::failpoint::failpoint!("push", lease.job);
                 call.request = talk.push(exchange.reply).or(call.request);
                 pending = Some(call);
             }
@@ -178,6 +182,7 @@ async fn judge(
     let now = Instant::now();
     let probe = permit.is_probe();
     let reason = retry::reason(failure);
+    crate::failpoint::failpoint!("decide", job.lease.job);
     let blocked = match class.health() {
         Some(health) => permit.fail(health, &reason, now, fastrand::f64()),
         None => false,
@@ -249,6 +254,7 @@ async fn stopped(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: Pen
 /// The job was cancelled, expired, rescued or deleted under us: what was spent is written down, and
 /// what had arrived is added to the result of a cancelled or expired job.
 async fn taken_away(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: Pending) -> Ended {
+    crate::failpoint::failpoint!("taken", lease.job);
     let mut arrived = None;
     if let Some(call) = call {
         arrived = call.content.as_deref().map(Block::read_all);
@@ -261,7 +267,9 @@ async fn taken_away(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: 
 }
 
 async fn fill(mill: &Mill, lease: Lease, answer: &Answer) {
+    crate::failpoint::failpoint!("fill.before", lease.job);
     let filled = waiting("add to a cancelled job's result", || mill.store.fill(&lease, answer)).await;
+    crate::failpoint::failpoint!("fill.after", lease.job);
     if let Err(why) = filled {
         tracing::warn!(job.id = %lease.job, error = %why, "failed to add to the result of job {}", lease.job);
     }
@@ -280,7 +288,9 @@ impl Appended {
 }
 
 async fn append(mill: &Mill, lease: &Lease, call: &Call) -> Appended {
+    crate::failpoint::failpoint!("append.before", lease.job);
     let late = waiting("append to the ledger", || mill.store.append(lease, call, mill.worker())).await;
+    crate::failpoint::failpoint!("append.after", lease.job);
     match late {
         Ok(false) => Appended::InTime,
         Ok(true) => Appended::Late,

@@ -172,9 +172,15 @@ async fn write(store: &dyn Store, worker: WorkerId, entries: &[Entry]) -> Result
         .collect();
     let what = "write the ends of jobs";
     if releases.is_empty() {
-        waiting(what, || store.settle(&settlements, worker)).await
+        crate::failpoint::failpoint!("settle.before");
+        let written = waiting(what, || store.settle(&settlements, worker)).await;
+        crate::failpoint::failpoint!("settle.after");
+        written
     } else {
-        waiting(what, || store.release(&releases, worker)).await
+        crate::failpoint::failpoint!("release.before");
+        let written = waiting(what, || store.release(&releases, worker)).await;
+        crate::failpoint::failpoint!("release.after");
+        written
     }
 }
 

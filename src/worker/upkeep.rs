@@ -33,6 +33,7 @@ pub async fn beat(mill: Arc<Mill>, stop: CancellationToken) {
     while !paused(&stop, every).await {
         let running = mill.running.lock().len();
         let asleep = mill.asleep.load(Ordering::Relaxed);
+        crate::failpoint::failpoint!("beat");
         match mill.store.beat(mill.worker(), running, asleep).await {
             Ok(true) => {}
             Ok(false) => start_anew(&mill).await,
@@ -92,6 +93,7 @@ async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreE
     // Many jobs may be due at the same time: a step a second would be the slowest part of the mill.
     for _ in 0..STEPS_MAX {
         let promoted = mill.store.promote(STEP).await?;
+        crate::failpoint::failpoint!("promote");
         if promoted > 0 {
             wake.notify_one();
         }
@@ -100,10 +102,12 @@ async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreE
         }
     }
     for job in mill.store.expire(STEP).await? {
+        crate::failpoint::failpoint!("expire");
         tracing::info!(job.id = %job, "job {job} ended: its deadline passed");
         mill.tally.count(crate::domain::outcome::Outcome::Expired);
     }
     mill.gates.sync(&*mill.store, Instant::now()).await?;
+    crate::failpoint::failpoint!("gates");
     if peers.due(mill.settings.lease) {
         rescue(mill, wake, peers).await?;
     }
@@ -117,6 +121,7 @@ async fn drop_lost(mill: &Mill) -> Result<(), StoreError> {
         return Ok(());
     }
     for lease in mill.store.lost(&held).await? {
+        crate::failpoint::failpoint!("lost");
         if let Some(rein) = mill.running.lock().get(&lease) {
             rein.pull(Why::Lost);
         }
@@ -135,7 +140,9 @@ async fn keep_notes(mill: &Mill) -> Result<(), StoreError> {
     if due.is_empty() {
         return Ok(());
     }
+    crate::failpoint::failpoint!("checkpoint.before");
     let kept = mill.store.checkpoint(&due).await?;
+    crate::failpoint::failpoint!("checkpoint.after");
     for (lease, rein) in running.iter().filter(|(lease, _)| kept.contains(lease)) {
         if let Some(last) = due.iter().rfind(|part| part.lease == *lease) {
             rein.notes.written(last.seq, last.part + 1);
@@ -149,7 +156,9 @@ async fn rescue(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), Store
     let seen = mill.store.peers(mill.worker()).await?;
     for dead in peers.dead(&seen, now, mill.settings.lease, &mill.process) {
         loop {
+            crate::failpoint::failpoint!("rescue.before");
             let jobs = mill.store.rescue(dead, STEP).await?;
+            crate::failpoint::failpoint!("rescue.after");
             if jobs.is_empty() {
                 break;
             }
