@@ -5,6 +5,7 @@ mod cli;
 mod config;
 mod contract;
 mod demo;
+mod faults;
 mod mill;
 mod readme;
 mod seam_corpus;

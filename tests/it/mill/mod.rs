@@ -3,6 +3,6 @@
 mod continuing;
 mod ending;
 mod failing;
-mod harness;
+pub mod harness;
 mod living;
 mod speaking;

@@ -1,0 +1,9 @@
+//! Processes that end in the middle: nothing is lost, nothing is paid twice without being told.
+
+mod interval;
+mod invariants;
+mod kill;
+mod points;
+mod soak;
+mod storm;
+mod work;

@@ -1,0 +1,101 @@
+//! Three daemons on one database, each killed at any time and started again.
+
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use promptmill::stand_in::Options;
+
+use super::invariants::{Findings, Invariants};
+use super::work::{self, Spec, Work};
+use crate::mill::harness::{Daemon, Mill};
+use crate::support::{Ground, on_both};
+
+/// How many daemons there are.
+const DAEMONS: usize = 3;
+
+on_both! { three_daemons_that_are_killed_at_any_time_lose_nothing }
+
+async fn three_daemons_that_are_killed_at_any_time_lose_nothing(ground: &Ground) {
+    let seed = fastrand::u64(..);
+    let mut storm = Storm::new(ground, seed).await;
+    storm.feed(&[work::mixed(), work::mixed()].concat()).await;
+    storm.rage(Instant::now() + Duration::from_secs(6), &[]).await;
+    let (kills, found) = storm.end().await;
+    found.assert(&format!("seed {seed}, {kills} kills"));
+    assert!(kills > 5, "{kills} kills in six seconds");
+}
+
+/// A mill whose daemons die.
+pub struct Storm<'g> {
+    mill: Mill<'g>,
+    random: Rng,
+    daemons: Vec<Daemon>,
+    work: Vec<Work>,
+    kills: usize,
+    /// Ends that were not ours.
+    wrong: Vec<String>,
+}
+
+impl<'g> Storm<'g> {
+    /// Starts three daemons that have nothing to do yet.
+    pub async fn new(ground: &'g Ground, seed: u64) -> Self {
+        let mut mill = Mill::with(ground, Options { calls_kept: 10_000_000, ..Options::default() }).await;
+        mill.set("PROMPTMILL_WORKER__LEASE_SECONDS", "4");
+        mill.set("PROMPTMILL_WORKER__CONCURRENCY", "12");
+        mill.set("PROMPTMILL_WORKER__CHECKPOINT_SECONDS", "0.2");
+        Invariants::watch(ground).await;
+        let daemons = (0..DAEMONS).map(|_| mill.start()).collect();
+        let random = Rng::with_seed(seed);
+        Self { mill, random, daemons, work: Vec::new(), kills: 0, wrong: Vec::new() }
+    }
+
+    /// Puts jobs in.
+    pub async fn feed(&mut self, specs: &[Spec]) {
+        let more = work::insert(self.mill.ground, specs, self.work.len() + 1).await;
+        self.work.extend(more);
+    }
+
+    /// Kills and starts again, and cancels a job now and then; where fewer jobs than `more` are
+    /// left, puts these in.
+    pub async fn rage(&mut self, until: Instant, more: &[Spec]) {
+        while Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(self.random.u64(100..700))).await;
+            if !more.is_empty() {
+                let left = "SELECT count(*) FROM job_state WHERE state <> 'done'";
+                let left: usize = self.mill.ground.line(left).await.parse().expect("a count");
+                if left < more.len() {
+                    self.feed(more).await;
+                }
+            }
+            if self.random.u8(..4) == 0 {
+                let cancel = work::cancel_one(self.mill.ground, &self.work);
+                // There may be none to cancel just now.
+                tokio::time::timeout(Duration::from_millis(50), cancel).await.ok();
+            }
+            let victim = self.random.usize(..DAEMONS);
+            let ran = self.daemons.swap_remove(victim).kill().await;
+            self.kills += 1;
+            if ran.code != -1 {
+                self.wrong.push(format!("a daemon ended by itself with {}: {}", ran.code, ran.stderr));
+            }
+            self.daemons.push(self.mill.start());
+        }
+    }
+
+    /// Lets all come to its end, and looks; returns how many daemons were killed, too.
+    pub async fn end(mut self) -> (usize, Findings) {
+        for daemon in self.daemons.drain(..) {
+            let ran = daemon.stop().await;
+            if ran.code != 0 {
+                self.wrong.push(format!("a daemon was stopped and ended with {}: {}", ran.code, ran.stderr));
+            }
+        }
+        let ran = self.mill.drain().await;
+        if !matches!(ran.code, 0 | 7) {
+            self.wrong.push(format!("the drain ended with {}: {}", ran.code, ran.stderr));
+        }
+        let mut found = Invariants::check(&self.mill, &self.work).await;
+        found.wrong.extend(self.wrong);
+        (self.kills, found)
+    }
+}
