@@ -1,5 +1,6 @@
 //! Processes that end in the middle: nothing is lost, nothing is paid twice without being told.
 
+mod bite;
 mod interval;
 mod invariants;
 mod kill;
