@@ -13,7 +13,7 @@ use crate::mill::harness::Mill;
 use crate::support::{Ground, Kind};
 
 /// Cases that run at the same time: they wait more than they work.
-const AT_ONCE: usize = 6;
+const AT_ONCE: usize = 8;
 /// Points that only a dead worker's peers reach: somebody has to die first.
 const AFTER_A_DEATH: [&str; 2] = ["rescue.before", "rescue.after"];
 /// Points that only one database has.
