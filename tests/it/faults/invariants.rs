@@ -32,7 +32,11 @@ pub struct Findings {
     pub untold: usize,
     /// Calls that nobody lived to hear the end of.
     pub killed: usize,
-    /// Output tokens of these that had to be asked for again.
+    /// Jobs that were given up because workers died of them again and again.
+    pub given_up: usize,
+    /// Output tokens that were streamed.
+    pub tokens: u64,
+    /// Output tokens of killed calls that had to be asked for again.
     pub twice: u64,
     /// The most of one job's, for each of its killed calls.
     pub twice_max: u64,
@@ -96,6 +100,7 @@ impl Invariants {
         let ground = mill.ground;
         let calls = mill.api.counts().calls;
         let mut found = Findings { jobs: work.len(), calls: calls.len(), ..Findings::default() };
+        found.tokens = calls.iter().map(|call| call.streamed_tokens).sum();
         found.audit(ground).await;
         let ends = ends(ground).await;
         let ledger = Ledger::read(ground).await;
@@ -183,6 +188,7 @@ impl Findings {
             Expect::Outcome(outcome) => end.outcome == outcome,
         };
         let given_up = end.outcome == "quarantined" && lost >= QUARANTINE;
+        self.given_up += usize::from(given_up);
         if !fine && !given_up {
             self.wrong.push(fault("did not end as it had to"));
         }

@@ -1,5 +1,6 @@
 //! The storm for as long as one likes: `tests/run soak MINUTES` prints what it came to.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use comfy_table::Table;
@@ -13,6 +14,9 @@ use crate::support::Ground;
 fn minutes() -> f64 {
     std::env::var("PROMPTMILL_SOAK_MINUTES").ok().and_then(|minutes| minutes.parse().ok()).unwrap_or(10.0)
 }
+
+/// Milliseconds between two kills: each daemon lives for some seconds.
+const PAUSES: Range<u64> = 500..2500;
 
 /// One batch: the mixed jobs, and streams of ten seconds.
 fn batch() -> Vec<Spec> {
@@ -37,7 +41,9 @@ async fn a_storm_of_kills_loses_nothing_however_long_it_lasts() {
         "duplicated",
         "unknown",
         "untold",
-        "tokens paid twice",
+        "quarantined",
+        "tokens",
+        "paid twice",
         "most a stream",
         "allowed",
     ]);
@@ -46,7 +52,7 @@ async fn a_storm_of_kills_loses_nothing_however_long_it_lasts() {
         let seed = fastrand::u64(..);
         println!("{name}: three daemons, seed {seed}, {:.1} minutes", minutes());
         let mut storm = Storm::new(&ground, seed).await;
-        storm.rage(Instant::now() + time, &batch()).await;
+        storm.rage(Instant::now() + time, PAUSES, &batch()).await;
         let (kills, found) = storm.end().await;
         table.add_row([
             name.to_owned(),
@@ -59,6 +65,8 @@ async fn a_storm_of_kills_loses_nothing_however_long_it_lasts() {
             found.duplicated.to_string(),
             found.unknown.to_string(),
             found.untold.to_string(),
+            found.given_up.to_string(),
+            found.tokens.to_string(),
             found.twice.to_string(),
             found.twice_max.to_string(),
             SLOW_TWICE_MAX.to_string(),

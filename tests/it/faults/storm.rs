@@ -1,5 +1,6 @@
 //! Three daemons on one database, each killed at any time and started again.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -35,10 +36,10 @@ async fn three_daemons_that_are_killed_at_any_time_lose_nothing(ground: &Ground)
     let seed = fastrand::u64(..);
     let mut storm = Storm::new(ground, seed).await;
     storm.feed(&[work::mixed(), work::mixed()].concat()).await;
-    storm.rage(Instant::now() + Duration::from_secs(6), &[]).await;
+    storm.rage(Instant::now() + Duration::from_secs(5), 100..700, &[]).await;
     let (kills, found) = storm.end().await;
     found.assert(&format!("seed {seed}, {kills} kills"));
-    assert!(kills > 5, "{kills} kills in six seconds");
+    assert!(kills > 5, "{kills} kills in five seconds");
 }
 
 /// A mill whose daemons die.
@@ -71,11 +72,11 @@ impl<'g> Storm<'g> {
         self.work.extend(more);
     }
 
-    /// Kills and starts again, and cancels a job now and then; where fewer jobs than `more` are
-    /// left, puts these in.
-    pub async fn rage(&mut self, until: Instant, more: &[Spec]) {
+    /// Kills and starts again, with so many milliseconds in between, and cancels a job now and
+    /// then; where fewer jobs than `more` are left, puts these in.
+    pub async fn rage(&mut self, until: Instant, pauses: Range<u64>, more: &[Spec]) {
         while Instant::now() < until {
-            tokio::time::sleep(Duration::from_millis(self.random.u64(100..700))).await;
+            tokio::time::sleep(Duration::from_millis(self.random.u64(pauses.clone()))).await;
             self.keep_busy(more).await;
             let victim = self.random.usize(..DAEMONS);
             self.replace(victim).await;
