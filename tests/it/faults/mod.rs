@@ -7,4 +7,5 @@ mod kill;
 mod points;
 mod soak;
 mod storm;
+mod taken;
 mod work;
