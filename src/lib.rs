@@ -9,11 +9,14 @@
 //! - floor 1, the edges: [`store`] (SQL) and [`claude`] (HTTP); each knows the domain, never each other.
 //! - floor 2, [`worker`]: the only place where store, claude and time meet.
 //! - floor 3, the shell: [`config`], [`cli`], [`telemetry`], [`stand_in`].
+//!
+//! Beside them, [`failpoint`]: where tests end the process.
 
 pub mod claude;
 pub mod cli;
 pub mod config;
 pub mod domain;
+pub mod failpoint;
 pub mod stand_in;
 pub mod store;
 pub mod telemetry;

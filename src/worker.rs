@@ -30,6 +30,7 @@ use crate::domain::breaker::BreakerSettings;
 use crate::domain::job::{Claimed, Defaults, Lease, Tally, WorkerId};
 use crate::domain::outcome::{Failure, Outcome};
 use crate::domain::retry::Curve;
+use crate::failpoint::failpoint;
 use crate::store::{Backlog, Me, Store, StoreError, Wanted};
 
 use attempt::{Ended, Rein, Why, attempt};
@@ -216,6 +217,7 @@ pub async fn run(
     let Some(id) = enlist(&*store, &me, &signals.stop).await? else {
         return Ok(Report { end: End::Stopped, outcomes: Vec::new() });
     };
+    failpoint!("enlist");
     let spool = Spool::new(settings.state_dir.clone(), store.database_id());
     let (recorder, mut recording) = Recorder::new(settings.concurrency, spool);
     let restored = recording.restore().await;
@@ -267,6 +269,7 @@ pub async fn run(
     let mut end = turning.until_stopped(&wake, &signals.stop).await;
     let written = turning.let_finish(&signals.hurry).await;
     beside.cancel();
+    failpoint!("retire");
     watching.abort_all();
     let left = mill.recorder.unwritten();
     if written && left == Unwritten::default() {
@@ -514,8 +517,10 @@ impl Turning {
             let free = self.attempts.len() < self.mill.settings.concurrency;
             return if free { Found::Shut } else { Found::Full };
         };
+        failpoint!("claim.before");
         match self.mill.store.claim(&wanted).await {
             Ok(claimed) => {
+                failpoint!("claim.after");
                 if self.ailing.take().is_some() {
                     tracing::info!("the database is back: could claim");
                 }

@@ -31,6 +31,7 @@ use crate::domain::outcome::{ApiError, Failure, Lost};
 use crate::domain::pace::RateLimits;
 use crate::domain::reply::Exchange;
 use crate::domain::talk::Request;
+use crate::failpoint::failpoint;
 
 /// Longest part of an error body that is read, in bytes.
 const ERROR_BODY_MAX: usize = 64 * 1024;
@@ -128,6 +129,7 @@ impl HttpClaude {
     ) -> Result<(), Failure> {
         let sent = watch.over(self.client.execute(post)).await?;
         let mut response = sent.map_err(|err| self.unanswered(err))?;
+        failpoint!("ask.headers");
         call.http_status = Some(response.status().as_u16());
         call.request_id = wire::request_id(response.headers());
         call.limits = wire::rate_limits(response.headers(), Instant::now());
@@ -280,10 +282,12 @@ impl Call {
     fn tell(&mut self, listener: &Listener<'_>) {
         if self.intake.content && self.first_token.is_none() {
             self.first_token = Some(Instant::now());
+            failpoint!("ask.content");
             (listener.on_content)();
         }
         if let Some(text) = self.intake.fold.take_fresh_text() {
             (listener.on_text)(&text);
+            failpoint!("ask.text");
         }
     }
 }

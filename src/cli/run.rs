@@ -44,7 +44,8 @@ pub async fn run(args: &RunArgs, context: &Context) -> anyhow::Result<Exit> {
     let concurrency = args.concurrency.map(|calls| calls as usize);
     let config = &context.load_with(&Flags { concurrency, ..context.flags() })?;
     let log = crate::telemetry::init(&config.log)?;
-    let done = run_on(args, config, &log).await;
+    // Boxed: the whole mill is in this future.
+    let done = Box::pin(run_on(args, config, &log)).await;
     // The sentence of an error is said after all that was logged.
     log.finish(LAST_LINES);
     done

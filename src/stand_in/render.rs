@@ -26,6 +26,8 @@ const PACED_DELTA_TOKENS: usize = 4;
 pub enum Step {
     /// Send these bytes.
     Send(Bytes),
+    /// Take note that what is sent next holds so many tokens of the answer, and bytes of its text.
+    Say(u64, u64),
     /// Wait.
     Wait(Duration),
     /// Send nothing any more, and keep the connection.
@@ -208,6 +210,8 @@ fn signature(whole: bool) -> String {
 struct Pen {
     out: Vec<u8>,
     steps: Vec<Step>,
+    /// Tokens, and bytes of text, in `out`.
+    said: (u64, u64),
     index: usize,
     deltas: usize,
     delta_tokens: usize,
@@ -228,6 +232,7 @@ impl Pen {
         Self {
             out: Vec::with_capacity(4096),
             steps: Vec::new(),
+            said: (0, 0),
             index: 0,
             deltas: 0,
             delta_tokens: rendering.script.delta.unwrap_or(usual),
@@ -246,6 +251,10 @@ impl Pen {
     fn flush(&mut self) {
         if self.out.is_empty() {
             return;
+        }
+        let (tokens, text) = std::mem::take(&mut self.said);
+        if tokens > 0 {
+            self.steps.push(Step::Say(tokens, text));
         }
         let mut bytes = Bytes::from(std::mem::take(&mut self.out));
         if let Some(chunk) = self.chunk {
@@ -355,8 +364,8 @@ impl Pen {
         if index == 0 {
             self.raw_event("ping", br#"{"type":"ping"}"#);
         }
-        for (piece, _) in tokens.pieces(self.delta_tokens) {
-            self.delta(kind, field, piece);
+        for (piece, count) in tokens.pieces(self.delta_tokens) {
+            self.delta(kind, field, piece, count);
         }
         if kind == "text_delta" {
             self.garbage_in_text();
@@ -380,7 +389,7 @@ impl Pen {
     }
 
     /// One delta, written by hand: it is most of what the stand-in writes.
-    fn delta(&mut self, kind: &str, field: &str, piece: &str) {
+    fn delta(&mut self, kind: &str, field: &str, piece: &str, tokens: usize) {
         if self.deltas > 0 && !self.tempo.pace.is_zero() {
             self.wait(self.tempo.pace);
         }
@@ -397,6 +406,8 @@ impl Pen {
         data.extend_from_slice(b"}}");
         self.raw_event("content_block_delta", &data);
         self.deltas += 1;
+        self.said.0 += tokens as u64;
+        self.said.1 += piece.len() as u64;
         // The first piece goes out at once: it is what a client's first-event limit waits for.
         if self.deltas == 1 || self.out.len() >= WRITE_BYTES {
             self.flush();

@@ -28,7 +28,7 @@ use super::meter::{Headers, Limits, Meter};
 use super::models;
 use super::problem::{self, Problem};
 use super::render::{self, Rendering, Step, Tempo};
-use super::tally::{Seen, Tally};
+use super::tally::{Said, Seen, Tally};
 
 /// Largest body of a request: the API's own limit.
 const BODY_MAX: usize = 32 * 1024 * 1024;
@@ -302,8 +302,8 @@ impl Call {
     fn fly(&self, mut seen: Seen, status: StatusCode) -> Flight {
         seen.status = status.as_u16();
         self.request_id.clone_into(&mut seen.request_id);
-        self.shared.tally.call(seen);
-        Flight { shared: Arc::clone(&self.shared), landed: false }
+        let said = self.shared.tally.call(seen);
+        Flight { shared: Arc::clone(&self.shared), said, landed: false }
     }
 
     fn refuse_message(self, problem: &Problem, mut seen: Seen) -> Response {
@@ -395,6 +395,7 @@ fn account(seen: &mut Seen, rendering: &Rendering<'_>, streamed: bool) {
 /// An answer on its way: dropped by the server when it was sent, or when the client left.
 struct Flight {
     shared: Arc<Shared>,
+    said: Arc<Said>,
     landed: bool,
 }
 
@@ -407,7 +408,7 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.shared.tally.landed(!self.landed);
+        self.shared.tally.landed(&self.said, !self.landed);
     }
 }
 
@@ -429,6 +430,7 @@ fn body_of(steps: Vec<Step>, mut flight: Flight) -> Body {
                     flight.landed = steps.is_empty();
                     return Some((Ok::<Bytes, io::Error>(bytes), (steps, flight)));
                 }
+                Step::Say(tokens, bytes) => flight.said.more(tokens, bytes),
                 Step::Wait(wait) => flight.shared.wait(wait).await,
                 Step::Hang => {
                     flight.shared.stop.cancelled().await;

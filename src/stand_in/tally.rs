@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
@@ -71,15 +72,42 @@ pub struct Seen {
     pub output_tokens: u64,
     /// Output tokens streamed and not told.
     pub output_tokens_untold: u64,
+    /// Tokens of a streamed answer that were given to the connection by now: what is paid for,
+    /// however the client fares.
+    pub streamed_tokens: u64,
+    /// The same in bytes of text.
+    pub streamed_bytes: u64,
+    /// Whether the client did not wait for the end.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub hung_up: bool,
     /// Whether the assistant's text was not what the stand-in had said.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub lost_place: bool,
 }
 
+/// How far an answer has come.
+#[derive(Debug, Default)]
+pub struct Said {
+    tokens: AtomicU64,
+    bytes: AtomicU64,
+    hung_up: AtomicBool,
+}
+
+impl Said {
+    /// So much more is given to the connection.
+    pub fn more(&self, tokens: u64, bytes: u64) {
+        self.tokens.fetch_add(tokens, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
 /// Keeps the counts.
 #[derive(Debug)]
 pub struct Tally {
+    /// But for the calls.
     counts: Mutex<Counts>,
+    /// The last calls, oldest first.
+    calls: Mutex<VecDeque<(Seen, Arc<Said>)>>,
     /// By prompt and position of the fault: calls let pass, calls spoilt.
     faults: Mutex<HashMap<(u64, usize), (u32, u32)>>,
     calls_kept: usize,
@@ -97,17 +125,27 @@ fn add<K: Ord>(counts: &mut BTreeMap<K, u64>, key: K) {
 impl Tally {
     /// Returns an empty tally that lists at most so many calls.
     pub fn new(calls_kept: usize) -> Self {
-        Self { counts: Mutex::default(), faults: Mutex::default(), calls_kept }
+        Self { counts: Mutex::default(), calls: Mutex::default(), faults: Mutex::default(), calls_kept }
     }
 
     /// Returns the counts.
     pub fn counts(&self) -> Counts {
-        lock(&self.counts).clone()
+        let calls = lock(&self.calls)
+            .iter()
+            .map(|(seen, said)| Seen {
+                streamed_tokens: said.tokens.load(Ordering::Relaxed),
+                streamed_bytes: said.bytes.load(Ordering::Relaxed),
+                hung_up: said.hung_up.load(Ordering::Relaxed),
+                ..seen.clone()
+            })
+            .collect();
+        Counts { calls, ..lock(&self.counts).clone() }
     }
 
     /// Forgets everything but what is on its way.
     pub fn reset(&self) {
         lock(&self.faults).clear();
+        lock(&self.calls).clear();
         let mut counts = lock(&self.counts);
         let in_flight = counts.in_flight;
         *counts = Counts { in_flight, in_flight_max: in_flight, ..Counts::default() };
@@ -149,8 +187,8 @@ impl Tally {
     }
 
     /// Counts a call of `POST /v1/messages` with all that it will be given; from now on it is on
-    /// its way.
-    pub fn call(&self, seen: Seen) {
+    /// its way, and what is said of it goes into what is returned.
+    pub fn call(&self, seen: Seen) -> Arc<Said> {
         let mut counts = lock(&self.counts);
         counts.total += 1;
         counts.in_flight += 1;
@@ -165,16 +203,21 @@ impl Tally {
         counts.output_tokens_untold += seen.output_tokens_untold;
         counts.continued += u64::from(seen.continued);
         counts.lost_places += u64::from(seen.lost_place);
+        drop(counts);
+        let said = Arc::<Said>::default();
         if self.calls_kept > 0 {
-            if counts.calls.len() >= self.calls_kept {
-                counts.calls.pop_front();
+            let mut calls = lock(&self.calls);
+            if calls.len() >= self.calls_kept {
+                calls.pop_front();
             }
-            counts.calls.push_back(seen);
+            calls.push_back((seen, Arc::clone(&said)));
         }
+        said
     }
 
     /// Counts that an answer is no longer on its way.
-    pub fn landed(&self, hung_up: bool) {
+    pub fn landed(&self, said: &Said, hung_up: bool) {
+        said.hung_up.store(hung_up, Ordering::Relaxed);
         let mut counts = lock(&self.counts);
         counts.in_flight = counts.in_flight.saturating_sub(1);
         counts.hung_up += u64::from(hung_up);

@@ -44,6 +44,7 @@ use super::{
 };
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
+use crate::failpoint::failpoint;
 
 /// A SQLite file with our schema in it.
 pub struct SqliteStore {
@@ -228,7 +229,10 @@ async fn immediately<P: Sync, T>(
 ) -> sqlx::Result<T> {
     conn.execute("BEGIN IMMEDIATE").await?;
     let done = match work(conn, params).await {
-        Ok(done) => conn.execute("COMMIT").await.map(|_| done),
+        Ok(done) => {
+            failpoint!("commit");
+            conn.execute("COMMIT").await.map(|_| done)
+        }
         Err(error) => Err(error),
     };
     let Err(error) = done else { return done };

@@ -19,6 +19,7 @@ use crate::domain::reply::{Block, Exchange, sanitise};
 use crate::domain::retry::{self, Circumstances, Class, Disposition, News};
 use crate::domain::stop::StopReason;
 use crate::domain::talk::{Request, Step, Talk, Verdict};
+use crate::failpoint::failpoint;
 
 /// How long a job waits that no claim can see to be blocked.
 const GATE_PAUSE: Duration = Duration::from_secs(5);
@@ -88,6 +89,7 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
     if mill.refuses_prefill(&talk.job().model) {
         talk.prefill_refused();
     }
+    failpoint!("resume", lease.job);
     // The wide row has been understood; its prompt need not be held twice while the call runs.
     drop(claimed);
     let mut pending: Pending = None;
@@ -130,7 +132,9 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
             on_text: &|text| rein.notes.hear(text),
         };
         *rein.under_way() = Some(unheard(&request, seq, probe, Instant::now()));
+        failpoint!("ask.before", lease.job);
         let exchange = mill.claude.ask(&request, listener).await;
+        failpoint!("ask.ended", lease.job);
         let mut call = ledger_row(&request, &exchange, seq, probe);
         *rein.under_way() = None;
         call.checkpointed = rein.notes.end();
@@ -139,6 +143,7 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
         match exchange.end {
             Ok(()) => {
                 permit.accept(Instant::now());
+                failpoint!("push", lease.job);
                 call.request = talk.push(exchange.reply).or(call.request);
                 pending = Some(call);
             }
@@ -186,6 +191,7 @@ async fn judge(
     let now = Instant::now();
     let probe = permit.is_probe();
     let reason = retry::reason(failure);
+    failpoint!("decide", job.lease.job);
     let blocked = match class.health() {
         Some(health) => permit.fail(health, &reason, now, fastrand::f64()),
         None => false,
@@ -259,6 +265,7 @@ async fn stopped(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: Pen
 /// The job was cancelled, expired, rescued or deleted under us: what was spent is written down, and
 /// what had arrived is added to the result of a cancelled or expired job.
 async fn taken_away(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: Pending) -> Ended {
+    failpoint!("taken", lease.job);
     let arrived = call.as_ref().and_then(|call| call.content.clone());
     if let Some(call) = call {
         is_late(mill, lease, call).await;

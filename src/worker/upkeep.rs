@@ -17,6 +17,7 @@ use super::process::Process;
 use super::{Mill, Wake};
 use crate::domain::job::{Lease, WorkerId};
 use crate::domain::outcome::Outcome;
+use crate::failpoint::failpoint;
 use crate::store::{Peer, StoreError};
 
 /// The gates are shared no more often than this.
@@ -38,6 +39,7 @@ pub async fn beat(mill: Arc<Mill>, stop: CancellationToken) {
     while !paused(&stop, every).await {
         let running = mill.running.lock().len();
         let asleep = mill.asleep.load(Ordering::Relaxed);
+        failpoint!("beat");
         match mill.store.beat(mill.worker(), running, asleep).await {
             Ok(true) => mill.has_beaten(),
             Ok(false) => start_anew(&mill).await,
@@ -82,7 +84,9 @@ async fn start_anew(mill: &Mill) {
 pub async fn share_gates(mill: Arc<Mill>, stop: CancellationToken) {
     let mut ailing = false;
     while !paused(&stop, GATES_EVERY_MIN).await {
-        match mill.gates.sync(&*mill.store, Instant::now()).await {
+        let shared = mill.gates.sync(&*mill.store, Instant::now()).await;
+        failpoint!("gates");
+        match shared {
             Ok(()) => ailing = false,
             Err(err) => {
                 if !std::mem::replace(&mut ailing, true) {
@@ -122,6 +126,7 @@ async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreE
     // Many jobs may be due at the same time: a step a second would be the slowest part of the mill.
     for _ in 0..STEPS_MAX {
         let promoted = mill.store.promote(STEP).await?;
+        failpoint!("promote");
         if promoted > 0 {
             wake.notify_one();
         }
@@ -131,6 +136,7 @@ async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreE
     }
     promote_overdue(mill, wake).await?;
     for job in mill.store.expire(STEP).await? {
+        failpoint!("expire");
         tracing::info!(job.id = %job, "job {job} ended: its deadline passed");
         mill.tally.count(Outcome::Expired);
     }
@@ -192,6 +198,7 @@ async fn drop_lost(mill: &Mill) -> Result<(), StoreError> {
         return Ok(());
     }
     for lease in mill.store.lost(&held).await? {
+        failpoint!("lost");
         if let Some(rein) = mill.running.lock().get(&lease) {
             rein.pull(Why::Lost);
         }
@@ -210,7 +217,9 @@ async fn keep_notes(mill: &Mill) -> Result<(), StoreError> {
     if due.is_empty() {
         return Ok(());
     }
+    failpoint!("checkpoint.before");
     let kept = mill.store.checkpoint(&due).await?;
+    failpoint!("checkpoint.after");
     for (lease, rein) in running.iter().filter(|(lease, _)| kept.contains(lease)) {
         if let Some(last) = due.iter().rfind(|part| part.lease == *lease) {
             rein.notes.written(last.seq, last.part + 1);
@@ -225,7 +234,9 @@ async fn rescue(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), Store
     peers.unheard(mill.unheard(), mill.settings.lease);
     for dead in peers.dead(&seen, now, mill.settings.lease, &mill.process) {
         loop {
+            failpoint!("rescue.before");
             let jobs = mill.store.rescue(dead, STEP).await?;
+            failpoint!("rescue.after");
             if jobs.is_empty() {
                 break;
             }

@@ -686,3 +686,28 @@ async fn a_dropped_stand_in_frees_its_port() {
         tokio::task::yield_now().await;
     }
 }
+
+#[tokio::test]
+async fn what_was_streamed_is_counted_also_where_the_client_left() {
+    let running = start().await;
+    let whole = ask(&running, "[[tokens 50]]", 1000).await;
+    let prompt = "[[tokens 400]] [[delta 4]] [[pace 50ms]]";
+    let body = body(NEW, 1000, &json!([{ "role": "user", "content": prompt }])).to_string();
+    let post = client().post(format!("{}/v1/messages", running.url())).body(body).header("x-api-key", "any");
+    let mut left = post.header("anthropic-version", "2026-10-21").send().await.unwrap();
+    let mut heard = Vec::new();
+    while String::from_utf8_lossy(&heard).matches("text_delta").count() < 3 {
+        heard.extend(left.chunk().await.unwrap().unwrap());
+    }
+    drop(left);
+    while running.counts().hung_up == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let calls = running.counts().calls;
+    assert_eq!((calls[0].streamed_tokens, calls[0].streamed_bytes), (50, whole.text().len() as u64));
+    assert!(!calls[0].hung_up && calls[1].hung_up);
+    let tokens = calls[1].streamed_tokens;
+    assert!((12..400).contains(&tokens), "{tokens} of 400 tokens");
+    assert_eq!(calls[1].streamed_bytes, text(prompt, tokens as usize).len() as u64);
+    assert_eq!(calls[1].output_tokens, 400, "what the client would have been told");
+}

@@ -217,7 +217,7 @@ async fn jobs_without_a_label_that_are_all_refused_are_tried_one_at_a_time_and_e
     }
     let lane = ("q".to_owned(), String::new());
     gates.sync(&*store, Instant::now()).await.expect("shared");
-    assert_eq!(gates.open(Instant::now()).blocked.batches, [lane.clone()]);
+    assert_eq!(gates.open(Instant::now()).blocked.batches, std::slice::from_ref(&lane));
     assert_eq!(gates.held(), Some(Blocked::default()), "it opens by itself");
     let mut longest = Duration::ZERO;
     for _ in 0..9 {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::domain::job::{Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Release, Settlement};
 use crate::domain::outcome::{Fault, Outcome};
+use crate::failpoint::failpoint;
 use crate::store::{Store, StoreError, Written};
 use crate::worker::spool::line;
 
@@ -61,6 +62,14 @@ impl From<line::Write> for Write {
 }
 
 impl Write {
+    fn settlement(self) -> Option<Arc<Settlement>> {
+        if let Self::Settle(settlement) = self { Some(settlement) } else { None }
+    }
+
+    fn release(self) -> Option<Arc<Release>> {
+        if let Self::Release(release) = self { Some(release) } else { None }
+    }
+
     pub(super) fn lease(&self) -> Lease {
         match self {
             Self::Settle(settlement) => settlement.lease,
@@ -136,22 +145,31 @@ pub(super) async fn hand_over(
     writes: Vec<Write>,
 ) -> Result<Said, StoreError> {
     match writes.first() {
-        Some(Write::Append(lease, call)) => store.append(lease, call, worker).await.map(Said::Late),
-        Some(Write::Fill(lease, answer)) => store.fill(lease, answer).await.map(|_| Said::Filled),
-        _ => {
-            let (mut settlements, mut releases) = (Vec::new(), Vec::new());
-            for write in writes {
-                match write {
-                    Write::Settle(settlement) => settlements.push(settlement),
-                    Write::Release(release) => releases.push(release),
-                    Write::Append(..) | Write::Fill(..) => {}
-                }
-            }
-            if releases.is_empty() {
-                store.settle(&settlements, worker).await.map(Said::Batch)
-            } else {
-                store.release(&releases, worker).await.map(Said::Batch)
-            }
+        Some(Write::Append(lease, call)) => {
+            failpoint!("append.before", lease.job);
+            let late = store.append(lease, call, worker).await;
+            failpoint!("append.after", lease.job);
+            late.map(Said::Late)
+        }
+        Some(Write::Fill(lease, answer)) => {
+            failpoint!("fill.before", lease.job);
+            let filled = store.fill(lease, answer).await;
+            failpoint!("fill.after", lease.job);
+            filled.map(|_| Said::Filled)
+        }
+        Some(Write::Release(_)) => {
+            let releases: Vec<_> = writes.into_iter().filter_map(Write::release).collect();
+            failpoint!("release.before");
+            let written = store.release(&releases, worker).await;
+            failpoint!("release.after");
+            written.map(Said::Batch)
+        }
+        Some(Write::Settle(_)) | None => {
+            let settlements: Vec<_> = writes.into_iter().filter_map(Write::settlement).collect();
+            failpoint!("settle.before");
+            let written = store.settle(&settlements, worker).await;
+            failpoint!("settle.after");
+            written.map(Said::Batch)
         }
     }
 }

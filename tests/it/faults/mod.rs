@@ -1,15 +1,25 @@
-//! Faults: in the middle, between the daemon, its database and the API, and of the machine itself. The
-//! real binary, a real server, and a proxy that cuts, stalls and resets.
+//! Faults: processes that end anywhere, cuts and stalls between the daemon, its database and the API, and
+//! what the machine itself does. The real binary, a real server: nothing is lost, nothing is paid twice
+//! without being told.
 
 mod api;
+mod bite;
 mod clock;
 mod database;
+mod interval;
+mod invariants;
+mod kill;
 mod neighbours;
+mod points;
 mod pooler;
 mod process;
 mod schema;
+mod soak;
 mod sqlite;
 mod start;
+mod storm;
+mod taken;
+mod work;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -212,6 +212,12 @@ impl Daemon {
         wait(self.child.take().expect("it runs")).await
     }
 
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        let process = &mut self.child.as_mut().expect("it runs").process;
+        process.try_wait().expect("it is our child").is_some()
+    }
+
     /// SIGKILL: it gets to do nothing more.
     pub async fn kill(mut self) -> Ran {
         self.signal("-KILL");
