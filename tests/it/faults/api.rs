@@ -180,8 +180,9 @@ async fn cut_lane(stream: &str, end: End, first: usize, step: usize) {
 async fn a_stream_cut_at_every_byte_is_the_whole_answer_or_an_error() {
     tokio::join!(
         cut(STREAMS[0].0, End::Close, 1),
-        cut(STREAMS[1].0, End::Close, 1),
-        cut(STREAMS[2].0, End::Close, 1),
+        // The longer ones have less that is new.
+        cut(STREAMS[1].0, End::Close, 3),
+        cut(STREAMS[2].0, End::Close, 3),
         cut(STREAMS[3].0, End::Close, 1),
     );
 }

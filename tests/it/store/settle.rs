@@ -86,6 +86,7 @@ async fn a_lost_lease_cannot_settle_but_its_call_is_kept(ground: &Ground) {
     let written = bench.settle(vec![failure(old)]).await;
     assert_eq!((written.done.len(), written.lost), (0, vec![old]));
     assert_eq!(ground.line("SELECT count(*) FROM results").await, "0");
+    assert_eq!(ground.line("SELECT state, claims FROM job_state").await, format!("running|{}", new.claim));
     assert_eq!(
         ground.line("SELECT claim, seq, late, error_type, stop_reason FROM calls").await,
         ground.either("1|1|1|NULL|end_turn", "1|1|t|NULL|end_turn")
