@@ -53,8 +53,8 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long the last ends may take to be written after the drain time is over.
 const LAST_WRITES: Duration = Duration::from_secs(10);
 /// The same where somebody is in a hurry.
-const HURRIED_WRITES: Duration = Duration::from_millis(1200);
-/// How long the last words to the database may take then.
+const HURRIED_WRITES: Duration = Duration::from_millis(900);
+/// How long the last words to the database, and the spool, may take then.
 const HURRIED_WORDS: Duration = Duration::from_millis(300);
 /// Pause between tries to enlist.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
@@ -643,9 +643,12 @@ impl Turning {
         for rein in self.mill.running.lock().values() {
             rein.pull(Why::Shutdown);
         }
+        let mill = Arc::clone(&self.mill);
         let hurried = async {
             hurry.cancelled().await;
             tokio::time::sleep(HURRIED_WRITES).await;
+            mill.recorder.keep_at_once();
+            tokio::time::sleep(HURRIED_WORDS).await;
         };
         tokio::select! {
             () = self.all_reaped() => true,

@@ -206,7 +206,8 @@ fn say_unwritten(log: &Lines, left: &Unwritten) {
         ));
     }
     if left.in_memory > 0 {
-        log.say(&format!("{} could not be kept: their jobs will be run again", answers(left.in_memory)));
+        let whose = if left.in_memory == 1 { "its job" } else { "their jobs" };
+        log.say(&format!("{} could not be kept: {whose} will be run again", answers(left.in_memory)));
     }
     if left.in_file + left.in_memory == 0 {
         log.say("some calls could not be ended in time: their jobs will be run again");

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::domain::job::Lease;
 use crate::domain::ledger::{Answer, Call, Release, Settlement};
@@ -56,6 +56,9 @@ struct Standing {
     in_file: AtomicUsize,
     in_memory: AtomicUsize,
     file: Mutex<Option<PathBuf>>,
+    /// The process is about to end: what the database has not taken is kept without waiting.
+    at_once: AtomicBool,
+    hurry: Notify,
 }
 
 /// What was not in the database when the process ended.
@@ -88,6 +91,12 @@ impl Recorder {
     /// Adds to the result of a job that was cancelled or expired.
     pub async fn fill(&self, lease: Lease, answer: Answer) -> Kept {
         self.write(Write::Fill(lease, Arc::new(answer))).await
+    }
+
+    /// From now on what the database has not taken is kept in the spool without patience.
+    pub fn keep_at_once(&self) {
+        self.standing.at_once.store(true, Ordering::Release);
+        self.standing.hurry.notify_one();
     }
 
     /// Whether the database does not take what was paid for, so that nothing more may be claimed.

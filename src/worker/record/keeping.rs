@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 
 use super::entry::Write;
-use super::recording::{PATIENCE, Pending, Place, Recording};
+use super::recording::{Pending, Place, Recording};
 use crate::domain::job::WorkerId;
 use crate::worker::spool::Spool;
 use crate::worker::spool::line::Line;
@@ -57,9 +57,9 @@ impl Recording {
 
     /// Puts into the file what the database has not taken: all of it, where it is away.
     async fn keep(&mut self, worker: impl Fn() -> WorkerId) {
-        let (now, is_away) = (Instant::now(), self.away.is_some());
+        let (now, is_away, patience) = (Instant::now(), self.away.is_some(), self.patience());
         let must = |pending: &Pending| {
-            pending.place == Place::Nowhere && (is_away || pending.since + PATIENCE <= now)
+            pending.place == Place::Nowhere && (is_away || pending.since + patience <= now)
         };
         let again = std::mem::take(&mut self.keeping.try_again);
         // Arrival is the order: where the oldest need not, none must.
@@ -154,7 +154,7 @@ impl Recording {
     fn say_stalled(&self) {
         let why = match &self.away {
             Some(away) => away.why.clone(),
-            None => format!("no answer for {} s", PATIENCE.as_secs()),
+            None => format!("no answer for {} s", self.patience().as_secs()),
         };
         let file = self.standing.file.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match (file, &self.keeping.no_file) {

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -28,8 +29,8 @@ const LOCKED_PAUSE: Duration = Duration::from_millis(500);
 const AWAY_PAUSE: Duration = Duration::from_millis(50);
 /// Longest wait between two tries at a database that is away.
 const AWAY_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// What the database has not taken for so long is kept in the spool, whatever the reason.
-pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+/// What the database has not taken for so long is kept in the spool, as long as the process goes on.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// After so many refusals what is left of a write is not the answer's fault (a trigger of
 /// somebody's, say).
 const REFUSALS_MAX: u8 = 2;
@@ -164,6 +165,7 @@ impl Recording {
     pub async fn run(mut self, store: Arc<dyn Store>, worker: impl Fn() -> WorkerId) {
         let mut writing: FuturesUnordered<BoxFuture<'static, Answered>> = FuturesUnordered::new();
         let mut fresh: Vec<Entry> = Vec::with_capacity(INTAKE_MAX);
+        let standing = Arc::clone(&self.standing);
         while self.open || !self.pending.is_empty() {
             while let Some((kind, group)) = self.next_group(writing.is_empty()) {
                 writing.push(self.start(&store, worker(), kind, group));
@@ -178,6 +180,7 @@ impl Recording {
                 }
                 Some(answered) = writing.next(), if !writing.is_empty() => self.hear(answered, worker()).await,
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+                () = standing.hurry.notified() => {}
             }
             self.wake_aside();
             self.look_after(&worker).await;
@@ -222,6 +225,11 @@ impl Recording {
         Box::pin(async move { Answered { kind, group, said: hand_over(store, worker, writes).await } })
     }
 
+    /// What the database has not taken for so long is kept, whatever the reason.
+    pub(super) fn patience(&self) -> Duration {
+        if self.standing.at_once.load(Ordering::Acquire) { Duration::ZERO } else { PATIENCE }
+    }
+
     /// When something is to be done although nothing happens.
     fn next_time(&self) -> Option<Instant> {
         let again = self.away.as_ref().map(|away| away.until).filter(|until| *until > Instant::now());
@@ -230,7 +238,7 @@ impl Recording {
             .pending
             .values()
             .filter(|pending| pending.place == Place::Nowhere)
-            .map(|pending| pending.since + PATIENCE)
+            .map(|pending| pending.since + self.patience())
             .min();
         [again, aside, overdue].into_iter().flatten().min()
     }

@@ -25,7 +25,6 @@ async fn a_server_that_crashes_under_load_costs_no_call() {
     site.every_job_was_called_once(48).await;
     let ran = daemon.stop().await;
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert!(ran.stderr.contains("the database is back"), "{}", ran.stderr);
 }
 
 #[tokio::test]
@@ -209,7 +208,7 @@ async fn stop_without_a_database(mode: Mode) {
     let successor = site.mill.start();
     site.until_complete(4).await;
     assert_eq!(successor.stop().await.code, 0);
-    site.mill.holds().await;
+    site.every_job_was_called_once(4).await;
     site.close().await;
     ground.close().await;
 }

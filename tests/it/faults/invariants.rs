@@ -77,7 +77,9 @@ impl Invariants {
         let back = "NEW.claims < OLD.claims
                     OR (OLD.state = 'done' AND NEW.state NOT IN ('done', 'pending'))
                     OR (NEW.state = 'running' AND OLD.state NOT IN ('pending', 'running'))";
-        let changed = "OLD.outcome NOT IN ('cancelled', 'expired') OR NEW.outcome <> OLD.outcome";
+        // What it came to may be summed up again when a late call comes; what was said stays.
+        let changed = "NEW.outcome <> OLD.outcome OR NEW.run <> OLD.run
+                       OR (OLD.outcome NOT IN ('cancelled', 'expired') AND coalesce(NEW.text, '') <> coalesce(OLD.text, ''))";
         for (name, event, when, what) in [
             ("audit_made", "INSERT ON results", "NEW.run > 0", "'made'"),
             ("audit_changed", "UPDATE ON results", changed, "'changed'"),
