@@ -28,6 +28,8 @@ async fn store() -> (tempfile::TempDir, std::sync::Arc<dyn Store>) {
         schema: "promptmill".to_owned(),
         connections_max: 2,
         operation_max: Duration::from_secs(10),
+        connect_max: Duration::from_secs(10),
+        listen_url: None,
         transaction_pooler: false,
     };
     let file = format!("sqlite:{}", folder.path().join("mill.db").display());
