@@ -16,6 +16,7 @@ mod desk;
 mod gates;
 mod migrate;
 mod place;
+mod rates;
 mod upkeep;
 mod write;
 
@@ -37,6 +38,7 @@ use super::{
 };
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
+use crate::domain::pace::{Each, Grant, Take};
 
 /// A SQLite file with our schema in it.
 pub struct SqliteStore {
@@ -247,6 +249,15 @@ impl Store for SqliteStore {
     async fn count_refusal(&self, scope: &str, word: &str) -> Result<u32, StoreError> {
         let params = (scope.to_owned(), word.to_owned());
         self.write(params, |conn, params| Box::pin(gates::count_refusal(conn, &params.0, &params.1))).await
+    }
+
+    async fn take_rates(&self, scope: &str, take: &Take) -> Result<Each<Option<Grant>>, StoreError> {
+        let params = (scope.to_owned(), *take);
+        // Looking costs no lock.
+        if take.is_empty() {
+            return self.read(params, |conn, p| Box::pin(rates::hear(conn, &p.0))).await;
+        }
+        self.write(params, |conn, p| Box::pin(rates::take(conn, &p.0, &p.1))).await
     }
 
     async fn backlog(&self, wanted: &Wanted, horizon: Duration) -> Result<Backlog, StoreError> {
