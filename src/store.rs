@@ -14,6 +14,7 @@ mod held;
 mod lanes;
 pub mod migrations;
 mod op;
+mod rates;
 mod row;
 
 use std::collections::HashMap;
@@ -31,6 +32,7 @@ use self::sqlite::SqliteStore;
 
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
+use crate::domain::pace::{Each, Grant, Take};
 
 /// Why a database operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -411,6 +413,11 @@ pub trait Store: Send + Sync {
     /// Counts one more refusal of a batch whose gate flows; its signature is this word. Returns how
     /// many there were in a row with the same over all daemons, 0 where the gate does not flow.
     async fn count_refusal(&self, scope: &str, word: &str) -> Result<u32, StoreError>;
+
+    /// Takes from the rate budget that all daemons share (`rate:<fingerprint>/<class>`), and tells it
+    /// what was learnt: [`Budget::take`](crate::domain::pace::Budget::take) by the database's clock.
+    /// `None` where no limit is known, or somebody holds that bucket's lock just now.
+    async fn take_rates(&self, scope: &str, take: &Take) -> Result<Each<Option<Grant>>, StoreError>;
 
     /// Counts what is left for a drain.
     async fn backlog(&self, wanted: &Wanted, horizon: Duration) -> Result<Backlog, StoreError>;

@@ -187,6 +187,7 @@ CREATE TABLE queues (
 );
 
 -- Why nothing flows. Promised: scope, state, reason, until.
+-- scope: key:<fingerprint>, model:<profile>/<model>, rate:<fingerprint>/<class>, batch:<queue>/<batch>.
 CREATE TABLE gates (
     scope      text CONSTRAINT gates_scope PRIMARY KEY,
     state      text NOT NULL CONSTRAINT gate_state_is_known CHECK (state IN ('flowing', 'blocked', 'probing')),
@@ -196,6 +197,21 @@ CREATE TABLE gates (
     generation bigint NOT NULL DEFAULT 0,
     changed_at timestamptz NOT NULL DEFAULT now()
 );
+
+-- How much may be asked a minute: token buckets that all daemons share, one a limit of a key and model class.
+-- scope is that of the class in gates, which says whether it flows at all. What the API names makes the rows. People may
+-- update rate and cap: it holds with the next take of each daemon (within a second), until the API names another limit
+-- than before. Nobody but the daemons needs level and at; a bucket refills by itself, so that nothing is ever lost.
+CREATE TABLE rates (
+    scope  text COLLATE "C" NOT NULL,
+    kind   text COLLATE "C" NOT NULL CONSTRAINT rate_kind_is_known CHECK (kind IN ('requests', 'input', 'output')),
+    rate   double precision NOT NULL CONSTRAINT rate_is_positive CHECK (rate BETWEEN 0.001 AND 1e15),  -- a minute
+    learnt double precision NOT NULL,             -- the rate that was named last
+    cap    double precision CONSTRAINT cap_is_not_negative CHECK (cap BETWEEN 0 AND 1e15),  -- NULL: four seconds' worth
+    level  double precision NOT NULL CONSTRAINT level_is_not_negative CHECK (level BETWEEN 0 AND 1e15),
+    at     timestamptz NOT NULL DEFAULT now() CONSTRAINT at_is_finite CHECK (isfinite(at)),
+    CONSTRAINT rates_scope_kind PRIMARY KEY (scope, kind)
+) WITH (fillfactor = 50);
 
 -- The daemons that are there. A worker is dead when its beat stands still.
 CREATE TABLE workers (

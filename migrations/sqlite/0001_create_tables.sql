@@ -209,6 +209,7 @@ CREATE TABLE queues (
 ) STRICT;
 
 -- Why nothing flows. Promised: scope, state, reason, until.
+-- scope: key:<fingerprint>, model:<profile>/<model>, rate:<fingerprint>/<class>, batch:<queue>/<batch>.
 CREATE TABLE gates (
     scope      TEXT    NOT NULL CONSTRAINT gates_scope PRIMARY KEY,
     state      TEXT    NOT NULL CONSTRAINT gate_state_is_known CHECK (state IN ('flowing', 'blocked', 'probing')),
@@ -217,6 +218,22 @@ CREATE TABLE gates (
     counters   TEXT,
     generation INTEGER NOT NULL DEFAULT 0,
     changed_at INTEGER NOT NULL DEFAULT (CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER))
+) STRICT;
+
+-- How much may be asked a minute: token buckets that all daemons share, one a limit of a key and model class.
+-- scope is that of the class in gates, which says whether it flows at all. What the API names makes the rows. People may
+-- update rate and cap: it holds with the next take of each daemon (within a second), until the API names another limit
+-- than before. Nobody but the daemons needs level and at; a bucket refills by itself, so that nothing is ever lost.
+CREATE TABLE rates (
+    scope  TEXT    NOT NULL,
+    kind   TEXT    NOT NULL CONSTRAINT rate_kind_is_known CHECK (kind IN ('requests', 'input', 'output')),
+    rate   REAL    NOT NULL CONSTRAINT rate_is_positive CHECK (rate BETWEEN 0.001 AND 1e15),   -- a minute
+    learnt REAL    NOT NULL,                   -- the rate that was named last
+    cap    REAL    CONSTRAINT cap_is_not_negative CHECK (cap BETWEEN 0 AND 1e15),              -- NULL: four seconds' worth
+    level  REAL    NOT NULL CONSTRAINT level_is_not_negative CHECK (level BETWEEN 0 AND 1e15),
+    at     INTEGER NOT NULL DEFAULT (CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER))
+                   CONSTRAINT at_is_milliseconds CHECK (at BETWEEN 100000000000 AND 253402300799999),
+    CONSTRAINT rates_scope_kind PRIMARY KEY (scope, kind)
 ) STRICT;
 
 -- The daemons that are there. A worker is dead when its beat stands still.

@@ -155,7 +155,20 @@ impl Pace {
         self.allowance.take(now)
     }
 
-    /// Takes in what the shared budget gave.
+    /// Stops for as long as the hint says, or a little: another daemon was refused. `dice` in [0, 1) spreads
+    /// the end.
+    pub fn pause(&mut self, hint: Option<Duration>, now: Instant, dice: f64) {
+        self.loss.pause(hint, now, dice);
+    }
+
+    /// Whether it may be forgotten: nothing is in flight, owed or paused, and the last call was so long ago
+    /// that what was found by loss is old. A limit that was learnt stands in the shared budget.
+    pub fn is_idle(&self, now: Instant) -> bool {
+        self.loss.is_idle(now) && !self.allowance.owes()
+    }
+
+    /// Takes in what the shared budget gave; all `None` where it could not be asked: what it was to be told
+    /// goes with the next take.
     pub fn granted(&mut self, grants: Each<Option<Grant>>) {
         self.allowance.granted(grants);
         self.know();

@@ -9,6 +9,7 @@ mod desk;
 mod gates;
 mod listen;
 mod migrate;
+mod rates;
 mod upkeep;
 mod write;
 
@@ -33,6 +34,7 @@ use super::{
 };
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
+use crate::domain::pace::{Each, Grant, Take};
 
 /// A Postgres database with our schema in it.
 pub struct PostgresStore {
@@ -305,6 +307,14 @@ impl Store for PostgresStore {
     async fn count_refusal(&self, scope: &str, word: &str) -> Result<u32, StoreError> {
         let params = (scope.to_owned(), word.to_owned());
         self.run(params, |conn, params| Box::pin(gates::count_refusal(conn, &params.0, &params.1))).await
+    }
+
+    async fn take_rates(&self, scope: &str, take: &Take) -> Result<Each<Option<Grant>>, StoreError> {
+        let params = (scope.to_owned(), *take);
+        if take.is_empty() {
+            return self.run(params, |conn, p| Box::pin(rates::hear(conn, &p.0))).await;
+        }
+        self.run(params, |conn, p| Box::pin(rates::take(conn, &p.0, &p.1))).await
     }
 
     async fn backlog(&self, wanted: &Wanted, horizon: Duration) -> Result<Backlog, StoreError> {

@@ -79,9 +79,10 @@ GRANT INSERT ({ENQUEUED}), SELECT (id, key)
 -- Reader: sees everything.
 GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {reader}, {operator}, {worker};
 
--- Operator: a reader who cancels, moves and runs again, and turns queues and gates.
+-- Operator: a reader who cancels, moves and runs again, and turns queues, gates and rates.
 GRANT UPDATE (state, priority, available_at) ON {schema}.job_state TO {operator};
 GRANT INSERT, UPDATE ON {schema}.queues, {schema}.gates TO {operator};
+GRANT UPDATE (rate, cap) ON {schema}.rates TO {operator};
 
 -- Tool: answers tool calls; in this version there are none to answer.
 
@@ -92,7 +93,8 @@ GRANT INSERT ({ENQUEUED}), DELETE
 GRANT UPDATE (id) ON {schema}.jobs TO {worker};
 GRANT UPDATE ON {schema}.job_state TO {worker};
 GRANT INSERT, UPDATE ON {schema}.results, {schema}.queues TO {worker};
-GRANT INSERT, UPDATE, DELETE ON {schema}.calls, {schema}.checkpoints, {schema}.gates, {schema}.workers TO {worker};
+GRANT INSERT, UPDATE, DELETE
+   ON {schema}.calls, {schema}.checkpoints, {schema}.gates, {schema}.rates, {schema}.workers TO {worker};
 
 -- Counts where a pooler drops what a connection sets for itself, and only for a role that logs in itself:
 -- do the same for a role of yours that a daemon logs in with.

@@ -18,6 +18,7 @@ mod gates;
 mod holder;
 mod migrate;
 mod place;
+mod rates;
 mod reopen;
 mod upkeep;
 mod write;
@@ -44,6 +45,7 @@ use super::{
 };
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
+use crate::domain::pace::{Each, Grant, Take};
 use crate::failpoint::failpoint;
 
 /// A SQLite file with our schema in it.
@@ -358,6 +360,15 @@ impl Store for SqliteStore {
     async fn count_refusal(&self, scope: &str, word: &str) -> Result<u32, StoreError> {
         let params = (scope.to_owned(), word.to_owned());
         self.write(params, |conn, params| Box::pin(gates::count_refusal(conn, &params.0, &params.1))).await
+    }
+
+    async fn take_rates(&self, scope: &str, take: &Take) -> Result<Each<Option<Grant>>, StoreError> {
+        let params = (scope.to_owned(), *take);
+        // Looking costs no lock.
+        if take.is_empty() {
+            return self.read(params, |conn, p| Box::pin(rates::hear(conn, &p.0))).await;
+        }
+        self.write(params, |conn, p| Box::pin(rates::take(conn, &p.0, &p.1))).await
     }
 
     async fn backlog(&self, wanted: &Wanted, horizon: Duration) -> Result<Backlog, StoreError> {

@@ -27,15 +27,17 @@ struct Share {
     level: f64,
     /// What there was to spend after the last grant.
     granted: f64,
-    /// The budget has not been told of this rate yet.
+    /// The limit that the API or the configuration named last here. Another one may be in force: a person's.
+    named: Option<f64>,
+    /// The budget has not been told of it yet.
     news: bool,
     /// What the API had left, and when.
     left: Option<(f64, Instant)>,
 }
 
 impl Share {
-    const fn new(rate: f64, news: bool) -> Self {
-        Self { rate, level: 0.0, granted: 0.0, news, left: None }
+    const fn new(rate: f64) -> Self {
+        Self { rate, level: 0.0, granted: 0.0, named: None, news: false, left: None }
     }
 
     /// What a daemon holds at most.
@@ -102,7 +104,7 @@ impl Allowance {
     pub fn configure(&mut self, limits: Each<Option<f64>>) {
         for (share, limit) in self.0.as_mut().zip(limits) {
             if let Some(limit) = limit {
-                set_rate(share, limit, true);
+                name(share, limit);
             }
         }
     }
@@ -111,7 +113,7 @@ impl Allowance {
     pub fn learn(&mut self, limits: &RateLimits, now: Instant) {
         for (share, said) in self.0.as_mut().zip(limits.each) {
             if let Some(limit) = said.limit {
-                set_rate(share, limit as f64, true);
+                name(share, limit as f64);
             }
             if let (Some(share), Some(left)) = (share, said.remaining) {
                 let said = Share { left: Some((left as f64, limits.at)), ..*share };
@@ -128,7 +130,9 @@ impl Allowance {
     pub fn take(&mut self, now: Instant) -> Take {
         let take = Take {
             want: self.0.map(|share| share.map_or(0.0, |share| share.target() - share.level)),
-            rate: self.0.map(|share| share.filter(|share| share.news).map(|share| share.rate)),
+            rate: self
+                .0
+                .map(|share| share.filter(|share| share.news).map(|share| share.named.unwrap_or(share.rate))),
             left: self.0.map(|share| share.and_then(|share| share.left(now))),
         };
         for share in self.0.as_mut().into_iter().flatten() {
@@ -137,16 +141,25 @@ impl Allowance {
         take
     }
 
-    /// Takes in what the shared budget gave.
+    /// Takes in what the shared budget gave. One that gave nothing may not have heard: it is told again.
     pub fn granted(&mut self, grants: Each<Option<Grant>>) {
         for (share, grant) in self.0.as_mut().zip(grants) {
-            let Some(grant) = grant else { continue };
-            set_rate(share, grant.rate, false);
-            if let Some(share) = share {
-                share.level += grant.amount;
-                share.granted = share.level;
+            match (grant, share) {
+                (Some(grant), share) => {
+                    let share = share.get_or_insert_with(|| Share::new(grant.rate));
+                    share.rate = grant.rate;
+                    share.level += grant.amount;
+                    share.granted = share.level;
+                }
+                (None, Some(share)) => share.news = true,
+                (None, None) => {}
             }
         }
+    }
+
+    /// Whether more was spent than was granted.
+    pub fn owes(&self) -> bool {
+        self.0.into_iter().flatten().any(|share| share.level < 0.0)
     }
 
     fn known(&self, cost: Each<f64>) -> impl Iterator<Item = (Share, f64)> {
@@ -154,10 +167,11 @@ impl Allowance {
     }
 }
 
-fn set_rate(share: &mut Option<Share>, rate: f64, news: bool) {
-    match share {
-        Some(share) if share.rate.to_bits() == rate.to_bits() => {}
-        Some(share) => (share.rate, share.news) = (rate, news),
-        None => *share = Some(Share::new(rate, news)),
+/// The API, or the configuration, names a limit. What it has named before says nothing new: what is in
+/// force may have been changed since by a person, in the shared budget.
+fn name(share: &mut Option<Share>, limit: f64) {
+    let share = share.get_or_insert_with(|| Share::new(limit));
+    if share.named.map(f64::to_bits) != Some(limit.to_bits()) {
+        (share.rate, share.named, share.news) = (limit, Some(limit), true);
     }
 }

@@ -98,6 +98,15 @@ pub struct Take {
     pub left: Each<Option<f64>>,
 }
 
+impl Take {
+    /// Whether it neither asks for anything nor tells anything: it only hears what the others know.
+    pub fn is_empty(&self) -> bool {
+        let told = self.rate.zip(self.left).into_iter().any(|(rate, left)| rate.is_some() || left.is_some());
+        // What was granted to the full leaves the dust of a sum.
+        !told && self.want.into_iter().all(|want| want.abs() < 1e-6)
+    }
+}
+
 /// What the budget gave of one limit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Grant {

@@ -145,6 +145,13 @@ impl Loss {
         (self.window as usize).saturating_sub(self.in_flight)
     }
 
+    /// Whether no pause runs, nothing is in flight, and the last call was long ago.
+    pub fn is_idle(&self, now: Instant) -> bool {
+        self.paused_until.is_none_or(|until| now >= until)
+            && self.in_flight == 0
+            && now.saturating_duration_since(self.last_sent) > IDLE
+    }
+
     /// Asks to make a call; returns its number.
     pub fn admit(&mut self, now: Instant) -> Result<u64, Hold> {
         if let Some(until) = self.paused_until
@@ -152,8 +159,7 @@ impl Loss {
         {
             return Err(Hold::Until(until));
         }
-        let idle = self.in_flight == 0 && now.saturating_duration_since(self.last_sent) > IDLE;
-        if idle && self.window.is_finite() {
+        if self.is_idle(now) && self.window.is_finite() {
             self.threshold = self.threshold.max(self.window);
             self.window = 1.0;
         }

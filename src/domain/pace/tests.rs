@@ -300,6 +300,17 @@ fn what_the_api_has_left_is_believed_for_the_time_at_which_it_said_so() {
 }
 
 #[test]
+fn a_take_is_empty_only_where_it_neither_asks_nor_tells() {
+    let now = Instant::now();
+    assert!(Take::default().is_empty() && wants(1e-9).is_empty());
+    assert!(!wants(1.0).is_empty() && !wants(-1.0).is_empty());
+    let some = Each { output: Some(0.0), ..Each::default() };
+    assert!(!Take { rate: some, ..Take::default() }.is_empty());
+    assert!(!Take { left: some, ..Take::default() }.is_empty());
+    assert!(allowed(600.0, now).0.take(now).is_empty(), "as much is there as it may hold");
+}
+
+#[test]
 fn a_refused_call_costs_nothing_and_waits_for_the_hint() {
     let now = Instant::now();
     let (mut pace, _) = allowed(600.0, now);
@@ -308,6 +319,75 @@ fn a_refused_call_costs_nothing_and_waits_for_the_hint() {
     let later = now + ms(999);
     assert!(matches!(pace.admit(call(1.0), later), Err(Hold::Until(until)) if until >= now + LEASE));
     assert_eq!(pace.slots(call(1.0), now + 2 * LEASE), 10);
+}
+
+#[test]
+fn a_pause_holds_all_calls_for_the_hint_and_at_most_a_quarter_longer() {
+    let now = Instant::now();
+    for dice in [0.0, 0.5, 1.0] {
+        let (mut pace, _) = allowed(600.0, now);
+        pace.pause(Some(LEASE), now, dice);
+        let until = now + LEASE.mul_f64(1.0 + 0.25 * dice);
+        assert_eq!(pace.admit(call(1.0), now).unwrap_err(), Hold::Until(until));
+        pace.pause(None, now, 0.0);
+        assert_eq!(pace.slots(call(1.0), now + ms(999)), 0, "a shorter one takes nothing back");
+        assert_eq!(pace.slots(call(1.0), until), 10);
+    }
+}
+
+#[test]
+fn a_pace_is_idle_when_nothing_flies_is_owed_or_paused_and_a_minute_has_passed() {
+    let now = Instant::now();
+    let late = now + Duration::from_mins(2);
+    let (mut pace, mut budget) = allowed(600.0, now);
+    assert!(!pace.is_idle(now) && pace.is_idle(late), "it has just begun");
+    let ticket = pace.admit(call(1.0), now).unwrap();
+    assert!(!pace.is_idle(late), "a call of two minutes");
+    pace.end(ticket, Spent::Answered { input: 1.0, output: 1.0 }, late, 0.0);
+    assert!(pace.is_idle(late));
+    pace.pause(Some(LEASE), late, 0.0);
+    assert!(!pace.is_idle(late) && pace.is_idle(late + LEASE));
+
+    let (after, much_later) = (late + LEASE, late + Duration::from_mins(2));
+    pace.configure(Each { input: Some(600.0), ..Each::default() });
+    draw(&mut pace, &mut budget, after);
+    let ticket = pace.admit(call(15.0), after).unwrap();
+    pace.end(ticket, Spent::Unknown, after, 0.0);
+    assert!(!pace.is_idle(much_later), "it owes");
+    draw(&mut pace, &mut budget, much_later);
+    assert!(pace.is_idle(much_later));
+}
+
+#[test]
+fn a_limit_that_the_budget_did_not_hear_of_is_told_again() {
+    let now = Instant::now();
+    let mut pace = Pace::new(now);
+    pace.learn(&said(600, 599, now), now);
+    assert_eq!(pace.take(now).rate.requests, Some(600.0));
+    pace.granted(Each::default());
+    assert_eq!(pace.take(now).rate.requests, Some(600.0), "the database was away");
+    pace.granted(Each { requests: Some(Grant { amount: 1.0, rate: 600.0 }), ..Each::default() });
+    assert_eq!(pace.take(now).rate.requests, None);
+    // Another daemon, which knows it from the budget alone, tells it when the row is gone.
+    let mut other = Pace::new(now);
+    other.granted(Each { requests: Some(Grant { amount: 0.0, rate: 600.0 }), ..Each::default() });
+    assert_eq!(other.take(now).rate.requests, None);
+    other.granted(Each::default());
+    assert_eq!(other.take(now).rate.requests, Some(600.0));
+}
+
+#[test]
+fn a_rate_that_a_person_set_is_kept_until_the_api_names_another_limit() {
+    let now = Instant::now();
+    let mut pace = Pace::new(now);
+    pace.learn(&said(6000, 5999, now), now);
+    pace.take(now);
+    pace.granted(Each { requests: Some(Grant { amount: 5.0, rate: 300.0 }), ..Each::default() });
+    pace.learn(&said(6000, 5998, now), now);
+    let take = pace.take(now);
+    assert_eq!((take.rate.requests, take.want.requests), (None, 0.0), "a second's worth of 300 is there");
+    pace.learn(&said(8000, 7999, now), now);
+    assert_eq!(pace.take(now).rate.requests, Some(8000.0));
 }
 
 /// Lets a window find a limit of calls in flight: more are refused at once. Returns it after each of

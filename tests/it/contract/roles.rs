@@ -97,6 +97,9 @@ async fn an_enqueuer_may_do_nothing_else() {
 async fn a_reader_reads_and_an_operator_turns() {
     let ground = ground_with_roles().await;
     ground.run("INSERT INTO jobs (prompt, batch) VALUES ('a', 'b'), ('a', 'b')").await;
+    ground
+        .run("INSERT INTO rates (scope, kind, rate, learnt, level) VALUES ('rate:f/c', 'input', 60, 60, 4)")
+        .await;
     let reader = connect("promptmill_reader").await;
     for relation in [
         "jobs",
@@ -105,6 +108,7 @@ async fn a_reader_reads_and_an_operator_turns() {
         "calls",
         "queues",
         "gates",
+        "rates",
         "workers",
         "meta",
         "job_overview",
@@ -122,6 +126,7 @@ async fn a_reader_reads_and_an_operator_turns() {
         "UPDATE MILL.queues SET paused = TRUE",
         "INSERT INTO MILL.gates (scope, state) VALUES ('key:f', 'blocked')",
         "UPDATE MILL.gates SET state = 'flowing'",
+        "UPDATE MILL.rates SET rate = 30, cap = 1",
     ] {
         assert!(attempt(&operator, &ground, sql).await.unwrap() > 0, "{sql}");
     }
@@ -131,6 +136,7 @@ async fn a_reader_reads_and_an_operator_turns() {
     );
     for sql in [
         "UPDATE MILL.job_state SET claims = 9",
+        "UPDATE MILL.rates SET level = 9",
         "DELETE FROM MILL.results",
         "UPDATE MILL.jobs SET metadata = NULL",
     ] {
@@ -159,6 +165,10 @@ async fn a_worker_works_without_ddl() {
         "INSERT INTO MILL.results (job_id, run, queue, outcome) VALUES (1, 1, 'default', 'complete')",
         "UPDATE MILL.job_state SET state = 'done', claimed_by = NULL WHERE job_id = 1",
         "INSERT INTO MILL.gates (scope, state, generation) VALUES ('key:f', 'blocked', 1)",
+        "INSERT INTO MILL.rates (scope, kind, rate, learnt, level) VALUES ('rate:f/c', 'input', 60, 60, 4)",
+        "UPDATE MILL.rates SET level = 3, at = now()",
+        "SELECT kind FROM MILL.rates FOR NO KEY UPDATE SKIP LOCKED",
+        "DELETE FROM MILL.rates",
         "DELETE FROM MILL.jobs WHERE id = 1",
     ] {
         assert!(attempt(&pool, &ground, sql).await.unwrap() > 0, "{sql}");

@@ -27,8 +27,18 @@ async fn both_databases_have_the_same_tables_and_columns() {
     let (sqlite, postgres) = (Ground::sqlite().await, Ground::postgres().await);
     let tables = relations(&sqlite, "table").await;
     assert_eq!(tables, relations(&postgres, "table").await);
-    let expected =
-        ["calls", "checkpoints", "gates", "job_state", "jobs", "meta", "queues", "results", "workers"];
+    let expected = [
+        "calls",
+        "checkpoints",
+        "gates",
+        "job_state",
+        "jobs",
+        "meta",
+        "queues",
+        "rates",
+        "results",
+        "workers",
+    ];
     assert_eq!(tables.iter().map(String::as_str).collect::<Vec<_>>(), expected);
     for table in &tables {
         assert_eq!(sqlite.columns(table).await, postgres.columns(table).await, "{table}");

@@ -134,6 +134,8 @@ impl<'g> Storm<'g> {
     /// Lets all come to its end, and looks; returns how many daemons were killed, too.
     pub async fn end(mut self) -> (usize, Findings) {
         for daemon in self.daemons.drain(..) {
+            // A signal that comes before it listens ends it as it ends any program.
+            self.mill.until_said(&daemon, "is ready").await;
             let ran = daemon.stop().await;
             if ran.code != 0 {
                 self.wrong.push(format!("a daemon was stopped and ended with {}: {}", ran.code, ran.stderr));

@@ -30,7 +30,7 @@ async fn no_log_line_holds_a_prompt_an_answer_or_a_key(ground: &Ground) {
         );
     }
     assert!(ran.stderr.contains("job 1 called"), "at debug there is a line a call: {}", ran.stderr);
-    let tables = ["jobs", "job_state", "results", "calls", "queues", "gates", "workers", "meta"];
+    let tables = ["jobs", "job_state", "results", "calls", "queues", "gates", "rates", "workers", "meta"];
     for table in tables {
         for line in ground.lines(&format!("SELECT * FROM {table}")).await {
             assert!(!line.contains("canary-key"), "the key is in {table}: {line}");
