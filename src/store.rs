@@ -185,7 +185,7 @@ pub struct Peer {
 }
 
 /// What a claim may take.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Wanted {
     /// Who claims.
     pub worker: WorkerId,
@@ -216,7 +216,7 @@ pub struct Blocked {
 
 /// How many jobs a claim may bring at most where it is not its slots that decide. Of several rooms
 /// the smallest counts.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 pub struct Rooms {
     /// By model; a probe is a room of one.
     pub models: HashMap<String, usize>,
@@ -224,17 +224,33 @@ pub struct Rooms {
     pub batches: HashMap<(String, String), usize>,
     /// Of a labelled batch that is not among them.
     pub batch: Option<usize>,
+    /// By class of models that share a rate limit.
+    pub classes: HashMap<String, usize>,
+    /// Of a class that is not among them.
+    pub class: Option<usize>,
+    /// The class of a model; where it is not known, classes do not count.
+    pub class_of: Option<ClassOf>,
 }
 
+/// Says which class of models a model belongs to.
+pub type ClassOf = Arc<dyn Fn(&str) -> String + Send + Sync>;
+
 impl Rooms {
-    fn of(&mut self, model: &str, lane: &(String, String)) -> [Option<&mut usize>; 2] {
+    fn of(&mut self, model: &str, lane: &(String, String)) -> [Option<&mut usize>; 3] {
         if let Some(room) = self.batch
             && !lane.1.is_empty()
             && !self.batches.contains_key(lane)
         {
             self.batches.insert(lane.clone(), room);
         }
-        [self.models.get_mut(model), self.batches.get_mut(lane)]
+        let class = self.class_of.as_ref().map(|class_of| class_of(model));
+        if let (Some(class), Some(room)) = (&class, self.class)
+            && !self.classes.contains_key(class)
+        {
+            self.classes.insert(class.clone(), room);
+        }
+        let of_class = class.and_then(|class| self.classes.get_mut(&class));
+        [self.models.get_mut(model), self.batches.get_mut(lane), of_class]
     }
 
     /// How many more jobs may be taken of a lane.

@@ -34,7 +34,7 @@ use crate::failpoint::failpoint;
 use crate::store::{Backlog, Me, Store, StoreError, Wanted};
 
 use attempt::{Ended, Rein, Why, attempt};
-use gate::{Gates, Lane, Open};
+use gate::{Gates, Lane, Open, PaceSettings};
 use process::Process;
 use record::{Kept, Recorder, Restored, Unwritten};
 use spool::Spool;
@@ -83,6 +83,8 @@ pub struct Settings {
     pub curve: Curve,
     /// `[breaker]`.
     pub breaker: BreakerSettings,
+    /// What `[models]` says of rate limits.
+    pub pace: PaceSettings,
     /// `api.profile`.
     pub profile: String,
 }
@@ -222,7 +224,7 @@ pub async fn run(
     let (recorder, mut recording) = Recorder::new(settings.concurrency, spool);
     let restored = recording.restore().await;
     let mill = Arc::new(Mill {
-        gates: Gates::new(settings.breaker, &settings.profile, claude.fingerprint()),
+        gates: Gates::new(settings.breaker, settings.pace.clone(), &settings.profile, claude.fingerprint()),
         store,
         claude,
         settings,
@@ -248,6 +250,7 @@ pub async fn run(
     upkeep.spawn(upkeep::beat(Arc::clone(&mill), beside.clone()));
     upkeep.spawn(upkeep::tick(Arc::clone(&mill), Arc::clone(&wake), beside.clone()));
     upkeep.spawn(upkeep::share_gates(Arc::clone(&mill), beside.clone()));
+    upkeep.spawn(upkeep::share_rates(Arc::clone(&mill), beside.clone()));
     // It only waits and wakes: it may be dropped at any moment, the store's operations end by themselves.
     let mut watching: JoinSet<()> = JoinSet::new();
     watching.spawn(watch(Arc::clone(&mill), Arc::clone(&wake)));
@@ -367,6 +370,8 @@ async fn watch(mill: Arc<Mill>, wake: Wake) {
 async fn opened(mill: Arc<Mill>, wake: Wake) {
     loop {
         mill.gates.opened().await;
+        // What opens a moment later is claimed for together.
+        tokio::time::sleep(GATHER).await;
         wake.notify_one();
     }
 }
@@ -428,7 +433,11 @@ impl Turning {
             let found = self.claim().await;
             match found {
                 Found::Some => continue,
-                Found::Nothing if self.fall_asleep().await => continue,
+                Found::Nothing
+                    if !self.mill.gates.is_limiting(Instant::now()) && self.fall_asleep().await =>
+                {
+                    continue;
+                }
                 Found::Full | Found::Nothing | Found::Shut => {}
             }
             if let Some(drain) = &mut draining
@@ -556,13 +565,15 @@ impl Turning {
         self.mill.running.lock().insert(lease, rein.clone());
         let mill = Arc::clone(&self.mill);
         let lane = Lane::of_row(&claimed);
+        let defaults = &self.mill.defaults;
+        let model = claimed.model.as_ref().or(claimed.queue_model.as_ref()).unwrap_or(&defaults.model);
+        self.mill.gates.claimed(lease, &lane, model, Instant::now());
         let work = Work { lease, bytes, tally, lane, rein: rein.clone() };
         let task = self.attempts.spawn(async move { attempt(&mill, claimed, &rein).await });
         self.work_on(task.id(), work);
     }
 
     fn work_on(&mut self, task: Id, work: Work) {
-        self.mill.gates.claimed(&work.lane);
         self.bytes += work.bytes;
         self.suspects += usize::from(work.tally.is_suspect());
         self.works.insert(task, work);
@@ -582,7 +593,7 @@ impl Turning {
         };
         let Some(work) = self.works.remove(&id) else { return false };
         self.mill.running.lock().remove(&work.lease);
-        self.mill.gates.over(&work.lane);
+        self.mill.gates.over(work.lease, &work.lane);
         self.bytes -= work.bytes;
         self.suspects -= usize::from(work.tally.is_suspect());
         match ended {

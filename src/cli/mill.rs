@@ -9,8 +9,10 @@ use crate::claude::http::{Auth, ClaudeSettings, HttpClaude};
 use crate::config::{Config, KeyPlace};
 use crate::domain::breaker::BreakerSettings;
 use crate::domain::job::{Defaults, ModelFacts};
+use crate::domain::pace::Each;
 use crate::domain::retry::Curve;
 use crate::worker::Settings;
+use crate::worker::gate::PaceSettings;
 
 /// Longest time a probe may keep the others waiting.
 const PROBE_LEASE: Duration = Duration::from_mins(1);
@@ -37,8 +39,29 @@ pub fn settings(config: &Config) -> Settings {
             open_max: breaker.open_max,
             probe_lease: PROBE_LEASE,
         },
+        pace: pace(config),
         profile: config.api.profile.clone(),
     }
+}
+
+/// Returns which models share a rate limit, and what is known of it. Where several models of a class
+/// name one, the last counts.
+fn pace(config: &Config) -> PaceSettings {
+    let models = &config.models.0;
+    let named = models.iter().filter_map(|(name, model)| Some((name.clone(), model.class.clone()?)));
+    let mut pace = PaceSettings { classes: named.collect(), ..PaceSettings::default() };
+    for (name, model) in models {
+        let limits = Each {
+            requests: model.requests_per_minute,
+            input: model.input_tokens_per_minute,
+            output: model.output_tokens_per_minute,
+        };
+        if limits.into_iter().any(|limit| limit.is_some()) {
+            let class = pace.class(name);
+            pace.limits.insert(class, limits.map(|limit| limit.map(|limit| limit as f64)));
+        }
+    }
+    pace
 }
 
 /// Returns what a row that does not say gets.

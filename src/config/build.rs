@@ -2,6 +2,7 @@
 //!
 //! Bounds are wide: they keep out what cannot work, not what is unwise.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -338,6 +339,9 @@ fn log(r: &mut Reader, around: &Surroundings) -> LogSettings {
     LogSettings { format, level, colour: around.var("NO_COLOR").is_none() }
 }
 
+/// What a rate limit may be.
+const PER_MINUTE: RangeInclusive<i64> = 1..=1_000_000_000_000;
+
 fn models(r: &mut Reader) -> Models {
     let names = r.keys(&[], "models");
     let read = names.into_iter().map(|name| {
@@ -346,6 +350,10 @@ fn models(r: &mut Reader) -> Models {
             max_tokens: r.optional_integer(&path, "max_tokens", &(1..=i64::from(i32::MAX))),
             prefill: r.flag(&path, "prefill"),
             version: r.optional_text(&path, "version"),
+            class: r.optional_text(&path, "class"),
+            requests_per_minute: r.optional_integer(&path, "requests_per_minute", &PER_MINUTE),
+            input_tokens_per_minute: r.optional_integer(&path, "input_tokens_per_minute", &PER_MINUTE),
+            output_tokens_per_minute: r.optional_integer(&path, "output_tokens_per_minute", &PER_MINUTE),
         };
         (name, model)
     });

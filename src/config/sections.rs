@@ -137,6 +137,14 @@ pub struct Model {
     pub prefill: bool,
     /// `version`: its own `anthropic-version`; `None`: `api.version`.
     pub version: Option<String>,
+    /// `class`: the models of one class share a rate limit; `None`: told by the name.
+    pub class: Option<String>,
+    /// `requests_per_minute` of its class.
+    pub requests_per_minute: Option<i64>,
+    /// `input_tokens_per_minute` of its class.
+    pub input_tokens_per_minute: Option<i64>,
+    /// `output_tokens_per_minute` of its class.
+    pub output_tokens_per_minute: Option<i64>,
 }
 
 /// `[models."NAME"]`.

@@ -174,6 +174,11 @@ impl Pace {
         self.know();
     }
 
+    /// Whether any limit is known.
+    pub fn knows_limits(&self) -> bool {
+        self.allowance.knows_limits()
+    }
+
     fn know(&mut self) {
         if self.allowance.knows_limits() {
             self.loss.lift();

@@ -12,7 +12,8 @@ use backoff::backoff::Backoff as _;
 
 use crate::domain::breaker::Health;
 use crate::domain::job::{OnCrash, Tally};
-use crate::domain::outcome::{ApiError, Failure, Fault, Lost, Outcome};
+use crate::domain::outcome::{ApiError, Failure, Fault, Lost, Outcome, Usage};
+use crate::domain::pace::{Overload, Spent};
 
 /// What kind of failure a call met.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,8 +164,6 @@ fn effective_status(error: &ApiError) -> u16 {
 pub enum News {
     /// Nothing.
     Nothing,
-    /// Slow down for this model, for so long at least.
-    Limited(Option<Duration>),
     /// The key may not be used until somebody acts; after this rest one call asks again.
     KeyBlocked(Duration),
     /// The model that jobs without one get is not there.
@@ -184,6 +183,26 @@ impl Class {
                 Some(Health::Well)
             }
         }
+    }
+}
+
+/// What a failed call is to the pace: whether it was refused for going too fast, and what it cost.
+/// `begun`: whether the answer had begun, so that nothing was refused.
+pub fn spent(failure: &Failure, class: &Class, usage: Usage, begun: bool) -> Spent {
+    let refused = |overload, hint: Option<Duration>| Spent::Refused(overload, hint);
+    match class {
+        Class::Limit { hint, ramp: true } if !begun => refused(Overload::Ramp, *hint),
+        Class::Limit { hint, ramp: false } if !begun => refused(Overload::Limit, *hint),
+        Class::Sick { hint, costs: false } if !begun && matches!(failure, Failure::Api(_)) => {
+            refused(Overload::Provider, *hint)
+        }
+        _ if usage != Usage::default() => Spent::Answered {
+            input: (usage.input + usage.cache_creation) as f64,
+            output: usage.output as f64,
+        },
+        // What was refused before it began costs nothing; of what was sent and cut nobody knows.
+        Class::Sick { costs: true, .. } | Class::Ours => Spent::Unknown,
+        _ => Spent::Nothing,
     }
 }
 
@@ -252,8 +271,9 @@ pub fn decide(failure: &Failure, class: &Class, with: Circumstances) -> Decision
         Class::Account => untouched(with, failure, News::KeyBlocked(rest(failure))),
         Class::Suspect if with.key_refused => untouched(with, failure, News::KeyBlocked(KEY_REST)),
         Class::Job | Class::Suspect => end(failure, with.tally, News::Refused),
-        Class::Limit { hint, .. } => defer(with, *hint, failure, News::Limited(*hint)),
-        Class::Sick { hint, costs: false } => defer(with, *hint, failure, News::Nothing),
+        Class::Limit { hint, .. } | Class::Sick { hint, costs: false } => {
+            defer(with, *hint, failure, News::Nothing)
+        }
         // Counted: a job that breaks whatever answers it would else be its own model's probe for ever.
         Class::Sick { hint, costs: true } if with.excused => {
             defer(Circumstances { excused: false, ..with }, *hint, failure, News::Nothing)

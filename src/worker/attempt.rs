@@ -107,19 +107,23 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
         if let Some(why) = rein.why() {
             return stopped(mill, lease, &talk, tally, None, why).await;
         }
-        let permit = match mill.gates.admit(&*mill.store, talk.job()).await {
-            Ok(permit) => permit,
-            Err(Refusal::Blocked(reason)) => {
-                // A claim passes by what blocks, but for a run that began with another model than its
-                // lane names: put back at once, it would be claimed again at once.
-                let pause = (talk.job().model != lane_model).then_some(GATE_PAUSE);
-                return release(mill, lease, &talk, tally, pause, reason, None).await;
-            }
-            Err(Refusal::Missing(fault)) => {
-                let verdict = Verdict { outcome: Outcome::Failed, fault: Some(fault) };
-                return settle(mill, lease, talk.answer(verdict, tally), None).await;
-            }
-        };
+        let mut permit =
+            match mill.gates.admit(&*mill.store, lease, talk.job(), request.body.len(), &rein.token).await {
+                Ok(permit) => permit,
+                Err(Refusal::Blocked(reason)) => {
+                    if let Some(why) = rein.why() {
+                        return stopped(mill, lease, &talk, tally, None, why).await;
+                    }
+                    // A claim passes by what blocks, but for a run that began with another model than its
+                    // lane names: put back at once, it would be claimed again at once.
+                    let pause = (talk.job().model != lane_model).then_some(GATE_PAUSE);
+                    return release(mill, lease, &talk, tally, pause, reason, None).await;
+                }
+                Err(Refusal::Missing(fault)) => {
+                    let verdict = Verdict { outcome: Outcome::Failed, fault: Some(fault) };
+                    return settle(mill, lease, talk.answer(verdict, tally), None).await;
+                }
+            };
         let probe = permit.is_probe();
         let key = mill.claude.fingerprint();
         seq += 1;
@@ -140,20 +144,26 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
         call.checkpointed = rein.notes.end();
         log_call(lease, &request, &exchange);
         talk.count(call.usage, call.request_id.as_deref(), call.sent);
+        if let Some(limits) = &exchange.limits {
+            mill.gates.learn(&talk.job().model, limits, Instant::now());
+        }
         match exchange.end {
             Ok(()) => {
-                permit.accept(Instant::now());
+                permit.accept(call.usage, Instant::now());
                 failpoint!("push", lease.job);
                 call.request = talk.push(exchange.reply).or(call.request);
                 pending = Some(call);
             }
             Err(failure) => {
                 call.fault = Some(retry::fault(&failure));
+                let class = retry::class(&failure, request.prefilled);
+                let spent = retry::spent(&failure, &class, call.usage, permit.has_begun());
+                permit.spent(spent, Instant::now());
                 if let (Failure::Stopped, Some(why)) = (&failure, rein.why()) {
                     drop(permit);
                     return stopped(mill, lease, &talk, tally, Some(call), why).await;
                 }
-                match judge(mill, talk.job(), &failure, &request, permit, tally, &key).await {
+                match judge(mill, talk.job(), &failure, &class, permit, tally, &key).await {
                     Disposition::AskAgain => {
                         mill.remember_prefill_refused(&talk.job().model);
                         talk.prefill_refused();
@@ -177,17 +187,16 @@ async fn judge(
     mill: &Mill,
     job: &Job,
     failure: &Failure,
-    request: &Request,
+    class: &Class,
     permit: Permit<'_>,
     tally: Tally,
     key: &str,
 ) -> Disposition {
-    let class = retry::class(failure, request.prefilled);
-    if class == Class::Suspect && key_is_another(mill, key) {
+    if *class == Class::Suspect && key_is_another(mill, key) {
         let reason = format!("{}, and the key is another one now", retry::reason(failure));
         return Disposition::Back { delay: None, tally, reason };
     }
-    let key_refused = class == Class::Suspect && key_is_refused(mill, job).await;
+    let key_refused = *class == Class::Suspect && key_is_refused(mill, job).await;
     let now = Instant::now();
     let probe = permit.is_probe();
     let reason = retry::reason(failure);
@@ -199,7 +208,7 @@ async fn judge(
     let excused = probe || (class.health() == Some(Health::Sick) && blocked);
     let decision = retry::decide(
         failure,
-        &class,
+        class,
         Circumstances {
             tally,
             failures_max: job.policy.max_failures,
@@ -212,7 +221,6 @@ async fn judge(
     );
     match decision.news {
         News::Nothing => {}
-        News::Limited(hint) => mill.gates.limited(&job.model, hint, now),
         News::KeyBlocked(rest) => mill.gates.block_key(&reason, rest, now),
         News::ModelMissing => {
             let why =
@@ -223,7 +231,7 @@ async fn judge(
             if let Failure::Api(error) = failure {
                 mill.gates.refused(&*mill.store, &permit, &retry::signature(error)).await;
             }
-            if class == Class::Model {
+            if *class == Class::Model {
                 mill.gates.remember_missing(&job.model, retry::fault(failure), now);
             }
         }

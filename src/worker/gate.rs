@@ -5,23 +5,28 @@
 //! [`Gates::sync`] takes over what others changed and writes what changed here. Nothing here waits for
 //! a gate: a blocked job goes back to the table.
 
+mod pace;
 mod scope;
 mod sync;
 mod trust;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::domain::breaker::{Breaker, BreakerSettings, Health};
 use crate::domain::gate::{Admission, Gate, State};
-use crate::domain::job::Job;
-use crate::domain::outcome::Fault;
-use crate::store::{Blocked, Rooms, Store};
+use crate::domain::job::{Job, Lease};
+use crate::domain::outcome::{Fault, Usage};
+use crate::domain::pace::Spent;
+use crate::store::{Blocked, ClassOf, Rooms, Store};
 
+pub use pace::PaceSettings;
+use pace::{Paced, Paces};
 pub use scope::Lane;
 use scope::Scope;
 use trust::Trust;
@@ -35,10 +40,8 @@ const SAME_REFUSALS: u32 = 20;
 const REFUSED_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 /// So many jobs of different batches in a row whose 401, 402 or 403 nobody can explain block the key.
 const SUSPECTS: usize = 3;
-/// A rate limit's pause of this length shows in the table: nobody would see a shorter one.
-const LIMIT_SHOWN: Duration = Duration::from_secs(2);
-/// How long a rate limit without a hint holds its model back.
-const LIMIT_PAUSE: Duration = Duration::from_secs(1);
+/// How long a gate is left alone whose probe could not be had.
+const PROBE_PAUSE: Duration = Duration::from_secs(1);
 /// Models and batches that are remembered; those that say nothing are forgotten beyond.
 const REMEMBERED: usize = 4096;
 
@@ -46,17 +49,23 @@ const REMEMBERED: usize = 4096;
 pub struct Gates {
     profile: String,
     settings: BreakerSettings,
+    class_of: ClassOf,
     inner: Mutex<Inner>,
     /// Something changed that the others should know at once.
     changed: Notify,
     /// Something opened: more may be claimed.
     opened: Notify,
+    /// A ticket may be had now.
+    moved: Notify,
+    /// A limit is known that nothing was taken of yet.
+    take_now: Notify,
 }
 
 struct Inner {
     fingerprint: String,
     key: Gate,
-    models: HashMap<String, Model>,
+    models: HashMap<String, Breaker>,
+    paces: Paces,
     /// Batches that do not flow.
     batches: HashMap<Lane, Gate>,
     /// How far each labelled batch is trusted.
@@ -71,20 +80,13 @@ struct Inner {
     changed: HashSet<Scope>,
 }
 
-struct Model {
-    breaker: Breaker,
-    /// A rate limit's pause.
-    paused: Option<Instant>,
-    /// Whether the table says so.
-    limit_shown: bool,
-}
-
 /// The right to make one call. Dropped without a report, its probes are given back.
 pub struct Permit<'a> {
     gates: &'a Gates,
     model: String,
     lane: Lane,
     probes: Vec<(Scope, u64)>,
+    paced: Option<Paced>,
     begun: AtomicBool,
 }
 
@@ -98,7 +100,7 @@ pub enum Refusal {
 }
 
 /// What claims may take now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Open {
     /// At most so many jobs; none where the key is blocked.
     pub slots: usize,
@@ -110,11 +112,14 @@ pub struct Open {
 
 impl Gates {
     /// Returns gates that all flow.
-    pub fn new(settings: BreakerSettings, profile: &str, fingerprint: String) -> Self {
+    pub fn new(settings: BreakerSettings, pace: PaceSettings, profile: &str, fingerprint: String) -> Self {
+        let named = pace.clone();
+        let class_of: ClassOf = Arc::new(move |model| named.class(model));
         let inner = Inner {
             fingerprint,
             key: Gate::default(),
             models: HashMap::new(),
+            paces: Paces::new(pace),
             batches: HashMap::new(),
             trust: HashMap::new(),
             missing: HashMap::new(),
@@ -126,9 +131,12 @@ impl Gates {
         Self {
             profile: profile.to_owned(),
             settings,
+            class_of,
             inner: Mutex::new(inner),
             changed: Notify::new(),
             opened: Notify::new(),
+            moved: Notify::new(),
+            take_now: Notify::new(),
         }
     }
 
@@ -155,9 +163,15 @@ impl Gates {
     pub fn open(&self, now: Instant) -> Open {
         let inner = self.lock();
         let mut blocked = Blocked::default();
-        let mut rooms = Rooms { batch: Some(trust::FIRST), ..Rooms::default() };
-        for (model, gate) in &inner.models {
-            match gate.peek(now) {
+        let mut rooms = Rooms {
+            batch: Some(trust::FIRST),
+            class: Some(1),
+            classes: inner.paces.rooms(now),
+            class_of: Some(Arc::clone(&self.class_of)),
+            ..Rooms::default()
+        };
+        for (model, breaker) in &inner.models {
+            match breaker.gate().peek(now) {
                 Admission::Flow => {}
                 Admission::Probe => drop(rooms.models.insert(model.clone(), 1)),
                 Admission::Blocked => blocked.models.push(model.clone()),
@@ -188,16 +202,14 @@ impl Gates {
         let inner = self.lock();
         inner.key.state() == State::Flowing
             && inner.batches.is_empty()
-            && inner
-                .models
-                .values()
-                .all(|model| model.paused.is_none() && model.breaker.gate().state() == State::Flowing)
+            && !inner.paces.is_paused()
+            && inner.models.values().all(|breaker| breaker.gate().state() == State::Flowing)
     }
 
     /// The lanes that only a person or a date opens, for a drain: `None` where it is the key.
     pub fn held(&self) -> Option<Blocked> {
         let inner = self.lock();
-        let models = inner.models.iter().filter(|(_, model)| model.breaker.gate().is_held());
+        let models = inner.models.iter().filter(|(_, breaker)| breaker.gate().is_held());
         let batches = inner.batches.iter().filter(|(_, gate)| gate.is_held());
         let held = Blocked {
             models: models.map(|(model, _)| model.clone()).collect(),
@@ -206,10 +218,16 @@ impl Gates {
         (inner.key.state() == State::Flowing).then_some(held)
     }
 
-    /// Notes that a job of this lane was claimed.
-    pub fn claimed(&self, lane: &Lane) {
+    /// Whether the pace keeps jobs from being claimed just now: then it says nothing that none came.
+    pub fn is_limiting(&self, now: Instant) -> bool {
+        self.lock().paces.is_limiting(now)
+    }
+
+    /// Notes that a job of this lane was claimed, which will ask this model.
+    pub fn claimed(&self, lease: Lease, lane: &Lane, model: &str, now: Instant) {
+        let mut inner = self.lock();
+        inner.paces.claimed(lease, model, now);
         if lane.is_labelled() {
-            let mut inner = self.lock();
             if inner.trust.len() >= REMEMBERED {
                 inner.trust.retain(|_, trust| trust.is_in_use());
             }
@@ -218,23 +236,46 @@ impl Gates {
     }
 
     /// Notes that it is over.
-    pub fn over(&self, lane: &Lane) {
-        if let Some(trust) = self.lock().trust.get_mut(lane) {
+    pub fn over(&self, lease: Lease, lane: &Lane) {
+        let mut inner = self.lock();
+        inner.paces.waits_no_more(lease);
+        if let Some(trust) = inner.trust.get_mut(lane) {
             trust.end();
         }
     }
 
-    /// Asks to make a call for a job. Where it would be a probe, the table decides who makes it.
-    pub async fn admit(&self, store: &dyn Store, job: &Job) -> Result<Permit<'_>, Refusal> {
+    /// Asks to make a call of so many bytes for a job, and waits a little for its turn. Where it would be
+    /// a probe, the table decides who makes it.
+    pub async fn admit(
+        &self,
+        store: &dyn Store,
+        lease: Lease,
+        job: &Job,
+        bytes: usize,
+        stop: &CancellationToken,
+    ) -> Result<Permit<'_>, Refusal> {
         let lane = Lane::of(job);
+        let scopes = [Scope::Key, Scope::Model(job.model.clone()), Scope::Batch(lane.clone())];
+        // Who would only wait to be refused need not wait.
+        for scope in &scopes {
+            if self.peek(job, scope, Instant::now())? == Admission::Blocked {
+                return Err(Refusal::Blocked(self.reason(scope)));
+            }
+        }
+        if let Some(reason) = self.lock().paces.blocks(&job.model, Instant::now()) {
+            return Err(Refusal::Blocked(reason));
+        }
+        let paced = self.pace(job, bytes, stop).await;
+        self.lock().paces.waits_no_more(lease);
         let mut permit = Permit {
             gates: self,
             model: job.model.clone(),
-            lane: lane.clone(),
+            lane,
             probes: Vec::new(),
+            paced: Some(paced?),
             begun: AtomicBool::new(false),
         };
-        for scope in [Scope::Key, Scope::Model(job.model.clone()), Scope::Batch(lane)] {
+        for scope in scopes {
             match self.peek(job, &scope, Instant::now())? {
                 Admission::Flow => {}
                 Admission::Probe => {
@@ -259,8 +300,9 @@ impl Gates {
         }
         Ok(match scope {
             Scope::Key => inner.key.peek(now),
-            Scope::Model(model) => inner.model(model, self.settings, now).peek(now),
+            Scope::Model(model) => inner.model(model, self.settings, now).gate().peek(now),
             Scope::Batch(lane) => inner.batches.get(lane).map_or(Admission::Flow, |gate| gate.peek(now)),
+            Scope::Rate(_) => Admission::Flow,
         })
     }
 
@@ -268,18 +310,6 @@ impl Gates {
         let inner = self.lock();
         let reason = inner.gate(scope).and_then(Gate::reason).unwrap_or("rate limit");
         reason.to_owned()
-    }
-
-    /// A model answered 429.
-    pub fn limited(&self, model: &str, hint: Option<Duration>, now: Instant) {
-        let mut inner = self.lock();
-        let gate = inner.model(model, self.settings, now);
-        let until = now + hint.unwrap_or(LIMIT_PAUSE);
-        gate.paused = Some(gate.paused.map_or(until, |paused| paused.max(until)));
-        if until.saturating_duration_since(now) >= LIMIT_SHOWN {
-            gate.limit_shown = true;
-            self.tell(&mut inner, Scope::Model(model.to_owned()));
-        }
     }
 
     /// The account may not use this key; after this rest one call asks again.
@@ -296,6 +326,7 @@ impl Gates {
     pub fn new_key(&self, fingerprint: String) {
         let mut inner = self.lock();
         (inner.fingerprint, inner.key) = (fingerprint, Gate::default());
+        inner.paces = inner.paces.for_another_key();
         inner.suspects.clear();
         self.opened.notify_one();
     }
@@ -316,7 +347,7 @@ impl Gates {
     /// The model that jobs without one get is not there: it blocks until a person acts.
     pub fn hold_model(&self, model: &str, reason: &str, now: Instant) {
         let mut inner = self.lock();
-        let gate = inner.model(model, self.settings, now).breaker.gate_mut();
+        let gate = inner.model(model, self.settings, now).gate_mut();
         if !gate.is_held() {
             tracing::error!(gate.model = model, "the gate of model {model} blocks: {reason}");
         }
@@ -372,10 +403,10 @@ impl Gates {
     fn reported(&self, permit: &Permit<'_>, health: Health, reason: &str, now: Instant, dice: f64) -> bool {
         let mut inner = self.lock();
         let scope = Scope::Model(permit.model.clone());
-        let model = inner.model(&permit.model, self.settings, now);
-        let before = model.breaker.gate().state();
-        model.breaker.report(health, reason, permit.probe(&scope), now, dice);
-        let after = model.breaker.gate().state();
+        let breaker = inner.model(&permit.model, self.settings, now);
+        let before = breaker.gate().state();
+        breaker.report(health, reason, permit.probe(&scope), now, dice);
+        let after = breaker.gate().state();
         if before != after {
             match after {
                 State::Flowing => {
@@ -399,44 +430,29 @@ impl Gates {
 }
 
 impl Inner {
-    fn model(&mut self, model: &str, settings: BreakerSettings, now: Instant) -> &mut Model {
+    fn model(&mut self, model: &str, settings: BreakerSettings, now: Instant) -> &mut Breaker {
         if self.models.len() >= REMEMBERED {
-            self.models.retain(|_, model| !model.says_nothing(now));
+            self.models.retain(|_, breaker| !breaker.is_idle(now));
         }
-        self.models.entry(model.to_owned()).or_insert_with(|| Model::new(settings, now))
+        self.models.entry(model.to_owned()).or_insert_with(|| Breaker::new(settings, now))
     }
 
     fn gate(&self, scope: &Scope) -> Option<&Gate> {
         match scope {
             Scope::Key => Some(&self.key),
-            Scope::Model(model) => self.models.get(model).map(|model| model.breaker.gate()),
+            Scope::Model(model) => self.models.get(model).map(Breaker::gate),
             Scope::Batch(lane) => self.batches.get(lane),
+            Scope::Rate(_) => None,
         }
     }
 
     fn gate_mut(&mut self, scope: &Scope) -> Option<&mut Gate> {
         match scope {
             Scope::Key => Some(&mut self.key),
-            Scope::Model(model) => self.models.get_mut(model).map(|model| model.breaker.gate_mut()),
+            Scope::Model(model) => self.models.get_mut(model).map(Breaker::gate_mut),
             Scope::Batch(lane) => self.batches.get_mut(lane),
+            Scope::Rate(_) => None,
         }
-    }
-}
-
-impl Model {
-    fn new(settings: BreakerSettings, now: Instant) -> Self {
-        Self { breaker: Breaker::new(settings, now), paused: None, limit_shown: false }
-    }
-
-    fn peek(&self, now: Instant) -> Admission {
-        if self.paused.is_some_and(|until| now < until) {
-            return Admission::Blocked;
-        }
-        self.breaker.gate().peek(now)
-    }
-
-    fn says_nothing(&self, now: Instant) -> bool {
-        self.breaker.is_idle(now) && self.paused.is_none_or(|until| until <= now) && !self.limit_shown
     }
 }
 
@@ -457,6 +473,7 @@ impl Permit<'_> {
         }
         self.gates.reported(self, Health::Well, "", now, 0.0);
         let mut inner = self.gates.lock();
+        self.pace_content(&mut inner, now);
         inner.suspects.clear();
         if let Some(trust) = inner.trust.get_mut(&self.lane)
             && trust.clean()
@@ -480,10 +497,16 @@ impl Permit<'_> {
         }
     }
 
-    /// The call was answered whole.
-    pub fn accept(self, now: Instant) {
+    /// The call was answered whole, and cost so much.
+    pub fn accept(mut self, usage: Usage, now: Instant) {
         // An answer without content has begun too.
         self.content(now);
+        self.spent(answered(usage), now);
+    }
+
+    /// Whether the answer has begun.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// The call failed. `reason` is shown where that makes the breaker block. Returns whether the
@@ -496,6 +519,7 @@ impl Permit<'_> {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         let now = Instant::now();
+        self.spent(Spent::Nothing, now);
         let mut inner = self.gates.lock();
         // A probe that found nothing out may go at once again, whoever takes it.
         for (scope, number) in &self.probes {
@@ -507,6 +531,11 @@ impl Drop for Permit<'_> {
             }
         }
     }
+}
+
+/// What a call cost that was answered: what is read from the cache is free.
+pub fn answered(usage: Usage) -> Spent {
+    Spent::Answered { input: (usage.input + usage.cache_creation) as f64, output: usage.output as f64 }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use super::process::Process;
 use super::{Mill, Wake};
 use crate::domain::job::{Lease, WorkerId};
 use crate::domain::outcome::Outcome;
+use crate::domain::pace::TAKE_EVERY;
 use crate::failpoint::failpoint;
 use crate::store::{Peer, StoreError};
 
@@ -96,6 +97,19 @@ pub async fn share_gates(mill: Arc<Mill>, stop: CancellationToken) {
         }
         // Passing is the ordinary end.
         drop(tokio::time::timeout(TICK, stop.run_until_cancelled(mill.gates.changed())).await);
+    }
+}
+
+/// Takes from the rate budgets that all daemons share, until told to stop; not all at the same moment.
+pub async fn share_rates(mill: Arc<Mill>, stop: CancellationToken) {
+    loop {
+        let every = TAKE_EVERY.mul_f64(0.8 + 0.4 * fastrand::f64());
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(every) => {}
+            () = mill.gates.knows_more() => {}
+        }
+        mill.gates.take_rates(&*mill.store).await;
     }
 }
 

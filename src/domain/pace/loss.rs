@@ -31,6 +31,9 @@ const WINDOW_MAX: f64 = 1_000_000.0;
 const ROUND_MIN: Duration = Duration::from_secs(1);
 const SEND_MIN: Duration = Duration::from_millis(2);
 
+/// Or as many are on their way unheard at most, where answers begin so quickly that this is more.
+const UNHEARD_MAX: f64 = 100.0;
+
 /// After so long without a call, what the window says is old: the doubling starts again.
 const IDLE: Duration = Duration::from_mins(1);
 
@@ -185,7 +188,8 @@ impl Loss {
         };
         let interval = Duration::from_secs_f64(span.min(SPAN_MAX.as_secs_f64()) / self.window);
         if self.window < self.threshold && self.window.is_finite() {
-            interval.max(SEND_MIN)
+            // Quick answers are heard quickly: so few are on their way that none need be held back.
+            interval.max(SEND_MIN.min(Duration::from_secs_f64(first / UNHEARD_MAX)))
         } else {
             interval
         }

@@ -74,6 +74,8 @@ pub(super) enum Scope {
     Model(String),
     /// A batch.
     Batch(Lane),
+    /// A class of models that share the key's rate limit.
+    Rate(String),
 }
 
 impl Gates {
@@ -83,6 +85,7 @@ impl Gates {
             Scope::Key => format!("key:{}", self.lock().fingerprint),
             Scope::Model(model) => format!("model:{}/{model}", self.profile),
             Scope::Batch(lane) => format!("batch:{}/{}", lane.queue, lane.batch),
+            Scope::Rate(class) => format!("rate:{}/{class}", self.lock().fingerprint),
         }
     }
 
@@ -94,6 +97,9 @@ impl Gates {
         }
         if let Some(model) = name.strip_prefix(&format!("model:{}/", self.profile)) {
             return vec![Scope::Model(model.to_owned())];
+        }
+        if let Some(class) = name.strip_prefix(&self.name(&Scope::Rate(String::new()))) {
+            return vec![Scope::Rate(class.to_owned())];
         }
         let Some(lane) = name.strip_prefix("batch:") else { return Vec::new() };
         let lanes = lane

@@ -17,6 +17,11 @@ const BLOCKS: &str = "blocks";
 /// the next call is a probe.
 const ANSWERED: &str = "answered";
 
+/// What is said of a gate that a person blocked without a reason.
+const BY_HAND: &str = "blocked by hand";
+/// Why a class of models pauses.
+pub(super) const RATE_LIMIT: &str = "the API's rate limit (429)";
+
 impl Gates {
     /// Takes over what others changed, then writes what changed here. A gate that both changed is
     /// theirs: a person's word stands.
@@ -69,7 +74,7 @@ impl Gates {
             tracing::debug!(error = %err, "failed to read the gates");
         }
         if let Some(gate) = self.lock().gate_mut(scope) {
-            gate.give_back(number, now + super::LIMIT_PAUSE);
+            gate.give_back(number, now + super::PROBE_PAUSE);
         }
         Err(refused())
     }
@@ -77,17 +82,8 @@ impl Gates {
     /// A rate limit's pause that the table shows, and that is over, is to be taken out of it.
     fn end_pauses(&self, now: Instant) {
         let mut inner = self.lock();
-        let mut over = Vec::new();
-        for (name, model) in &mut inner.models {
-            if model.paused.is_some_and(|until| until <= now) {
-                model.paused = None;
-            }
-            if model.limit_shown && model.paused.is_none() {
-                model.limit_shown = false;
-                over.push(Scope::Model(name.clone()));
-            }
-        }
-        inner.changed.extend(over);
+        let over = inner.paces.end_pauses(now);
+        inner.changed.extend(over.into_iter().map(Scope::Rate));
     }
 
     pub(super) fn take_over(&self, row: &GateRow, now: Instant) {
@@ -121,12 +117,23 @@ impl Gates {
                 }
                 return;
             }
+            Scope::Rate(class) => {
+                match (row.state.as_str(), until) {
+                    ("blocked", Some(until)) => inner.paces.pause(class, until, now),
+                    ("blocked", None) => {
+                        let reason = row.reason.clone().unwrap_or_else(|| BY_HAND.to_owned());
+                        inner.paces.hold(class, Some(reason), now);
+                    }
+                    _ => inner.paces.hold(class, None, now),
+                }
+                return;
+            }
             Scope::Batch(lane) => drop(inner.batches.entry(lane.clone()).or_default()),
             Scope::Model(model) => drop(inner.model(model, self.settings, now)),
             Scope::Key => {}
         }
         let gate = inner.gate_mut(scope).expect("it was made above");
-        let reason = row.reason.clone().unwrap_or_else(|| "blocked by hand".to_owned());
+        let reason = row.reason.clone().unwrap_or_else(|| BY_HAND.to_owned());
         match row.state.as_str() {
             "blocked" => gate.blocked_elsewhere(reason, until, blocks),
             "probing" => gate.probed_elsewhere(until.unwrap_or(now), blocks),
@@ -143,22 +150,19 @@ impl Gates {
         let inner = self.lock();
         let flowing = Gate::default();
         let gate = inner.gate(scope).unwrap_or(&flowing);
-        let paused = match scope {
-            Scope::Model(model) => inner.models.get(model).and_then(|model| model.paused),
-            Scope::Key | Scope::Batch(_) => None,
-        };
         let reason = gate.reason().map(str::to_owned);
         let blocks = Some(Counters { word: BLOCKS.to_owned(), count: gate.blocks() });
-        let (state, reason, until, counters) = match (gate.state(), paused) {
-            (State::Flowing, Some(until)) if now < until => {
-                ("blocked", Some("the API's rate limit (429)".to_owned()), Some(until), None)
-            }
-            (State::Flowing, _) => {
+        let (state, reason, until, counters) = match (scope, gate.state()) {
+            (Scope::Rate(class), _) => match inner.paces.row(class, now) {
+                Some((reason, until)) => ("blocked", Some(reason), until, None),
+                None => ("flowing", None, None, None),
+            },
+            (_, State::Flowing) => {
                 let answered = Counters { word: ANSWERED.to_owned(), count: 0 };
                 ("flowing", None, None, (!matches!(scope, Scope::Batch(_))).then_some(answered))
             }
-            (State::Blocked { until }, _) => ("blocked", reason, until, blocks),
-            (State::Probing { until, .. }, _) => ("probing", reason, Some(until), blocks),
+            (_, State::Blocked { until }) => ("blocked", reason, until, blocks),
+            (_, State::Probing { until, .. }) => ("probing", reason, Some(until), blocks),
         };
         GateRow {
             generation: inner.seen.get(&name).copied().unwrap_or(0),

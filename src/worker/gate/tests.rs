@@ -16,7 +16,7 @@ fn gates() -> Gates {
         open_max: Duration::from_mins(1),
         probe_lease: Duration::from_mins(1),
     };
-    Gates::new(settings, "default", "12345678".into())
+    Gates::new(settings, PaceSettings::default(), "default", "12345678".into())
 }
 
 const OPEN: Duration = Duration::from_secs(15);
@@ -42,13 +42,19 @@ fn let_time_pass(gates: &Gates) {
     let past = Instant::now();
     let mut inner = gates.lock();
     let Inner { key, models, batches, .. } = &mut *inner;
-    let models = models.values_mut().map(|model| model.breaker.gate_mut());
+    let models = models.values_mut().map(Breaker::gate_mut);
     for gate in models.chain(batches.values_mut()).chain([key]) {
         if let State::Blocked { until: Some(_) } = gate.state() {
             let reason = gate.reason().unwrap_or_default().to_owned();
             gate.blocked_elsewhere(reason, Some(past), gate.blocks());
         }
     }
+}
+
+/// Asks to make a call, as an attempt does.
+async fn admit<'g>(gates: &'g Gates, store: &dyn Store, job: &Job) -> Result<Permit<'g>, Refusal> {
+    let lease = Lease { job: JobId(1), claim: 1, run: 1 };
+    gates.admit(store, lease, job, 100, &CancellationToken::new()).await
 }
 
 fn refused(gates: &Gates, now: Instant) -> Vec<String> {
@@ -85,13 +91,13 @@ fn job(id: i64, model: &str, batch: Option<&str>) -> Job {
 
 async fn fall(gates: &Gates, store: &dyn Store, model: &str) {
     for _ in 0..3 {
-        let permit = gates.admit(store, &job(1, model, None)).await.expect("flowing");
+        let permit = admit(gates, store, &job(1, model, None)).await.expect("flowing");
         permit.fail(Health::Sick, "overloaded_error (529)", Instant::now(), 0.5);
     }
 }
 
 async fn refuse(gates: &Gates, store: &dyn Store, batch: Option<&str>) {
-    let permit = gates.admit(store, &job(1, "m", batch)).await.expect("flowing");
+    let permit = admit(gates, store, &job(1, "m", batch)).await.expect("flowing");
     gates.refused(store, &permit, "400|same").await;
 }
 
@@ -100,8 +106,8 @@ async fn a_sick_model_is_passed_by_and_the_others_flow_on() {
     let (gates, (_folder, store)) = (gates(), store().await);
     fall(&gates, &*store, "sick").await;
     assert_eq!(refused(&gates, Instant::now()), ["sick"]);
-    assert!(gates.admit(&*store, &job(2, "sick", None)).await.is_err());
-    assert!(gates.admit(&*store, &job(3, "well", None)).await.is_ok());
+    assert!(admit(&gates, &*store, &job(2, "sick", None)).await.is_err());
+    assert!(admit(&gates, &*store, &job(3, "well", None)).await.is_ok());
 }
 
 #[tokio::test]
@@ -111,7 +117,7 @@ async fn one_probe_goes_and_its_first_content_opens_the_gate() {
     let_time_pass(&gates);
     let now = Instant::now();
     assert_eq!(gates.open(now).rooms.models.get("m"), Some(&1));
-    let probe = gates.admit(&*store, &job(1, "m", None)).await.expect("a probe is due");
+    let probe = admit(&gates, &*store, &job(1, "m", None)).await.expect("a probe is due");
     assert!(probe.is_probe());
     assert_eq!(refused(&gates, now), ["m"], "one probe at a time");
     probe.content(now);
@@ -129,25 +135,27 @@ async fn of_two_daemons_one_probes_and_the_other_hears_what_came_of_it() {
     assert_eq!(refused(&there, Instant::now()), ["m"]);
     let_time_pass(&here);
     let_time_pass(&there);
-    let probe = here.admit(&*store, &job(1, "m", None)).await.expect("a probe is due");
-    assert!(there.admit(&*store, &job(2, "m", None)).await.is_err(), "it did not even know of the probe");
+    let probe = admit(&here, &*store, &job(1, "m", None)).await.expect("a probe is due");
+    assert!(admit(&there, &*store, &job(2, "m", None)).await.is_err(), "it did not even know of the probe");
     there.sync(&*store, Instant::now()).await.expect("shared");
     assert_eq!(refused(&there, Instant::now()), ["m"]);
 
     probe.fail(Health::Sick, "overloaded_error (529)", Instant::now(), 0.5);
+    drop(probe);
     here.sync(&*store, Instant::now()).await.expect("shared");
     there.sync(&*store, Instant::now()).await.expect("shared");
     let_time_pass(&there);
-    let probe = there.admit(&*store, &job(2, "m", None)).await.expect("the next one is anybody's");
+    let probe = admit(&there, &*store, &job(2, "m", None)).await.expect("the next one is anybody's");
     probe.fail(Health::Sick, "overloaded_error (529)", Instant::now(), 0.5);
-    let State::Blocked { until: Some(until) } = there.lock().models["m"].breaker.gate().state() else {
+    drop(probe);
+    let State::Blocked { until: Some(until) } = there.lock().models["m"].gate().state() else {
         panic!("blocked")
     };
     let left = until.saturating_duration_since(Instant::now());
     assert!(left > OPEN * 3, "each failed probe doubles the wait, whoever made it: {left:?}");
 
     let_time_pass(&there);
-    let probe = there.admit(&*store, &job(2, "m", None)).await.expect("a probe is due");
+    let probe = admit(&there, &*store, &job(2, "m", None)).await.expect("a probe is due");
     probe.content(Instant::now());
     there.sync(&*store, Instant::now()).await.expect("shared");
     here.sync(&*store, Instant::now()).await.expect("shared");
@@ -159,8 +167,8 @@ async fn a_probe_that_never_asked_is_given_back() {
     let (gates, (_folder, store)) = (gates(), store().await);
     fall(&gates, &*store, "m").await;
     let_time_pass(&gates);
-    drop(gates.admit(&*store, &job(1, "m", None)).await.expect("a probe is due"));
-    assert!(gates.admit(&*store, &job(1, "m", None)).await.is_ok());
+    drop(admit(&gates, &*store, &job(1, "m", None)).await.expect("a probe is due"));
+    assert!(admit(&gates, &*store, &job(1, "m", None)).await.is_ok());
 }
 
 #[tokio::test]
@@ -171,19 +179,52 @@ async fn a_key_without_credit_stops_everything_and_lets_one_call_ask_after_its_r
     assert_eq!(gates.held(), None);
     let_time_pass(&gates);
     assert_eq!(gates.open(Instant::now()).slots, 1);
-    let probe = gates.admit(&*store, &job(1, "m", None)).await.expect("one may ask");
+    let probe = admit(&gates, &*store, &job(1, "m", None)).await.expect("one may ask");
     assert_eq!(gates.open(Instant::now()).slots, 0, "one at a time");
-    assert!(gates.admit(&*store, &job(2, "m", None)).await.is_err());
-    probe.accept(Instant::now());
+    assert!(admit(&gates, &*store, &job(2, "m", None)).await.is_err());
+    probe.accept(Usage::default(), Instant::now());
     assert_eq!(gates.open(Instant::now()).slots, usize::MAX);
 }
 
 #[tokio::test]
-async fn a_rate_limit_holds_its_model_back_until_the_hint_has_passed() {
-    let (gates, now) = (gates(), Instant::now());
-    gates.limited("m", Some(Duration::from_secs(7)), now);
-    assert_eq!(refused(&gates, now), ["m"]);
-    assert!(refused(&gates, now + Duration::from_secs(7)).is_empty());
+async fn a_rate_limit_holds_its_class_back_everywhere_until_the_hint_has_passed() {
+    let (_folder, store) = store().await;
+    let (here, there) = (gates(), gates());
+    let hint = Some(Duration::from_mins(1));
+    let mut permit = admit(&here, &*store, &job(1, "claude-opus-4-8", None)).await.expect("flowing");
+    permit.spent(Spent::Refused(crate::domain::pace::Overload::Limit, hint), Instant::now());
+    drop(permit);
+    here.sync(&*store, Instant::now()).await.expect("shared");
+    there.sync(&*store, Instant::now()).await.expect("shared");
+    for gates in [&here, &there] {
+        assert_eq!(gates.open(Instant::now()).rooms.classes.get("opus-4"), Some(&0));
+        assert!(admit(gates, &*store, &job(2, "claude-opus-4-6", None)).await.is_err(), "the same class");
+        assert!(admit(gates, &*store, &job(3, "claude-haiku-4-5", None)).await.is_ok());
+        assert_eq!(gates.held(), Some(Blocked::default()), "it ends by itself");
+    }
+    let row = store.gates().await.expect("gates").remove(0);
+    assert_eq!((row.scope.as_str(), row.state.as_str()), ("rate:12345678/opus-4", "blocked"));
+    here.sync(&*store, Instant::now() + Duration::from_secs(80)).await.expect("shared");
+    assert_eq!(store.gates().await.expect("gates").remove(0).state, "flowing");
+}
+
+#[tokio::test]
+async fn one_call_goes_first_and_more_when_its_answer_has_begun() {
+    let (gates, (_folder, store)) = (gates(), store().await);
+    let (first, second) =
+        (Lease { job: JobId(1), claim: 1, run: 1 }, Lease { job: JobId(2), claim: 1, run: 1 });
+    let lane = Lane { queue: "q".to_owned(), batch: String::new() };
+    gates.claimed(first, &lane, "m", Instant::now());
+    assert_eq!(gates.open(Instant::now()).rooms.classes.get("m"), Some(&0), "one waits for its turn");
+    let stop = CancellationToken::new();
+    let permit = gates.admit(&*store, first, &job(1, "m", None), 100, &stop).await.expect("flowing");
+    assert!(gates.is_limiting(Instant::now()), "one is in flight");
+    stop.cancel();
+    assert!(gates.admit(&*store, second, &job(2, "m", None), 100, &stop).await.is_err());
+    permit.content(Instant::now());
+    assert!(!gates.is_limiting(Instant::now()));
+    permit.accept(Usage::default(), Instant::now());
+    assert_eq!(gates.open(Instant::now()).rooms.classes.get("m"), Some(&2));
 }
 
 #[tokio::test]
@@ -194,7 +235,10 @@ async fn a_typing_error_in_a_labelled_batch_stops_that_batch_after_twenty_over_a
         refuse(&here, &*store, Some("b")).await;
         refuse(&there, &*store, Some("b")).await;
     }
-    here.admit(&*store, &job(1, "m", Some("b"))).await.expect("flowing").accept(Instant::now());
+    admit(&here, &*store, &job(1, "m", Some("b")))
+        .await
+        .expect("flowing")
+        .accept(Usage::default(), Instant::now());
     here.sync(&*store, Instant::now()).await.expect("shared");
     for _ in 0..10 {
         assert!(here.open(Instant::now()).blocked.batches.is_empty(), "an answer starts the count anew");
@@ -205,7 +249,7 @@ async fn a_typing_error_in_a_labelled_batch_stops_that_batch_after_twenty_over_a
     here.sync(&*store, Instant::now()).await.expect("shared");
     for gates in [here, there] {
         assert_eq!(gates.open(Instant::now()).blocked.batches, [("q".to_owned(), "b".to_owned())]);
-        assert!(gates.admit(&*store, &job(1, "m", Some("other"))).await.is_ok());
+        assert!(admit(&gates, &*store, &job(1, "m", Some("other"))).await.is_ok());
     }
 }
 
@@ -233,7 +277,10 @@ async fn jobs_without_a_label_that_are_all_refused_are_tried_one_at_a_time_and_e
     }
     assert!(longest > REFUSED_PAUSES.1 / 2 && longest <= REFUSED_PAUSES.1, "{longest:?}");
     let_time_pass(&gates);
-    gates.admit(&*store, &job(1, "m", None)).await.expect("one may ask").accept(Instant::now());
+    admit(&gates, &*store, &job(1, "m", None))
+        .await
+        .expect("one may ask")
+        .accept(Usage::default(), Instant::now());
     assert!(gates.all_flow(), "one that succeeds is enough");
 }
 
@@ -242,9 +289,10 @@ fn an_unknown_batch_begins_with_one_job_and_gets_more_with_each_answer() {
     let gates = gates();
     let lane = Lane { queue: "q".to_owned(), batch: "b".to_owned() };
     assert_eq!(gates.open(Instant::now()).rooms.batch, Some(1));
-    gates.claimed(&lane);
+    let lease = Lease { job: JobId(1), claim: 1, run: 1 };
+    gates.claimed(lease, &lane, "m", Instant::now());
     assert_eq!(gates.open(Instant::now()).rooms.batches.get(&lane.pair()), Some(&0));
-    gates.over(&lane);
+    gates.over(lease, &lane);
     assert_eq!(gates.open(Instant::now()).rooms.batches.get(&lane.pair()), Some(&1));
 }
 
@@ -266,7 +314,7 @@ async fn a_model_that_was_not_there_is_remembered_for_the_jobs_that_name_it() {
     let fault = Fault::new("not_found_error", None, "model: nope");
     let now = Instant::now();
     gates.remember_missing("nope", fault.clone(), now);
-    let refusal = gates.admit(&*store, &job(1, "nope", None)).await.err();
+    let refusal = admit(&gates, &*store, &job(1, "nope", None)).await.err();
     assert_eq!(refusal, Some(Refusal::Missing(fault)));
     let later = gates.peek(&job(1, "nope", None), &Scope::Key, now + MISSING_FOR);
     assert_eq!(later, Ok(Admission::Flow));
@@ -278,11 +326,11 @@ async fn a_key_whose_probe_met_a_sick_model_is_probed_again() {
     fall(&gates, &*store, "m").await;
     gates.block_key("credit", Duration::from_mins(5), Instant::now());
     let_time_pass(&gates);
-    let probe = gates.admit(&*store, &job(1, "m", None)).await.expect("one may ask, for both gates");
+    let probe = admit(&gates, &*store, &job(1, "m", None)).await.expect("one may ask, for both gates");
     assert!(probe.fail(Health::Sick, "overloaded_error (529)", Instant::now(), 0.5));
     drop(probe);
     assert_eq!(gates.open(Instant::now()).slots, 1, "else the key's gate would never open");
-    assert!(gates.admit(&*store, &job(2, "well", None)).await.is_ok());
+    assert!(admit(&gates, &*store, &job(2, "well", None)).await.is_ok());
 }
 
 fn row(scope: &str, state: &str, generation: i64) -> GateRow {

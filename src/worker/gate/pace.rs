@@ -1,0 +1,312 @@
+//! How fast each class of models is asked: who waits for a ticket, what is taken from the shared
+//! budget, and what a class's pause looks like in the table `gates`.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::scope::Scope;
+use super::{Gates, Inner, Permit, Refusal};
+use crate::domain::job::{Job, Lease};
+use crate::domain::pace::{self, Each, Estimates, Hold, Pace, RateLimits, Spent, Ticket};
+use crate::store::Store;
+
+/// A ticket is waited for so long; who would wait longer gives the slot to others.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+/// Without a sign the ticket is asked for again after so long.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// A pause of this length shows in the table: nobody would see a shorter one.
+const SHOWN: Duration = Duration::from_secs(2);
+
+/// What the configuration says of models' limits.
+#[derive(Debug, Clone, Default)]
+pub struct PaceSettings {
+    /// The class of a model, where it is not told by its name.
+    pub classes: HashMap<String, String>,
+    /// Limits a minute, by class.
+    pub limits: HashMap<String, Each<Option<f64>>>,
+}
+
+impl PaceSettings {
+    /// Which models share a limit.
+    pub fn class(&self, model: &str) -> String {
+        pace::class(model, self.classes.get(model).map(String::as_str))
+    }
+}
+
+/// The paces of this process.
+#[derive(Default)]
+pub(super) struct Paces {
+    settings: PaceSettings,
+    by_class: HashMap<String, Class>,
+    estimates: Estimates,
+    /// The class of each job that was claimed and has no ticket yet.
+    waiting: HashMap<Lease, String>,
+}
+
+/// One class.
+struct Class {
+    pace: Pace,
+    waiting: usize,
+    /// A pause that others should know of.
+    until: Option<Instant>,
+    /// Whether the table says so.
+    shown: bool,
+    /// A person blocks it: no pause ends that.
+    held: Option<String>,
+}
+
+impl Class {
+    fn blocks(&self, now: Instant) -> bool {
+        self.held.is_some() || self.until.is_some_and(|until| now < until)
+    }
+}
+
+/// What was set aside for one call.
+pub(super) struct Paced {
+    class: String,
+    queue: String,
+    model: String,
+    bytes: usize,
+    ticket: Ticket,
+}
+
+impl Paces {
+    pub(super) fn new(settings: PaceSettings) -> Self {
+        Self { settings, ..Self::default() }
+    }
+
+    pub(super) fn class(&self, model: &str) -> String {
+        self.settings.class(model)
+    }
+
+    /// What is known of the models, but not of the limits of one key.
+    pub(super) fn for_another_key(&self) -> Self {
+        Self {
+            settings: self.settings.clone(),
+            by_class: HashMap::new(),
+            estimates: self.estimates.clone(),
+            waiting: HashMap::new(),
+        }
+    }
+
+    fn of(&mut self, class: &str, now: Instant) -> &mut Class {
+        if self.by_class.len() >= super::REMEMBERED {
+            self.by_class.retain(|_, class| !class.pace.is_idle(now) || class.waiting > 0 || class.shown);
+        }
+        let limits = self.settings.limits.get(class);
+        self.by_class.entry(class.to_owned()).or_insert_with(|| {
+            let mut pace = Pace::new(now);
+            if let Some(limits) = limits {
+                pace.configure(*limits);
+            }
+            Class { pace, waiting: 0, until: None, shown: false, held: None }
+        })
+    }
+
+    /// How many more jobs of each class may be claimed now.
+    pub(super) fn rooms(&self, now: Instant) -> HashMap<String, usize> {
+        let typical = self.estimates.of("", "", 0);
+        let room = |class: &Class| {
+            let slots = if class.blocks(now) { 0 } else { class.pace.slots(typical, now) };
+            slots.saturating_sub(class.waiting)
+        };
+        self.by_class.iter().map(|(name, class)| (name.clone(), room(class))).collect()
+    }
+
+    /// Whether a class gives no room just now.
+    pub(super) fn is_limiting(&self, now: Instant) -> bool {
+        self.rooms(now).values().any(|room| *room == 0)
+    }
+
+    pub(super) fn blocks(&self, model: &str, now: Instant) -> Option<String> {
+        let class = self.by_class.get(&self.class(model)).filter(|class| class.blocks(now))?;
+        Some(class.held.clone().unwrap_or_else(|| super::sync::RATE_LIMIT.to_owned()))
+    }
+
+    pub(super) fn claimed(&mut self, lease: Lease, model: &str, now: Instant) {
+        let class = self.class(model);
+        self.of(&class, now).waiting += 1;
+        self.waiting.insert(lease, class);
+    }
+
+    pub(super) fn waits_no_more(&mut self, lease: Lease) {
+        if let Some(class) = self.waiting.remove(&lease)
+            && let Some(class) = self.by_class.get_mut(&class)
+        {
+            class.waiting = class.waiting.saturating_sub(1);
+        }
+    }
+
+    /// A class is refused by the API, or a person or another daemon says so in the table.
+    pub(super) fn pause(&mut self, class: &str, until: Instant, now: Instant) {
+        let class = self.of(class, now);
+        class.until = Some(class.until.map_or(until, |known| known.max(until)));
+        class.pace.pause(Some(until.saturating_duration_since(now)), now, 0.0);
+    }
+
+    pub(super) fn hold(&mut self, class: &str, reason: Option<String>, now: Instant) {
+        let class = self.of(class, now);
+        (class.held, class.until) = (reason, None);
+    }
+
+    /// What the table is to say of a class: the reason and the end, if it does not flow.
+    pub(super) fn row(&self, class: &str, now: Instant) -> Option<(String, Option<Instant>)> {
+        let class = self.by_class.get(class)?;
+        if let Some(reason) = &class.held {
+            return Some((reason.clone(), None));
+        }
+        let until = class.until.filter(|until| now < *until)?;
+        Some((super::sync::RATE_LIMIT.to_owned(), Some(until)))
+    }
+
+    /// Ends the pauses that are over; returns those that the table shows.
+    pub(super) fn end_pauses(&mut self, now: Instant) -> Vec<String> {
+        let mut over = Vec::new();
+        for (name, class) in &mut self.by_class {
+            if class.until.is_some_and(|until| until <= now) {
+                class.until = None;
+            }
+            if class.shown && class.until.is_none() {
+                class.shown = false;
+                over.push(name.clone());
+            }
+        }
+        over
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.by_class.values().any(|class| class.until.is_some() || class.held.is_some())
+    }
+}
+
+impl Gates {
+    /// Waits for the right to make a call of so many bytes, as far as the pace is concerned.
+    pub(super) async fn pace(
+        &self,
+        job: &Job,
+        bytes: usize,
+        stop: &CancellationToken,
+    ) -> Result<Paced, Refusal> {
+        let began = Instant::now();
+        loop {
+            let now = Instant::now();
+            let hold = match self.try_pace(job, bytes, now) {
+                Ok(paced) => return Ok(paced),
+                Err(hold) => hold,
+            };
+            let until = match hold {
+                Hold::Until(at) => at,
+                Hold::Window | Hold::Allowance => now + LOOK_AGAIN,
+            };
+            if stop.is_cancelled() || until.max(now) >= began + WAIT_MAX {
+                return Err(Refusal::Blocked(super::sync::RATE_LIMIT.to_owned()));
+            }
+            let moved = self.moved.notified();
+            tokio::select! {
+                () = tokio::time::sleep_until(until.into()) => {}
+                () = moved, if !matches!(hold, Hold::Until(_)) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    fn try_pace(&self, job: &Job, bytes: usize, now: Instant) -> Result<Paced, Hold> {
+        let mut inner = self.lock();
+        let class = inner.paces.class(&job.model);
+        let estimate = inner.paces.estimates.of(&job.queue, &job.model, bytes);
+        let ticket = inner.paces.of(&class, now).pace.admit(estimate, now)?;
+        Ok(Paced { class, queue: job.queue.clone(), model: job.model.clone(), bytes, ticket })
+    }
+
+    /// What a response said of the limits, be it a refusal.
+    pub fn learn(&self, model: &str, limits: &RateLimits, now: Instant) {
+        let mut inner = self.lock();
+        let class = inner.paces.class(model);
+        let pace = &mut inner.paces.of(&class, now).pace;
+        let knew = pace.knows_limits();
+        pace.learn(limits, now);
+        if !knew && pace.knows_limits() {
+            self.take_now.notify_one();
+        }
+    }
+
+    /// Takes from the shared budgets what the calls of the next second need, and tells them what was
+    /// learnt, for each class that is asked.
+    pub async fn take_rates(&self, store: &dyn Store) {
+        let takes: Vec<_> = {
+            let mut inner = self.lock();
+            let fingerprint = inner.fingerprint.clone();
+            let now = Instant::now();
+            let classes = inner.paces.by_class.iter_mut();
+            let asked = classes.filter(|(_, class)| class.waiting > 0 || !class.pace.is_idle(now));
+            asked
+                .map(|(name, class)| {
+                    (name.clone(), format!("rate:{fingerprint}/{name}"), class.pace.take(now))
+                })
+                .collect()
+        };
+        for (class, scope, take) in takes {
+            let grants = match store.take_rates(&scope, &take).await {
+                Ok(grants) => grants,
+                Err(err) => {
+                    tracing::debug!(error = %err, "failed to take from the rate budget");
+                    Each::default()
+                }
+            };
+            let mut inner = self.lock();
+            if let Some(class) = inner.paces.by_class.get_mut(&class) {
+                let knew = class.pace.knows_limits();
+                class.pace.granted(grants);
+                if !knew && class.pace.knows_limits() {
+                    self.take_now.notify_one();
+                }
+            }
+        }
+        self.moved.notify_waiters();
+        self.opened.notify_one();
+    }
+
+    /// Waits until a limit is known that nothing was taken of yet.
+    pub async fn knows_more(&self) {
+        self.take_now.notified().await;
+    }
+
+    /// A call ended, or was never made.
+    pub(super) fn end_pace(&self, inner: &mut Inner, paced: Paced, spent: Spent, now: Instant) {
+        let Paced { class, queue, model, bytes, ticket } = paced;
+        if let Spent::Answered { input, output } = spent {
+            inner.paces.estimates.learn(&queue, &model, bytes, input, output);
+        }
+        if let Spent::Refused(_, Some(hint)) = spent
+            && hint >= SHOWN
+        {
+            inner.paces.pause(&class, now + hint, now);
+            inner.paces.of(&class, now).shown = true;
+            self.tell(inner, Scope::Rate(class.clone()));
+        }
+        inner.paces.of(&class, now).pace.end(ticket, spent, now, fastrand::f64());
+        self.moved.notify_waiters();
+        self.opened.notify_one();
+    }
+}
+
+impl Permit<'_> {
+    /// The first content came: the window may grow.
+    pub(super) fn pace_content(&self, inner: &mut Inner, now: Instant) {
+        if let Some(paced) = &self.paced {
+            inner.paces.of(&paced.class, now).pace.content(&paced.ticket, now);
+            self.gates.moved.notify_waiters();
+            self.gates.opened.notify_one();
+        }
+    }
+
+    /// The call ended so: what was set aside goes back, and what it cost is learnt.
+    pub fn spent(&mut self, spent: Spent, now: Instant) {
+        if let Some(paced) = self.paced.take() {
+            let mut inner = self.gates.lock();
+            self.gates.end_pace(&mut inner, paced, spent, now);
+        }
+    }
+}
