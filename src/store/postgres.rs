@@ -283,6 +283,10 @@ impl Store for PostgresStore {
         self.run(params, |conn, params| Box::pin(gates::count_refusal(conn, &params.0, &params.1))).await
     }
 
+    async fn prune_gates(&self, limit: i64) -> Result<u64, StoreError> {
+        self.run(limit, |conn, limit| Box::pin(gates::prune(conn, *limit))).await
+    }
+
     async fn backlog(&self, wanted: &Wanted, horizon: Duration) -> Result<Backlog, StoreError> {
         let params = (wanted.clone(), horizon);
         self.run(params, |conn, params| Box::pin(upkeep::backlog(conn, &params.0, params.1))).await

@@ -106,5 +106,6 @@ impl Gates {
 /// Returns a short word for a signature: it may quote a prompt, which no gate shows.
 pub(super) fn short(signature: &str) -> String {
     let digest = Sha256::digest(signature.as_bytes());
-    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    let start: [u8; 8] = digest[..8].try_into().expect("a digest has 32 bytes");
+    format!("{:016x}", u64::from_be_bytes(start))
 }
