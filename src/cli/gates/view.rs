@@ -81,7 +81,9 @@ impl Shown {
     }
 
     fn until(&self) -> Option<String> {
+        // Up to the whole second: what was just blocked for 2 h is blocked for 2 h, and not 1 h 59 min.
         let left = self.line.until_ms.unwrap_or_default();
+        let left = left.saturating_add(999) / 1000 * 1000;
         let at = self.line.until.map(time).unwrap_or_default();
         match (self.line.state.as_str(), self.line.until) {
             ("flowing", _) => None,
@@ -212,7 +214,7 @@ mod tests {
             (gate.line.until, gate.line.until_ms) = (left.map(|_| Moment(0)), left);
             gate.until().unwrap_or_default()
         };
-        assert!(until("blocked", Some(2_000)).contains("(in 2.0 s), then one call asks"));
+        assert!(until("blocked", Some(7_199_001)).contains("(in 2 h 0 min), then one call asks"));
         assert!(until("blocked", Some(-1)).starts_with("now"));
         assert_eq!(until("blocked", None), "a person opens it");
         assert!(until("probing", Some(2_000)).contains("given up at"));

@@ -339,25 +339,37 @@ impl Desk for PostgresStore {
 
     async fn jobs_behind(&self, gate: &Behind, limit: i64) -> Result<i64, StoreError> {
         let count = match gate {
+            // Queue by queue and in the order of the index: else all that is done is read, to find out
+            // that none of it is pending.
             Behind::Everything => sqlx::query_scalar(
                 "SELECT count(*)
                    FROM (SELECT
-                           FROM job_state
-                          WHERE state = 'pending'
+                           FROM queues q
+                          CROSS JOIN LATERAL (SELECT
+                                                FROM job_state s
+                                               WHERE s.queue = q.name AND s.state = 'pending'
+                                               ORDER BY s.model, s.priority DESC
+                                               LIMIT $1) s
                           LIMIT $1) b",
             )
             .bind(limit),
             Behind::Model { model, default_model } => sqlx::query_scalar(
                 "SELECT count(*)
                    FROM (SELECT
-                           FROM queues q
-                           JOIN job_state s
-                             ON s.queue = q.name AND s.state = 'pending'
-                            AND s.model IN ($2::text, CASE WHEN coalesce(q.model, (SELECT w.default_model
-                                                                                FROM workers w
-                                                                               ORDER BY w.id DESC
-                                                                               LIMIT 1), $3) = $2
-                                                     THEN '' ELSE $2 END)
+                           FROM (SELECT q.name, $2::text AS model
+                                   FROM queues q
+                                  UNION ALL
+                                 SELECT q.name, ''
+                                   FROM queues q
+                                  WHERE coalesce(q.model, (SELECT w.default_model
+                                                             FROM workers w
+                                                            ORDER BY w.id DESC
+                                                            LIMIT 1), $3) = $2) q
+                          CROSS JOIN LATERAL (SELECT
+                                                FROM job_state s
+                                               WHERE s.queue = q.name AND s.model = q.model AND s.state = 'pending'
+                                               ORDER BY s.priority DESC
+                                               LIMIT $1) s
                           LIMIT $1) b",
             )
             .bind(limit)

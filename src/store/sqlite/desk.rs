@@ -381,11 +381,12 @@ impl Desk for SqliteStore {
                           LIMIT $1)",
             )
             .bind(limit),
+            // CROSS JOIN: queue by queue, else every pending job is looked at.
             Behind::Model { model, default_model } => sqlx::query_scalar(
                 "SELECT count(*)
                    FROM (SELECT 1
                            FROM queues q
-                           JOIN job_state s
+                          CROSS JOIN job_state s
                              ON s.queue = q.name AND s.state = 'pending'
                             AND s.model IN ($2, CASE WHEN coalesce(q.model, (SELECT w.default_model
                                                                                 FROM workers w

@@ -49,7 +49,7 @@ async fn gates_tells_what_is_stopped_why_until_when_and_for_how_many(ground: &Gr
         "  cancel the rest: promptmill cancel --batch 'it'\\''s' --queue q\n",
         "  let it fail:     promptmill gates free 'batch:q/it'\\''s' --let-fail\n",
         "  what:  every call with the key of fingerprint 12; 2 pending jobs wait behind it\n",
-        " (in 1 min 2",
+        " (in 1 min ",
         "then one call asks whether it flows again\n",
         "  open it: promptmill gates free key:12\n",
     ] {
