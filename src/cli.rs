@@ -10,6 +10,7 @@ pub mod doctor;
 mod enqueue;
 mod exit;
 mod files;
+mod gates;
 mod migrate;
 mod mill;
 mod open;
@@ -78,6 +79,8 @@ pub enum Command {
     Pause(pause::Args),
     /// Let a paused queue or a stopped batch flow again
     Resume(resume::Args),
+    /// Show what is stopped and why, block it, or let it flow
+    Gates(gates::Args),
     /// Make the tables, or bring them up to date
     Migrate(migrate::Args),
     /// Print the SQL of Postgres roles with the least rights
@@ -133,6 +136,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Retry(args) => retry::run(&args, &context).await,
         Command::Pause(args) => pause::run(&args, &context).await,
         Command::Resume(args) => resume::run(&args, &context).await,
+        Command::Gates(args) => gates::run(&args, &context).await,
         Command::Migrate(args) => migrate::run(&args, &context).await,
         Command::Roles(args) => roles::run(&args, &context),
         Command::Config(mut args) => {

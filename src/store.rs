@@ -281,6 +281,9 @@ pub struct GateRow {
     pub counters: Option<Counters>,
 }
 
+/// `gates.counters` of a batch whose refusals are not counted: a person lets it fail.
+pub(crate) const IGNORED: &str = "ignored";
+
 /// What a gate counts: `gates.counters`, a word and a number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counters {
@@ -427,13 +430,19 @@ pub trait Store: Send + Sync {
     async fn set_gate(&self, row: &GateRow) -> Result<Option<i64>, StoreError>;
 
     /// Counts one more refusal of a batch whose gate flows; its signature is this word. Returns how
-    /// many there were in a row with the same over all daemons, 0 where the gate does not flow.
+    /// many there were in a row with the same over all daemons, 0 where the gate does not flow or a person
+    /// lets the batch fail.
     async fn count_refusal(&self, scope: &str, word: &str) -> Result<u32, StoreError>;
 
     /// Takes from the rate budget that all daemons share (`rate:<fingerprint>/<class>`), and tells it
     /// what was learnt: [`Budget::take`](crate::domain::pace::Budget::take) by the database's clock.
     /// `None` where no limit is known, or somebody holds that bucket's lock just now.
     async fn take_rates(&self, scope: &str, take: &Take) -> Result<Each<Option<Grant>>, StoreError>;
+
+    /// Takes at most `limit` rows away of batches that flow and that nobody touched for a day: each
+    /// batch that ever met a refusal leaves one. Where a person lets the batch fail, its row stays while
+    /// a job of it is open. Returns how many.
+    async fn prune_gates(&self, limit: i64) -> Result<u64, StoreError>;
 
     /// Counts what is left for a drain.
     async fn backlog(&self, wanted: &Wanted, horizon: Duration) -> Result<Backlog, StoreError>;

@@ -13,7 +13,7 @@ use super::out::{
 };
 use crate::domain::outcome::Usage;
 use crate::store::{
-    BatchLine, Desk, FaultLine, GateLine, OutcomeLine, QueueLine, ReasonLine, StateCounts, WorkerLine,
+    BatchLine, Desk, FaultLine, GateLine, Listed, OutcomeLine, QueueLine, ReasonLine, StateCounts, WorkerLine,
 };
 
 /// Pause between two views of `--watch`.
@@ -82,7 +82,7 @@ impl View {
             outcomes: desk.outcome_lines(None).await?,
             batches: desk.open_batches(LINES_MAX).await?,
             reasons: desk.reason_lines(None, LINES_MAX).await?,
-            gates: desk.gate_lines().await?,
+            gates: desk.gate_lines(Listed::Stopped).await?,
             workers: desk.worker_lines().await?,
         })
     }
@@ -121,7 +121,7 @@ impl View {
                     cell(&one_line(gate.reason.as_deref().unwrap_or_default(), 100)),
                 ]);
             }
-            section(&mut text, &lines.to_string());
+            section(&mut text, &format!("{lines}\n promptmill gates says what may be done about it"));
         }
         if self.workers.is_empty() {
             section(&mut text, "no daemon is at work: promptmill run starts one");

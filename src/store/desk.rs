@@ -5,6 +5,7 @@
 //! only ones that bring an answer. Times come as [`Moment`]s of the database's clock.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -248,7 +249,46 @@ pub struct WorkerLine {
     pub seen_ms_ago: i64,
 }
 
-/// A row of `gates` that does not flow.
+/// Which gates to list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listed {
+    /// Those that do not flow.
+    Stopped,
+    /// All that have a row.
+    All,
+}
+
+/// Jobs that a gate may hold back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Behind {
+    /// All.
+    Everything,
+    /// Those that are asked of this model.
+    Model {
+        /// Which.
+        model: String,
+        /// The model of a job that names none, and whose queue names none, where no daemon says so.
+        default_model: String,
+    },
+    /// Those of this batch; `''`: those without a label.
+    Batch {
+        /// `jobs.queue`.
+        queue: String,
+        /// `jobs.batch`.
+        batch: String,
+    },
+}
+
+/// How a gate is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freed {
+    /// What stopped it may stop it again.
+    Watched,
+    /// A batch's refusals are not counted any more: nothing but a person stops it.
+    LetFail,
+}
+
+/// A row of `gates`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GateLine {
     /// `scope`.
@@ -259,6 +299,14 @@ pub struct GateLine {
     pub reason: Option<String>,
     /// `until`.
     pub until: Option<Moment>,
+    /// Milliseconds left until then by the database's clock; negative where it has passed.
+    pub until_ms: Option<i64>,
+    /// `changed_at`.
+    pub since: Moment,
+    /// `changed_at`, as an age in milliseconds by the database's clock.
+    pub since_ms_ago: i64,
+    /// Whether refusals are not counted: a person lets the batch fail.
+    pub ignored: bool,
 }
 
 /// A job with its state, for `show`.
@@ -414,8 +462,18 @@ pub trait Desk: Send + Sync {
     /// Returns the workers, by id.
     async fn worker_lines(&self) -> Result<Vec<WorkerLine>, StoreError>;
 
-    /// Returns the gates that do not flow, by scope.
-    async fn gate_lines(&self) -> Result<Vec<GateLine>, StoreError>;
+    /// Returns gates, by scope.
+    async fn gate_lines(&self, which: Listed) -> Result<Vec<GateLine>, StoreError>;
+
+    /// Counts pending jobs that a gate may hold back, at most `limit`.
+    async fn jobs_behind(&self, gate: &Behind, limit: i64) -> Result<i64, StoreError>;
+
+    /// Blocks a gate for so long, or until a person opens it; makes its row where there is none.
+    async fn block_gate(&self, scope: &str, reason: &str, pause: Option<Duration>) -> Result<(), StoreError>;
+
+    /// Opens a gate that has a row; to let a batch fail, its row is made where there is none. Returns
+    /// whether there is one now.
+    async fn free_gate(&self, scope: &str, how: Freed) -> Result<bool, StoreError>;
 
     /// Returns a job.
     async fn job(&self, job: JobId) -> Result<Option<JobRow>, StoreError>;

@@ -317,6 +317,10 @@ impl Store for PostgresStore {
         self.run(params, |conn, p| Box::pin(rates::take(conn, &p.0, &p.1))).await
     }
 
+    async fn prune_gates(&self, limit: i64) -> Result<u64, StoreError> {
+        self.run(limit, |conn, limit| Box::pin(gates::prune(conn, *limit))).await
+    }
+
     async fn backlog(&self, wanted: &Wanted, horizon: Duration) -> Result<Backlog, StoreError> {
         let params = (wanted.clone(), horizon);
         self.run(params, |conn, params| Box::pin(upkeep::backlog(conn, &params.0, params.1))).await

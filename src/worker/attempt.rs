@@ -107,23 +107,10 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
         if let Some(why) = rein.why() {
             return stopped(mill, lease, &talk, tally, None, why).await;
         }
-        let mut permit =
-            match mill.gates.admit(&*mill.store, lease, talk.job(), request.body.len(), &rein.token).await {
-                Ok(permit) => permit,
-                Err(Refusal::Blocked(reason)) => {
-                    if let Some(why) = rein.why() {
-                        return stopped(mill, lease, &talk, tally, None, why).await;
-                    }
-                    // A claim passes by what blocks, but for a run that began with another model than its
-                    // lane names: put back at once, it would be claimed again at once.
-                    let pause = (talk.job().model != lane_model).then_some(GATE_PAUSE);
-                    return release(mill, lease, &talk, tally, pause, reason, None).await;
-                }
-                Err(Refusal::Missing(fault)) => {
-                    let verdict = Verdict { outcome: Outcome::Failed, fault: Some(fault) };
-                    return settle(mill, lease, talk.answer(verdict, tally), None).await;
-                }
-            };
+        let mut permit = match admitted(mill, lease, &talk, tally, &request, rein, &lane_model).await {
+            Ok(permit) => permit,
+            Err(ended) => return ended,
+        };
         let probe = permit.is_probe();
         let key = mill.claude.fingerprint();
         seq += 1;
@@ -180,6 +167,38 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
             }
         }
     }
+}
+
+/// Waits for the right to make a call. Where there is none the job goes back, or ends.
+async fn admitted<'m>(
+    mill: &'m Mill,
+    lease: Lease,
+    talk: &Talk,
+    tally: Tally,
+    request: &Request,
+    rein: &Rein,
+    lane_model: &str,
+) -> Result<Permit<'m>, Ended> {
+    let (gates, bytes) = (&mill.gates, request.body.len());
+    let refusal = match gates.admit(&*mill.store, lease, talk.job(), bytes, &rein.token).await {
+        Ok(permit) => return Ok(permit),
+        Err(refusal) => refusal,
+    };
+    if let Some(why) = rein.why() {
+        return Err(stopped(mill, lease, talk, tally, None, why).await);
+    }
+    Err(match refusal {
+        Refusal::Blocked(reason) => {
+            // A claim passes by what blocks, but for a run that began with another model than its
+            // lane names: put back at once, it would be claimed again at once.
+            let pause = (talk.job().model != lane_model).then_some(GATE_PAUSE);
+            release(mill, lease, talk, tally, pause, reason, None).await
+        }
+        Refusal::Missing(fault) => {
+            let verdict = Verdict { outcome: Outcome::Failed, fault: Some(fault) };
+            settle(mill, lease, talk.clone().answer(verdict, tally), None).await
+        }
+    })
 }
 
 /// What a failed call means for the job, having told its gates.

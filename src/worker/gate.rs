@@ -178,9 +178,8 @@ impl Gates {
             }
         }
         for (lane, trust) in &inner.trust {
-            if let Some(room) = trust.room() {
-                rooms.batches.insert(lane.pair(), room);
-            }
+            // A batch that is not named here would get the room of one that nobody knows.
+            rooms.batches.insert(lane.pair(), trust.room().unwrap_or(usize::MAX));
         }
         for (lane, gate) in &inner.batches {
             match gate.peek(now) {
@@ -378,7 +377,9 @@ impl Gates {
         };
         let now = Instant::now();
         let mut inner = self.lock();
-        inner.counted.insert(permit.lane.clone());
+        if same > 0 {
+            inner.counted.insert(permit.lane.clone());
+        }
         if let Some(trust) = inner.trust.get_mut(&permit.lane) {
             trust.refused(same);
         }

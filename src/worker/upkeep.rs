@@ -29,6 +29,8 @@ const TICK: Duration = Duration::from_secs(1);
 const STEP: i64 = 500;
 /// How many steps of promotion one tick takes at most.
 const STEPS_MAX: usize = 20;
+/// Rows of gates that say nothing any more are taken away this often.
+const GATES_PRUNED_EVERY: Duration = Duration::from_hours(1);
 /// Other workers are looked at at least this often.
 const PEERS_EVERY_MAX: Duration = Duration::from_secs(5);
 /// How often it is looked whether this version may still use the tables.
@@ -118,6 +120,7 @@ pub async fn tick(mill: Arc<Mill>, wake: Wake, stop: CancellationToken) {
     let mut peers = Peers::default();
     let mut ailing = false;
     let mut looked = None;
+    let mut pruned = None;
     loop {
         leave_if_outdated(&mill, &wake, &mut looked).await;
         match round(&mill, &wake, &mut peers).await {
@@ -128,8 +131,28 @@ pub async fn tick(mill: Arc<Mill>, wake: Wake, stop: CancellationToken) {
                 }
             }
         }
+        prune_gates(&mill, &mut pruned).await;
         if paused(&stop, TICK).await {
             return;
+        }
+    }
+}
+
+/// Takes rows of gates away that say nothing any more, once an hour.
+async fn prune_gates(mill: &Mill, pruned: &mut Option<Instant>) {
+    let now = Instant::now();
+    if pruned.is_some_and(|last| now.saturating_duration_since(last) < GATES_PRUNED_EVERY) {
+        return;
+    }
+    *pruned = Some(now);
+    for _ in 0..STEPS_MAX {
+        match mill.store.prune_gates(STEP).await {
+            Ok(pruned) if pruned == STEP as u64 => {}
+            Ok(_) => return,
+            Err(err) => {
+                tracing::debug!(error = %err, "failed to prune gates: trying again in an hour");
+                return;
+            }
         }
     }
 }

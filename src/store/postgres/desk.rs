@@ -3,6 +3,8 @@
 //! Each change is one statement that locks its rows in the order of their ids, so that two of them
 //! cannot wait for each other.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -13,8 +15,9 @@ use crate::domain::outcome::Usage;
 use crate::store::desk::{Found, fields, queues_of, usage};
 use crate::store::op::said;
 use crate::store::{
-    BatchLine, CallRow, Desk, FaultLine, Flow, GateLine, Inserted, JobFilter, JobRow, Moment, NewJob,
-    OutcomeLine, QueueLine, ReasonLine, ResultFilter, ResultRow, StateCounts, StoreError, Texts, WorkerLine,
+    BatchLine, Behind, CallRow, Desk, FaultLine, Flow, Freed, GateLine, Inserted, JobFilter, JobRow, Listed,
+    Moment, NewJob, OutcomeLine, QueueLine, ReasonLine, ResultFilter, ResultRow, StateCounts, StoreError,
+    Texts, WorkerLine, row,
 };
 
 /// SQLSTATE `insufficient_privilege`.
@@ -310,20 +313,125 @@ impl Desk for PostgresStore {
         rows.iter().map(line).collect::<sqlx::Result<_>>().map_err(said)
     }
 
-    async fn gate_lines(&self) -> Result<Vec<GateLine>, StoreError> {
+    async fn gate_lines(&self, which: Listed) -> Result<Vec<GateLine>, StoreError> {
         let rows = sqlx::query(
-            "SELECT scope, state, reason, (extract(epoch FROM until) * 1000)::bigint AS until
+            "SELECT scope, state, reason, (extract(epoch FROM until) * 1000)::bigint AS until,
+                    (extract(epoch FROM until - clock_timestamp()) * 1000)::bigint AS until_ms,
+                    (extract(epoch FROM changed_at) * 1000)::bigint AS changed_at,
+                    (extract(epoch FROM clock_timestamp() - changed_at) * 1000)::bigint AS since_ms_ago,
+                    coalesce(counters, '') LIKE 'ignored %' AS ignored
                FROM gates
-              WHERE state <> 'flowing'
+              WHERE $1 OR state <> 'flowing'
               ORDER BY scope",
         )
+        .bind(which == Listed::All)
         .fetch_all(self.pool())
         .await
         .map_err(said)?;
         let line = |row: &PgRow| {
-            Ok(fields!(row => GateLine { scope, state, reason } with { until: moment(row, "until")? }))
+            Ok(fields!(row => GateLine { scope, state, reason, until_ms, since_ms_ago, ignored } with {
+                until: moment(row, "until")?,
+                since: Moment(row.try_get("changed_at")?),
+            }))
         };
         rows.iter().map(line).collect::<sqlx::Result<_>>().map_err(said)
+    }
+
+    async fn jobs_behind(&self, gate: &Behind, limit: i64) -> Result<i64, StoreError> {
+        let count = match gate {
+            // Queue by queue and in the order of the index: else all that is done is read, to find out
+            // that none of it is pending.
+            Behind::Everything => sqlx::query_scalar(
+                "SELECT count(*)
+                   FROM (SELECT
+                           FROM queues q
+                          CROSS JOIN LATERAL (SELECT
+                                                FROM job_state s
+                                               WHERE s.queue = q.name AND s.state = 'pending'
+                                               ORDER BY s.model, s.priority DESC
+                                               LIMIT $1) s
+                          LIMIT $1) b",
+            )
+            .bind(limit),
+            Behind::Model { model, default_model } => sqlx::query_scalar(
+                "SELECT count(*)
+                   FROM (SELECT
+                           FROM (SELECT q.name, $2::text AS model
+                                   FROM queues q
+                                  UNION ALL
+                                 SELECT q.name, ''
+                                   FROM queues q
+                                  WHERE coalesce(q.model, (SELECT w.default_model
+                                                             FROM workers w
+                                                            ORDER BY w.id DESC
+                                                            LIMIT 1), $3) = $2) q
+                          CROSS JOIN LATERAL (SELECT
+                                                FROM job_state s
+                                               WHERE s.queue = q.name AND s.model = q.model AND s.state = 'pending'
+                                               ORDER BY s.priority DESC
+                                               LIMIT $1) s
+                          LIMIT $1) b",
+            )
+            .bind(limit)
+            .bind(model)
+            .bind(default_model),
+            Behind::Batch { queue, batch } if batch.is_empty() => sqlx::query_scalar(
+                "SELECT count(*)
+                   FROM (SELECT
+                           FROM job_state
+                          WHERE queue = $2 AND batch = '' AND state = 'pending'
+                          LIMIT $1) b",
+            )
+            .bind(limit)
+            .bind(queue),
+            Behind::Batch { queue, batch } => sqlx::query_scalar(
+                "SELECT count(*)
+                   FROM (SELECT
+                           FROM job_state
+                          WHERE batch = $3 AND batch <> '' AND state <> 'done' AND state = 'pending' AND queue = $2
+                          LIMIT $1) b",
+            )
+            .bind(limit)
+            .bind(queue)
+            .bind(batch),
+        };
+        count.fetch_one(self.pool()).await.map_err(said)
+    }
+
+    async fn block_gate(&self, scope: &str, reason: &str, pause: Option<Duration>) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO gates (scope, state, reason, until)
+             VALUES ($1, 'blocked', $2, clock_timestamp() + $3 * interval '1 millisecond')
+                 ON CONFLICT (scope) DO UPDATE
+                SET state = 'blocked', reason = excluded.reason, until = excluded.until, counters = NULL",
+        )
+        .bind(scope)
+        .bind(reason)
+        .bind(pause.map(row::ms))
+        .execute(self.pool())
+        .await
+        .map_err(said)?;
+        Ok(())
+    }
+
+    async fn free_gate(&self, scope: &str, how: Freed) -> Result<bool, StoreError> {
+        let statement = match how {
+            Freed::Watched => sqlx::query(
+                "UPDATE gates
+                    SET state = 'flowing'
+                  WHERE scope = $1",
+            ),
+            // Moves the generation itself: else the trigger would take it for a plain opening.
+            Freed::LetFail => sqlx::query(
+                "INSERT INTO gates AS g (scope, state, counters, generation)
+                 VALUES ($1, 'flowing', 'ignored 0', 1)
+                     ON CONFLICT (scope) DO UPDATE
+                    SET state = 'flowing', reason = NULL, until = NULL, counters = excluded.counters,
+                        generation = g.generation + 1, changed_at = clock_timestamp()",
+            ),
+        };
+        let done = statement.bind(scope).execute(self.pool()).await.map_err(said)?;
+        Ok(done.rows_affected() > 0)
     }
 
     async fn job(&self, job: JobId) -> Result<Option<JobRow>, StoreError> {

@@ -60,7 +60,8 @@ pub(super) async fn set(conn: &mut PgConnection, gate: &GateRow) -> sqlx::Result
     .await
 }
 
-/// Counts one more refusal; another word, or a gate that does not count, begins anew.
+/// Counts one more refusal, but of a batch that a person lets fail; another word, or a gate that does
+/// not count, begins anew.
 pub(super) async fn count_refusal(conn: &mut PgConnection, scope: &str, word: &str) -> sqlx::Result<u32> {
     let count: Option<i32> = sqlx::query_scalar(
         "INSERT INTO gates AS g (scope, state, counters, generation)
@@ -69,7 +70,7 @@ pub(super) async fn count_refusal(conn: &mut PgConnection, scope: &str, word: &s
             SET counters = $2 || ' ' || CASE WHEN split_part(g.counters, ' ', 1) = $2
                                              THEN split_part(g.counters, ' ', 2)::integer + 1 ELSE 1 END,
                 generation = g.generation + 1, changed_at = now()
-          WHERE g.state = 'flowing'
+          WHERE g.state = 'flowing' AND split_part(coalesce(g.counters, ''), ' ', 1) <> 'ignored'
          RETURNING split_part(counters, ' ', 2)::integer",
     )
     .bind(scope)
@@ -77,4 +78,29 @@ pub(super) async fn count_refusal(conn: &mut PgConnection, scope: &str, word: &s
     .fetch_optional(conn)
     .await?;
     Ok(count.and_then(|count| u32::try_from(count).ok()).unwrap_or(0))
+}
+
+/// Takes rows away that say nothing any more. One that somebody holds stays until the next time.
+pub(super) async fn prune(conn: &mut PgConnection, limit: i64) -> sqlx::Result<u64> {
+    let done = sqlx::query(
+        "DELETE FROM gates
+          WHERE scope = ANY (ARRAY (
+                SELECT g.scope
+                  FROM gates g
+                 WHERE g.state = 'flowing' AND left(g.scope, 6) = 'batch:'
+                   AND g.changed_at < clock_timestamp() - interval '1 day'
+                   AND (split_part(coalesce(g.counters, ''), ' ', 1) <> 'ignored'
+                        OR NOT EXISTS (
+                           SELECT
+                             FROM queues q
+                             JOIN job_state s ON s.batch = substr(g.scope, length(q.name) + 8)
+                                             AND s.batch <> '' AND s.state <> 'done' AND s.queue = q.name
+                            WHERE substr(g.scope, 7, length(q.name) + 1) = q.name || '/'))
+                 LIMIT $1
+                   FOR UPDATE OF g SKIP LOCKED))",
+    )
+    .bind(limit)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
 }

@@ -2,18 +2,21 @@
 //!
 //! Each change is one statement, so it takes the writer's lock once and never upgrades to it.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::SqliteStore;
+use super::{SqliteStore, text};
 use crate::domain::job::JobId;
 use crate::domain::outcome::Usage;
 use crate::store::desk::{Found, fields, list, queues_of, usage};
 use crate::store::op::said;
 use crate::store::{
-    BatchLine, CallRow, Desk, FaultLine, Flow, GateLine, Inserted, JobFilter, JobRow, Moment, NewJob,
-    OutcomeLine, QueueLine, ReasonLine, ResultFilter, ResultRow, StateCounts, StoreError, Texts, WorkerLine,
+    BatchLine, Behind, CallRow, Desk, FaultLine, Flow, Freed, GateLine, Inserted, JobFilter, JobRow, Listed,
+    Moment, NewJob, OutcomeLine, QueueLine, ReasonLine, ResultFilter, ResultRow, StateCounts, StoreError,
+    Texts, WorkerLine, row,
 };
 
 #[async_trait]
@@ -340,20 +343,121 @@ impl Desk for SqliteStore {
         rows.iter().map(line).collect::<sqlx::Result<_>>().map_err(said)
     }
 
-    async fn gate_lines(&self) -> Result<Vec<GateLine>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT scope, state, reason, until
+    async fn gate_lines(&self, which: Listed) -> Result<Vec<GateLine>, StoreError> {
+        let rows = sqlx::query(concat!(
+            "SELECT scope, state, reason, until, until - ",
+            now!(),
+            " AS until_ms,
+                    changed_at, ",
+            now!(),
+            " - changed_at AS since_ms_ago,
+                    coalesce(counters, '') LIKE 'ignored %' AS ignored
                FROM gates
-              WHERE state <> 'flowing'
+              WHERE $1 OR state <> 'flowing'
               ORDER BY scope",
-        )
+        ))
+        .bind(which == Listed::All)
         .fetch_all(&self.reader())
         .await
         .map_err(said)?;
         let line = |row: &SqliteRow| {
-            Ok(fields!(row => GateLine { scope, state, reason } with { until: moment(row, "until")? }))
+            Ok(fields!(row => GateLine { state, until_ms, since_ms_ago, ignored } with {
+                scope: text(row, "scope")?.unwrap_or_default(),
+                reason: text(row, "reason")?,
+                until: moment(row, "until")?,
+                since: Moment(row.try_get("changed_at")?),
+            }))
         };
         rows.iter().map(line).collect::<sqlx::Result<_>>().map_err(said)
+    }
+
+    async fn jobs_behind(&self, gate: &Behind, limit: i64) -> Result<i64, StoreError> {
+        let count = match gate {
+            Behind::Everything => sqlx::query_scalar(
+                "SELECT count(*)
+                   FROM (SELECT 1
+                           FROM job_state
+                          WHERE state = 'pending'
+                          LIMIT $1)",
+            )
+            .bind(limit),
+            // CROSS JOIN: queue by queue, else every pending job is looked at.
+            Behind::Model { model, default_model } => sqlx::query_scalar(
+                "SELECT count(*)
+                   FROM (SELECT 1
+                           FROM queues q
+                          CROSS JOIN job_state s
+                             ON s.queue = q.name AND s.state = 'pending'
+                            AND s.model IN ($2, CASE WHEN coalesce(q.model, (SELECT w.default_model
+                                                                                FROM workers w
+                                                                               ORDER BY w.id DESC
+                                                                               LIMIT 1), $3) = $2
+                                                     THEN '' ELSE $2 END)
+                          LIMIT $1)",
+            )
+            .bind(limit)
+            .bind(model)
+            .bind(default_model),
+            Behind::Batch { queue, batch } if batch.is_empty() => sqlx::query_scalar(
+                "SELECT count(*)
+                   FROM (SELECT 1
+                           FROM job_state
+                          WHERE queue = $2 AND batch = '' AND state = 'pending'
+                          LIMIT $1)",
+            )
+            .bind(limit)
+            .bind(queue),
+            Behind::Batch { queue, batch } => sqlx::query_scalar(
+                "SELECT count(*)
+                   FROM (SELECT 1
+                           FROM job_state
+                          WHERE batch = $3 AND batch <> '' AND state <> 'done' AND state = 'pending' AND queue = $2
+                          LIMIT $1)",
+            )
+            .bind(limit)
+            .bind(queue)
+            .bind(batch),
+        };
+        count.fetch_one(&self.reader()).await.map_err(said)
+    }
+
+    async fn block_gate(&self, scope: &str, reason: &str, pause: Option<Duration>) -> Result<(), StoreError> {
+        sqlx::query(concat!(
+            "INSERT INTO gates (scope, state, reason, until)
+             VALUES ($1, 'blocked', $2, ",
+            now!(),
+            " + $3)
+                 ON CONFLICT (scope) DO UPDATE
+                SET state = 'blocked', reason = excluded.reason, until = excluded.until, counters = NULL",
+        ))
+        .bind(scope)
+        .bind(reason)
+        .bind(pause.map(row::ms))
+        .execute(&self.writer())
+        .await
+        .map_err(said)?;
+        Ok(())
+    }
+
+    async fn free_gate(&self, scope: &str, how: Freed) -> Result<bool, StoreError> {
+        let statement = match how {
+            Freed::Watched => sqlx::query(
+                "UPDATE gates
+                    SET state = 'flowing'
+                  WHERE scope = $1",
+            ),
+            // Moves the generation itself: else the trigger would take it for a plain opening.
+            Freed::LetFail => sqlx::query(concat!(
+                "INSERT INTO gates (scope, state, counters, generation)
+                 VALUES ($1, 'flowing', 'ignored 0', 1)
+                     ON CONFLICT (scope) DO UPDATE
+                    SET state = 'flowing', reason = NULL, until = NULL, counters = excluded.counters,
+                        generation = generation + 1, changed_at = ",
+                now!(),
+            )),
+        };
+        let done = statement.bind(scope).execute(&self.writer()).await.map_err(said)?;
+        Ok(done.rows_affected() > 0)
     }
 
     async fn job(&self, job: JobId) -> Result<Option<JobRow>, StoreError> {

@@ -57,7 +57,8 @@ pub(super) async fn set(conn: &mut SqliteConnection, gate: &GateRow) -> sqlx::Re
     .await
 }
 
-/// Counts one more refusal; another word, or a gate that does not count, begins anew.
+/// Counts one more refusal, but of a batch that a person lets fail; another word, or a gate that does
+/// not count, begins anew.
 pub(super) async fn count_refusal(conn: &mut SqliteConnection, scope: &str, word: &str) -> sqlx::Result<u32> {
     let counters: Option<String> = sqlx::query_scalar(concat!(
         "INSERT INTO gates (scope, state, counters, generation)
@@ -67,7 +68,7 @@ pub(super) async fn count_refusal(conn: &mut SqliteConnection, scope: &str, word
                                              THEN substr(counters, length($2) + 2) + 1 ELSE 1 END,
                 generation = generation + 1, changed_at = ",
         now!(),
-        " WHERE state = 'flowing'
+        " WHERE state = 'flowing' AND coalesce(counters, '') NOT LIKE 'ignored %'
          RETURNING counters",
     ))
     .bind(scope)
@@ -75,4 +76,29 @@ pub(super) async fn count_refusal(conn: &mut SqliteConnection, scope: &str, word
     .fetch_optional(conn)
     .await?;
     Ok(counters.as_deref().and_then(Counters::parse).map_or(0, |counters| counters.count))
+}
+
+/// Takes rows away that say nothing any more.
+pub(super) async fn prune(conn: &mut SqliteConnection, limit: i64) -> sqlx::Result<u64> {
+    let done = sqlx::query(concat!(
+        "DELETE FROM gates
+          WHERE scope IN (
+                SELECT g.scope
+                  FROM gates g
+                 WHERE g.state = 'flowing' AND substr(g.scope, 1, 6) = 'batch:' AND g.changed_at < ",
+        now!(),
+        " - 86400000
+                   AND (coalesce(g.counters, '') NOT LIKE 'ignored %'
+                        OR NOT EXISTS (
+                           SELECT 1
+                             FROM queues q
+                             JOIN job_state s ON s.batch = substr(g.scope, length(q.name) + 8)
+                                             AND s.batch <> '' AND s.state <> 'done' AND s.queue = q.name
+                            WHERE substr(g.scope, 7, length(q.name) + 1) = q.name || '/'))
+                 LIMIT $1)",
+    ))
+    .bind(limit)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected())
 }

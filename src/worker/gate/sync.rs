@@ -1,12 +1,13 @@
 //! The table `gates`: what changed here is written, what changed there is taken over, and who may
 //! probe is decided.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::scope::Scope;
 use super::{Gates, Inner, Refusal};
 use crate::domain::gate::{Gate, State};
-use crate::store::{Counters, GateRow, Store, StoreError};
+use crate::store::{Counters, GateRow, IGNORED, Store, StoreError};
 
 /// Longest block that a row can ask for; a person who means longer leaves `until` NULL.
 const UNTIL_MAX: Duration = Duration::from_hours(366 * 24);
@@ -26,7 +27,11 @@ impl Gates {
     /// Takes over what others changed, then writes what changed here. A gate that both changed is
     /// theirs: a person's word stands.
     pub async fn sync(&self, store: &dyn Store, now: Instant) -> Result<(), StoreError> {
-        for row in store.gates().await? {
+        let known: Vec<(String, i64)> =
+            self.lock().seen.iter().map(|(scope, generation)| (scope.clone(), *generation)).collect();
+        let rows = store.gates().await?;
+        self.forget(known, &rows, now);
+        for row in rows {
             self.take_over(&row, now);
         }
         self.end_pauses(now);
@@ -86,6 +91,22 @@ impl Gates {
         inner.changed.extend(over.into_iter().map(Scope::Rate));
     }
 
+    /// A row that was known and is gone flows: a person deleted it, or the upkeep did because nothing
+    /// came of it for a day. Its generations begin anew.
+    fn forget(&self, known: Vec<(String, i64)>, rows: &[GateRow], now: Instant) {
+        let there: HashSet<&str> = rows.iter().map(|row| row.scope.as_str()).collect();
+        for (scope, generation) in known {
+            // What was written since it was read is not gone.
+            if there.contains(scope.as_str()) || self.lock().seen.get(&scope) != Some(&generation) {
+                continue;
+            }
+            let (state, reason, until_in, counters) = ("flowing".to_owned(), None, None, None);
+            let row = GateRow { scope, state, reason, until_in, generation: 0, counters };
+            self.take_over(&row, now);
+            self.lock().seen.remove(&row.scope);
+        }
+    }
+
     pub(super) fn take_over(&self, row: &GateRow, now: Instant) {
         let scopes = self.scopes(&row.scope);
         let mut inner = self.lock();
@@ -95,7 +116,9 @@ impl Gates {
         inner.seen.insert(row.scope.clone(), row.generation);
         for scope in scopes {
             // A row that only counts says nothing about what we are about to write.
-            let counts = row.state == "flowing" && row.counters.is_some() && matches!(scope, Scope::Batch(_));
+            let counts = row.state == "flowing"
+                && row.counters.as_ref().is_some_and(|counters| counters.word != IGNORED)
+                && matches!(scope, Scope::Batch(_));
             if counts && inner.changed.contains(&scope) {
                 continue;
             }
@@ -112,8 +135,14 @@ impl Gates {
         match scope {
             Scope::Batch(lane) if row.state == "flowing" => {
                 inner.batches.remove(lane);
-                if row.counters.is_some() {
-                    inner.counted.insert(lane.clone());
+                match &row.counters {
+                    Some(counters) if counters.word == IGNORED => {
+                        // No answer may set back what a person said.
+                        inner.counted.remove(lane);
+                        inner.trust.entry(lane.clone()).or_default().vouch();
+                    }
+                    Some(_) => drop(inner.counted.insert(lane.clone())),
+                    None => {}
                 }
                 return;
             }

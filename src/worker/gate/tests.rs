@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::domain::job::{Claimed, Defaults, JobId, Lease, Policy, Tally};
-use crate::store::{Counters, GateRow, Migrate, StoreSettings};
+use crate::store::{Counters, GateRow, IGNORED, Migrate, StoreSettings};
 
 fn gates() -> Gates {
     let settings = BreakerSettings {
@@ -366,4 +366,62 @@ fn after_a_persons_word_the_next_call_is_a_probe_and_after_an_answer_it_is_not()
         gates.take_over(&GateRow { counters: answered, ..row(scope, "flowing", at + 3) }, now);
         assert!(gates.all_flow(), "{scope}");
     }
+}
+
+#[tokio::test]
+async fn a_batch_that_a_person_lets_fail_is_not_stopped_not_even_after_an_answer() {
+    let (gates, (_folder, store)) = (gates(), store().await);
+    for _ in 0..19 {
+        refuse(&gates, &*store, Some("b")).await;
+    }
+    let ignored = Some(Counters { word: IGNORED.to_owned(), count: 0 });
+    let rows = store.gates().await.expect("gates");
+    let let_fail = GateRow { counters: ignored.clone(), ..rows[0].clone() };
+    store.set_gate(&let_fail).await.expect("written").expect("nobody was first");
+    let permit = admit(&gates, &*store, &job(1, "m", Some("b"))).await.expect("flowing");
+    permit.accept(Usage::default(), Instant::now());
+    gates.sync(&*store, Instant::now()).await.expect("shared");
+    for _ in 0..25 {
+        refuse(&gates, &*store, Some("b")).await;
+    }
+    let permit = admit(&gates, &*store, &job(1, "m", Some("b"))).await.expect("flowing");
+    permit.accept(Usage::default(), Instant::now());
+    gates.sync(&*store, Instant::now()).await.expect("shared");
+    let row = store.gates().await.expect("gates").remove(0);
+    assert_eq!((row.state.as_str(), row.counters), ("flowing", ignored));
+    assert_eq!(gates.open(Instant::now()).rooms.batches[&("q".into(), "b".into())], usize::MAX);
+}
+
+#[tokio::test]
+async fn a_batch_whose_jobs_were_answered_has_room_without_end() {
+    let (gates, (_folder, store)) = (gates(), store().await);
+    let lane = Lane { queue: "q".into(), batch: "b".into() };
+    let lease = Lease { job: JobId(1), claim: 1, run: 1 };
+    gates.claimed(lease, &lane, "m", Instant::now());
+    for _ in 0..2_000 {
+        admit(&gates, &*store, &job(1, "m", Some("b")))
+            .await
+            .expect("flowing")
+            .accept(Usage::default(), Instant::now());
+    }
+    let rooms = gates.open(Instant::now()).rooms;
+    assert!(rooms.batches[&lane.pair()] > 10_000, "not the room of a batch that nobody knows");
+}
+
+#[tokio::test]
+async fn a_row_that_is_deleted_flows_and_its_generations_begin_anew() {
+    let (gates, now) = (gates(), Instant::now());
+    let (folder, store) = store().await;
+    let held = || row("batch:q/b", "blocked", 0);
+    store.set_gate(&held()).await.expect("written");
+    gates.sync(&*store, now).await.expect("shared");
+    assert_eq!(gates.open(now).blocked.batches.len(), 1);
+    let file = format!("sqlite:{}", folder.path().join("mill.db").display());
+    let pool = sqlx::SqlitePool::connect(&file).await.expect("the file");
+    sqlx::query("DELETE FROM gates").execute(&pool).await.expect("deleted");
+    gates.sync(&*store, now).await.expect("shared");
+    assert!(gates.all_flow(), "deleted is freed");
+    store.set_gate(&held()).await.expect("written");
+    gates.sync(&*store, now).await.expect("shared");
+    assert_eq!(gates.open(now).blocked.batches.len(), 1, "the same generation, but of another row");
 }

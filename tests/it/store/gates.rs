@@ -12,6 +12,8 @@ on_both!(
     a_change_by_a_person_is_not_overwritten,
     a_gate_that_a_person_made_can_be_changed,
     the_same_refusal_is_counted_over_all_daemons_and_another_begins_anew,
+    a_batch_that_a_person_lets_fail_counts_no_refusals,
+    rows_that_say_nothing_any_more_are_pruned,
 );
 
 fn gate(state: &str, generation: i64) -> GateRow {
@@ -69,6 +71,38 @@ async fn the_same_refusal_is_counted_over_all_daemons_and_another_begins_anew(gr
     one.store.set_gate(&blocked).await.expect("written");
     ground.run("UPDATE gates SET state = 'flowing'").await;
     assert_eq!(count(&one, "b2").await, 1, "a person's word starts the count anew");
+}
+
+async fn a_batch_that_a_person_lets_fail_counts_no_refusals(ground: &Ground) {
+    let bench = Bench::on(ground).await;
+    let count = async || bench.store.count_refusal("batch:q/b", "a1").await.expect("counted");
+    assert_eq!(count().await, 1);
+    ground.run("UPDATE gates SET counters = 'ignored 0', generation = generation + 1").await;
+    assert_eq!((count().await, count().await), (0, 0));
+    assert_eq!(ground.line("SELECT counters, generation FROM gates").await, "ignored 0|2");
+    ground.run("UPDATE gates SET state = 'flowing'").await;
+    assert_eq!(count().await, 1, "a plain word of a person takes it back");
+}
+
+async fn rows_that_say_nothing_any_more_are_pruned(ground: &Ground) {
+    let bench = Bench::on(ground).await;
+    ground.run("INSERT INTO jobs (prompt, queue, batch) VALUES ('a', 'q/r', 'open/b')").await;
+    let (old, young) = (ground.at(-86_500), ground.at(-86_000));
+    ground
+        .run(&format!(
+            "INSERT INTO gates (scope, state, counters, changed_at) VALUES
+             ('batch:q/old', 'flowing', 'a1 3', {old}), ('batch:q/older', 'flowing', NULL, {old}),
+             ('batch:q/young', 'flowing', 'a1 3', {young}), ('batch:q/stopped', 'blocked', NULL, {old}),
+             ('batch:q/r/done', 'flowing', 'ignored 0', {old}), ('batch:q/r/open/b', 'flowing', 'ignored 0', {old}),
+             ('batch:q/r/open', 'flowing', 'ignored 0', {old}), ('model:p/m', 'flowing', 'answered 0', {old})"
+        ))
+        .await;
+    assert_eq!(bench.store.prune_gates(3).await.expect("pruned"), 3);
+    assert_eq!(bench.store.prune_gates(3).await.expect("pruned"), 1);
+    assert_eq!(
+        ground.lines("SELECT scope FROM gates ORDER BY scope").await,
+        ["batch:q/r/open/b", "batch:q/stopped", "batch:q/young", "model:p/m"]
+    );
 }
 
 mod sqlite_only {
