@@ -43,7 +43,13 @@ pub(crate) struct Take {
     pub(crate) lane: usize,
     /// How many jobs.
     pub(crate) jobs: usize,
+    /// Among how many of the oldest they are chosen: a probe is made with a small one.
+    pub(crate) among: usize,
 }
+
+/// A probe is the first job of no more than so many bytes among so many, else the first.
+pub(crate) const PROBE_BYTES: i64 = 32 * 1024;
+const PROBE_AMONG: usize = 100;
 
 /// Where the next scan goes on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -204,7 +210,12 @@ impl Lanes {
             }
             self.turn = self.turn.wrapping_add(served);
         }
-        order.into_iter().map(|lane| Take { lane, jobs: given[lane] }).collect()
+        let probed = |lane: usize| rooms.models.contains_key(effective_model(&self.all[lane], wanted));
+        let take = |lane| {
+            let jobs = given[lane];
+            Take { lane, jobs, among: if probed(lane) { jobs.max(PROBE_AMONG) } else { jobs } }
+        };
+        order.into_iter().map(take).collect()
     }
 
     /// Notes what a lane gave: how many, and the highest id among them.

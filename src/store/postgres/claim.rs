@@ -8,7 +8,7 @@ use super::PostgresStore;
 use crate::domain::job::{Claimed, JobId, Lease, Tally};
 use crate::domain::ledger::PastCall;
 use crate::domain::outcome::Usage;
-use crate::store::lanes::{Cursor, LANES_MAX, Lane, Lanes, SCANS_MAX, Scan, Take};
+use crate::store::lanes::{Cursor, LANES_MAX, Lane, Lanes, PROBE_BYTES, SCANS_MAX, Scan, Take};
 use crate::store::{StoreError, Wanted, row};
 
 /// What a claim brings of the jobs in `claimed`: the user's row, and the queue's.
@@ -297,19 +297,23 @@ async fn take_now(conn: &mut PgConnection, order: &Order, room: i64) -> sqlx::Re
     let rows = sqlx::query(concat!(
         "WITH lane AS MATERIALIZED (
              SELECT *
-               FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[], $5::integer[], $6::bigint[], $7::integer[])
-                    AS l(queue, model, priority, batch, jobs, after, lane)
+               FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[], $5::integer[], $6::bigint[], $7::integer[],
+                           $14::integer[])
+                    AS l(queue, model, priority, batch, jobs, after, lane, among)
          ), picked AS MATERIALIZED (
              SELECT p.job_id, p.bytes, p.crashes >= $12 AS suspect, l.lane, l.priority
                FROM lane l
               CROSS JOIN LATERAL (
-                    SELECT s.job_id, s.bytes, s.crashes FROM job_state s
-                     WHERE s.state = 'pending' AND s.queue = l.queue AND s.model = l.model
-                       AND s.priority = l.priority AND s.batch = l.batch AND s.job_id + 0 > l.after
-                       AND (s.crashes < $12 OR $13)
-                     ORDER BY s.job_id + 0
-                     LIMIT l.jobs
-                       FOR NO KEY UPDATE SKIP LOCKED) p
+                    SELECT o.job_id, o.bytes, o.crashes
+                      FROM (SELECT s.job_id, s.bytes, s.crashes FROM job_state s
+                             WHERE s.state = 'pending' AND s.queue = l.queue AND s.model = l.model
+                               AND s.priority = l.priority AND s.batch = l.batch AND s.job_id + 0 > l.after
+                               AND (s.crashes < $12 OR $13)
+                             ORDER BY s.job_id + 0
+                             LIMIT l.among
+                               FOR NO KEY UPDATE SKIP LOCKED) o
+                     ORDER BY l.among > l.jobs AND o.bytes > $15, o.job_id
+                     LIMIT l.jobs) p
               WHERE EXISTS (SELECT FROM workers WHERE id = $8)
          ), fit AS MATERIALIZED (
              SELECT job_id, lane
@@ -341,6 +345,8 @@ async fn take_now(conn: &mut PgConnection, order: &Order, room: i64) -> sqlx::Re
     .bind(room)
     .bind(Tally::SUSPECT)
     .bind(order.suspect)
+    .bind(order.lanes.iter().map(|(take, _)| take.among as i32).collect::<Vec<i32>>())
+    .bind(PROBE_BYTES)
     .fetch_all(conn)
     .await?;
     rows.iter()

@@ -10,7 +10,7 @@ use super::{SqliteStore, text};
 use crate::domain::job::{Claimed, JobId, Lease, Tally};
 use crate::domain::ledger::PastCall;
 use crate::domain::outcome::Usage;
-use crate::store::lanes::{Cursor, LANES_MAX, Lane, Lanes, SCANS_MAX, Scan, Take};
+use crate::store::lanes::{Cursor, LANES_MAX, Lane, Lanes, PROBE_BYTES, SCANS_MAX, Scan, Take};
 use crate::store::{StoreError, Wanted, row};
 
 /// What a claim brings of the jobs in `claimed (job_id, turn)`: the user's row, and the queue's.
@@ -241,10 +241,13 @@ async fn take(conn: &mut SqliteConnection, order: &Order) -> sqlx::Result<Vec<Ta
             None => room_in(conn, lane).await?,
         };
         let jobs: Vec<(i64, i64, bool)> = sqlx::query_as(
-            "SELECT job_id, bytes, crashes >= $7 FROM job_state INDEXED BY job_state_claimable
-              WHERE state = 'pending' AND queue = $1 AND model = $2 AND priority = $3 AND batch = $4 AND job_id > $5
-                AND (crashes < $7 OR $8)
-              ORDER BY job_id
+            "SELECT job_id, bytes, crashes >= $7
+               FROM (SELECT job_id, bytes, crashes FROM job_state INDEXED BY job_state_claimable
+                      WHERE state = 'pending' AND queue = $1 AND model = $2 AND priority = $3 AND batch = $4
+                        AND job_id > $5 AND (crashes < $7 OR $8)
+                      ORDER BY job_id
+                      LIMIT $9)
+              ORDER BY $9 > $6 AND bytes > $10, job_id
               LIMIT $6",
         )
         .bind(&lane.queue)
@@ -255,6 +258,8 @@ async fn take(conn: &mut SqliteConnection, order: &Order) -> sqlx::Result<Vec<Ta
         .bind((take.jobs as i64).min(room))
         .bind(Tally::SUSPECT)
         .bind(suspect)
+        .bind((take.among as i64).min(room))
+        .bind(PROBE_BYTES)
         .fetch_all(&mut *conn)
         .await?;
         let before = picked.len();

@@ -16,6 +16,8 @@ use crate::store::Store;
 const WAIT_MAX: Duration = Duration::from_secs(5);
 /// Without a sign the ticket is asked for again after so long.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// So many calls back most of the weight of a class's typical call lies.
+const TYPICAL_MEMORY: f64 = 20.0;
 /// A pause of this length shows in the table: nobody would see a shorter one.
 const SHOWN: Duration = Duration::from_secs(2);
 
@@ -49,6 +51,8 @@ pub(super) struct Paces {
 struct Class {
     pace: Pace,
     waiting: usize,
+    /// What its calls are likely to cost, the last ones above all.
+    typical: Each<f64>,
     /// A pause that others should know of.
     until: Option<Instant>,
     /// Whether the table says so.
@@ -101,15 +105,15 @@ impl Paces {
             if let Some(limits) = limits {
                 pace.configure(*limits);
             }
-            Class { pace, waiting: 0, until: None, shown: false, held: None }
+            let typical = Estimates::default().of("", "", 0);
+            Class { pace, waiting: 0, typical, until: None, shown: false, held: None }
         })
     }
 
     /// How many more jobs of each class may be claimed now.
     pub(super) fn rooms(&self, now: Instant) -> HashMap<String, usize> {
-        let typical = self.estimates.of("", "", 0);
         let room = |class: &Class| {
-            let slots = if class.blocks(now) { 0 } else { class.pace.slots(typical, now) };
+            let slots = if class.blocks(now) { 0 } else { class.pace.slots(class.typical, now) };
             slots.saturating_sub(class.waiting)
         };
         self.by_class.iter().map(|(name, class)| (name.clone(), room(class))).collect()
@@ -216,7 +220,10 @@ impl Gates {
         let mut inner = self.lock();
         let class = inner.paces.class(&job.model);
         let estimate = inner.paces.estimates.of(&job.queue, &job.model, bytes);
-        let ticket = inner.paces.of(&class, now).pace.admit(estimate, now)?;
+        let of_class = inner.paces.of(&class, now);
+        let ticket = of_class.pace.admit(estimate, now)?;
+        of_class.typical =
+            of_class.typical.zip(estimate).map(|(mean, this)| mean + (this - mean) / TYPICAL_MEMORY);
         Ok(Paced { class, queue: job.queue.clone(), model: job.model.clone(), bytes, ticket })
     }
 

@@ -9,6 +9,7 @@ use super::{Bench, back, call, end, ids, job, jobs, one_job};
 use crate::support::{Ground, on_both};
 
 on_both!(
+    a_probe_is_made_with_a_small_job_where_there_is_one,
     claim_is_exclusive,
     a_claim_brings_the_job_and_its_queue_as_inserted,
     a_higher_priority_goes_first_even_across_batches_and_models,
@@ -270,4 +271,21 @@ async fn a_claim_that_nobody_waited_for_is_given_again(ground: &Ground) {
     given.sort_unstable();
     assert_eq!(given, (1..=60).collect::<Vec<i64>>());
     assert!(bench.claim(9).await.is_empty());
+}
+
+async fn a_probe_is_made_with_a_small_job_where_there_is_one(ground: &Ground) {
+    let big = ground.either("printf('%.40000c', 'x')", "repeat('x', 40000)");
+    ground.run(&format!("INSERT INTO jobs (prompt) VALUES ({big}), ({big}), ('small'), ('small too')")).await;
+    let bench = Bench::on(ground).await;
+    let mut wanted = bench.wanted(10);
+    wanted.rooms.models.insert("default-model".to_owned(), 1);
+    let probe = async || ids(&bench.store.claim(&wanted).await.expect("a claim"));
+    assert_eq!(probe().await, [3]);
+    // Known lanes are believed for a moment; what was passed by comes with the next look.
+    ground.run("DELETE FROM jobs WHERE id = 4").await;
+    wanted.blocked.batches.push(("none".to_owned(), "none".to_owned()));
+    assert_eq!(ids(&bench.store.claim(&wanted).await.expect("a claim")), [1], "else the first");
+    wanted.rooms.models.clear();
+    wanted.blocked.batches.clear();
+    assert_eq!(ids(&bench.store.claim(&wanted).await.expect("a claim")), [2]);
 }
