@@ -1,4 +1,5 @@
 //! The README says what is so: its two commands, the tests it names, and tables that leave nothing out.
+//! So does the table of faults.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,6 +10,7 @@ use promptmill::cli::{Cli, Exit};
 use promptmill::domain::outcome::Outcome;
 
 const README: &str = include_str!("../../README.md");
+const FAULTS: &str = include_str!("../../docs/faults.md");
 const SQLITE: &str = include_str!("../../migrations/sqlite/0001_create_tables.sql");
 
 /// The text from a heading to the next one of its level or above.
@@ -37,23 +39,39 @@ fn cells(text: &'static str, column: usize) -> BTreeSet<&'static str> {
         .collect()
 }
 
-/// Every source file of ours, as one text.
-fn sources() -> String {
-    fn read(folder: &Path, into: &mut String) {
+/// Every source file of ours: its module, without `crate` and `it`, and its text.
+fn sources() -> Vec<(String, String)> {
+    fn read(folder: &Path, module: &str, into: &mut Vec<(String, String)>) {
         for entry in fs::read_dir(folder).expect("a folder of ours") {
             let path = entry.expect("a file of ours").path();
+            let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+            let inner = if module.is_empty() { name } else { format!("{module}::{name}") };
             if path.is_dir() {
-                read(&path, into);
+                read(&path, &inner, into);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                into.push_str(&fs::read_to_string(&path).expect("sources are text"));
+                let module = inner.strip_suffix("::mod").map_or(inner.clone(), ToOwned::to_owned);
+                into.push((module, fs::read_to_string(&path).expect("sources are text")));
             }
         }
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut text = String::new();
-    read(&root.join("src"), &mut text);
-    read(&root.join("tests/it"), &mut text);
-    text
+    let mut sources = Vec::new();
+    read(&root.join("src"), "", &mut sources);
+    read(&root.join("tests/it"), "", &mut sources);
+    sources
+}
+
+/// Whether there is such a test: a name alone, or behind its module.
+fn is_there(sources: &[(String, String)], name: &str) -> bool {
+    let (module, test) = name.rsplit_once("::").unwrap_or(("", name));
+    sources.iter().any(|(place, text)| {
+        let inside = if module.is_empty() { Some("") } else { module.strip_prefix(place.as_str()) };
+        let Some(inside) = inside else { return false };
+        // What is left are modules inside of the file.
+        inside.split("::").skip(1).all(|inner| text.contains(&format!("mod {inner} {{")))
+            && (inside.is_empty() || inside.starts_with("::"))
+            && text.contains(&format!("fn {test}("))
+    })
 }
 
 /// The columns of a table, as the migration makes it.
@@ -82,16 +100,36 @@ fn every_test_that_the_readme_names_is_there() {
     let sources = sources();
     let named = cells(section("## Guarantees and limits"), 1);
     assert!(named.len() >= 20, "the table of guarantees names its tests: {named:?}");
-    let absent: Vec<_> = named.iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
+    let absent: Vec<_> = named.iter().filter(|name| !is_there(&sources, name)).collect();
     assert!(absent.is_empty(), "no such tests: {absent:?}");
 }
 
 #[test]
 fn every_promise_of_the_readme_names_a_test() {
-    let promises = section("## Guarantees and limits").lines().filter(|line| line.starts_with("| ")).skip(1);
+    let table =
+        section("## Guarantees and limits").lines().skip_while(|line| !line.starts_with("| promised |"));
+    let promises: Vec<&str> = table.take_while(|line| line.starts_with('|')).skip(2).collect();
+    assert!(promises.len() >= 20, "the table of guarantees has {} rows", promises.len());
     for promise in promises {
         let tests = promise.split('|').nth(2).map_or(0, |cell| quoted(cell).count());
         assert!(tests > 0, "no test holds this: {promise}");
+    }
+}
+
+#[test]
+fn every_fault_names_its_tests_with_their_modules_and_they_are_there() {
+    let sources = sources();
+    let faults: Vec<&str> = FAULTS
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| what goes wrong |"))
+        .collect();
+    assert!(faults.len() >= 60, "the table of faults has {} rows", faults.len());
+    for fault in faults {
+        let named: Vec<&str> = fault.split('|').nth(3).map(quoted).into_iter().flatten().collect();
+        assert!(!named.is_empty(), "no test holds this: {fault}");
+        let absent: Vec<_> =
+            named.iter().filter(|name| !name.contains("::") || !is_there(&sources, name)).collect();
+        assert!(absent.is_empty(), "no such tests: {absent:?}");
     }
 }
 

@@ -11,6 +11,7 @@ mod invariants;
 mod kill;
 mod neighbours;
 mod points;
+mod poison;
 mod pooler;
 mod process;
 mod schema;

@@ -1,5 +1,6 @@
 //! How jobs end, are put back, and what is written down whatever happens.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use promptmill::domain::job::Lease;
 use promptmill::domain::ledger::{Checkpoint, Settlement};
 use promptmill::domain::outcome::Outcome;
 use promptmill::store::StoreError;
+use sqlx::{Connection as _, Executor as _, SqliteConnection};
 
 use super::{Bench, answer, back, call, end, jobs, one_job};
 use crate::support::{Ground, on_both};
@@ -345,6 +347,25 @@ async fn a_row_that_somebody_holds_is_skipped_and_the_others_settle() {
     held.rollback().await.expect("the lock is given back");
     assert_eq!(bench.settle(written.skipped.iter().copied().map(end).collect()).await.done, written.skipped);
     other.close().await;
+    ground.close().await;
+}
+
+/// SQLite alone: a transaction that has read before it writes is refused at once where somebody else
+/// writes, however patient it is.
+#[tokio::test]
+async fn a_write_waits_for_another_programs_and_sees_what_that_one_wrote() {
+    let ground = Ground::sqlite().await;
+    one_job(&ground).await;
+    let bench = Bench::on(&ground).await;
+    let (lease, call) = (bench.lease().await, call(1));
+    let mut other = SqliteConnection::connect(&ground.url()).await.expect("a file");
+    other.execute("BEGIN IMMEDIATE; UPDATE job_state SET state = 'cancelled'").await.expect("a write");
+    let mut append = pin!(bench.store.append(&lease, &call, bench.worker));
+    // Longer than all tries of one operation together.
+    let early = tokio::time::timeout(Duration::from_secs(1), &mut append).await;
+    assert!(early.is_err(), "it did not wait: {early:?}");
+    other.execute("COMMIT").await.expect("the other is done");
+    assert!(append.await.expect("an append"), "what was cancelled meanwhile is not its own any more");
     ground.close().await;
 }
 
