@@ -648,11 +648,10 @@ impl Turning {
             () = tokio::time::sleep(grace) => false,
             () = hurry.cancelled() => false,
         };
-        if finished {
-            return true;
-        }
-        for rein in self.mill.running.lock().values() {
-            rein.pull(Why::Shutdown);
+        if !finished {
+            for rein in self.mill.running.lock().values() {
+                rein.pull(Why::Shutdown);
+            }
         }
         let mill = Arc::clone(&self.mill);
         let hurried = async {
@@ -661,8 +660,13 @@ impl Turning {
             mill.recorder.keep_at_once();
             tokio::time::sleep(HURRIED_WORDS).await;
         };
+        let written = async {
+            self.all_reaped().await;
+            // What an earlier process left has no attempt that waits for it.
+            mill.recorder.all_written().await;
+        };
         tokio::select! {
-            () = self.all_reaped() => true,
+            () = written => true,
             () = tokio::time::sleep(LAST_WRITES) => false,
             () = hurried => false,
         }

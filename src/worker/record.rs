@@ -59,6 +59,8 @@ struct Standing {
     /// The process is about to end: what the database has not taken is kept without waiting.
     at_once: AtomicBool,
     hurry: Notify,
+    /// The database has everything.
+    emptied: Notify,
 }
 
 /// What was not in the database when the process ended.
@@ -91,6 +93,18 @@ impl Recorder {
     /// Adds to the result of a job that was cancelled or expired.
     pub async fn fill(&self, lease: Lease, answer: Answer) -> Kept {
         self.write(Write::Fill(lease, Arc::new(answer))).await
+    }
+
+    /// Waits until the database has all that was brought, by this process or an earlier one.
+    pub async fn all_written(&self) {
+        loop {
+            let mut emptied = std::pin::pin!(self.standing.emptied.notified());
+            emptied.as_mut().enable();
+            if self.unwritten() == Unwritten::default() {
+                return;
+            }
+            emptied.await;
+        }
     }
 
     /// From now on what the database has not taken is kept in the spool without patience.

@@ -144,6 +144,9 @@ impl Recording {
         standing.in_file.store(in_file, Ordering::Release);
         standing.in_memory.store(self.pending.len() - in_file, Ordering::Release);
         standing.stalled.store(stalled, Ordering::Release);
+        if self.pending.is_empty() {
+            standing.emptied.notify_waiters();
+        }
         match (std::mem::replace(&mut self.keeping.said_stalled, stalled), stalled) {
             (false, true) => self.say_stalled(),
             (true, false) => tracing::info!("the database has all that was kept for it: going on"),
