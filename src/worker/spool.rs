@@ -10,7 +10,7 @@ pub mod line;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use line::{Contents, Line};
@@ -52,7 +52,14 @@ impl Spool {
     /// where they are not there yet. Returns the file's path.
     pub fn keep(&mut self, lines: &[Line]) -> io::Result<PathBuf> {
         let own = match &mut self.own {
-            Some(own) => own,
+            Some(own) if own.is_in_place() => own,
+            // Somebody deleted or moved it: what stands in it is nowhere else, and goes along.
+            Some(own) => {
+                let mut anew = Own::open(self.dir.as_deref().ok_or_else(no_dir)?)?;
+                anew.append(&own.contents()?)?;
+                *own = anew;
+                own
+            }
             none => none.insert(Own::open(self.dir.as_deref().ok_or_else(no_dir)?)?),
         };
         let bytes: Vec<u8> = lines.iter().flat_map(Line::to_bytes).collect();
@@ -105,19 +112,28 @@ impl Spool {
 }
 
 impl Own {
-    /// Takes the first file that is empty and nobody's.
+    /// Takes the first file that is empty and nobody's. What is no file, or may not be written by us,
+    /// is passed by.
     fn open(dir: &Path) -> io::Result<Self> {
         make_dir(dir)?;
         for number in 1..=FILES_MAX {
             let name = if number == 1 { "spool.jsonl".into() } else { format!("spool-{number}.jsonl") };
             let path = dir.join(name);
-            let file = OpenOptions::new()
+            if path.exists() && !path.is_file() {
+                continue;
+            }
+            let opened = OpenOptions::new()
                 .read(true)
                 .write(true)
                 .create(true)
                 .truncate(false)
                 .mode(0o600)
-                .open(&path)?;
+                .open(&path);
+            let file = match opened {
+                Ok(file) => file,
+                Err(_) if path.symlink_metadata().is_ok() => continue,
+                Err(err) => return Err(err),
+            };
             match file.try_lock() {
                 Ok(()) if file.metadata()?.len() == 0 => {
                     file.set_permissions(fs::Permissions::from_mode(0o600))?;
@@ -129,6 +145,22 @@ impl Own {
             }
         }
         Err(io::Error::other(format!("{FILES_MAX} spool files in {} are in use", dir.display())))
+    }
+
+    /// Whether the file is still the one at its path: what is written into another is found by nobody.
+    fn is_in_place(&self) -> bool {
+        match (self.file.metadata(), fs::metadata(&self.path)) {
+            (Ok(own), Ok(there)) => (own.dev(), own.ino()) == (there.dev(), there.ino()),
+            _ => false,
+        }
+    }
+
+    /// Returns what stands in it.
+    fn contents(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.file.seek(SeekFrom::Start(0))?;
+        (&self.file).take(self.len).read_to_end(&mut bytes)?;
+        Ok(bytes)
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -162,6 +194,10 @@ pub struct Left {
 impl Left {
     /// Opens a file; `None` where nothing in it is for us to do, or another process is at it.
     fn open(path: &Path, database: &str) -> io::Result<Option<Self>> {
+        // Opening a pipe waits for somebody who writes, and a device may have no end.
+        if !fs::metadata(path)?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
+        }
         // First without the lock, so that whose file it is may take it meanwhile.
         let contents = Contents::read(&fs::read(path)?);
         if contents == Contents::default() {

@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use crate::store::StoreError;
 
@@ -38,6 +39,8 @@ struct Known {
     file: Id,
     /// The write-ahead log, once a connection of ours has opened it.
     log: Option<Id>,
+    /// Its index, with its birth: the number of one that is gone may be given to the next.
+    index: Option<(Id, Option<SystemTime>)>,
 }
 
 impl Place {
@@ -46,7 +49,7 @@ impl Place {
         let file = PathBuf::from(file);
         let id =
             id_of(&file).map_err(|error| StoreError::Unavailable(format!("{}: {error}", file.display())))?;
-        Ok(Self { file, known: Mutex::new(Known { file: id, log: None }) })
+        Ok(Self { file, known: Mutex::new(Known::new(id)) })
     }
 
     /// Returns the path.
@@ -83,12 +86,20 @@ impl Place {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.log.is_none() && id_of(&self.file).is_ok_and(|id| id == known.file) {
             known.log = id_of(&self.log()).ok();
+            known.index = birth_of(&self.index());
         }
+    }
+
+    /// Whether the index at the path is the one that was opened with the log, and not one that
+    /// somebody made anew.
+    pub(super) fn has_its_index(&self) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.index.is_some() && birth_of(&self.index()) == known.index
     }
 
     /// Takes another file for ours, all connections to the one before being closed.
     pub(super) fn take(&self, id: Id) {
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Known { file: id, log: None };
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Known::new(id);
     }
 
     /// Whether the log at the path is the one that was opened with the file before: it belongs to
@@ -124,6 +135,17 @@ impl Place {
     pub(super) fn file_id(&self) -> Id {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).file
     }
+}
+
+impl Known {
+    const fn new(file: Id) -> Self {
+        Self { file, log: None, index: None }
+    }
+}
+
+fn birth_of(path: &Path) -> Option<(Id, Option<SystemTime>)> {
+    let found = fs::metadata(path).ok()?;
+    Some(((found.dev(), found.ino()), found.created().ok()))
 }
 
 fn id_of(path: &Path) -> io::Result<Id> {

@@ -14,7 +14,7 @@ use sqlx::{ConnectOptions as _, Connection as _};
 
 use super::migrate;
 use super::place::{Id, Standing};
-use super::{Pools, SqliteStore, immediately};
+use super::{Pools, SqliteStore, holder, immediately};
 use crate::store::op::said;
 use crate::store::{StoreError, op};
 
@@ -86,14 +86,28 @@ impl SqliteStore {
 
     /// The file is ours, but its log was deleted: we still have it open, so what stands in it is
     /// written into the file. The last connection that is closed does so by itself.
+    ///
+    /// The last of all processes: one that had the old log open beside another with a new one would
+    /// share its index with it, and each would write its own log's pages where the other's belong.
     async fn save_log(&self) -> Result<Arc<Pools>, StoreError> {
         let old = self.opened();
         let id = match self.place.look() {
             Standing::WithoutLog => self.place.file_id(),
             _ => return Err(self.gone("was moved or replaced")),
         };
-        self.checkpoint(&old).await?;
-        self.close(&old).await;
+        if !old.writer.is_closed() {
+            self.checkpoint(&old).await?;
+            self.close(&old).await;
+        }
+        let others = holder::users(&self.place.index());
+        // One that stands there anew belongs to whoever was the first after the last.
+        if let Some(other) = others.first().filter(|_| self.place.has_its_index()) {
+            return Err(self.gone(&format!(
+                "lost its log while promptmill had it open, and process {} ({}) has it open still: nothing is \
+                 done before it has let go",
+                other.pid, other.name
+            )));
+        }
         self.place.take(id);
         tracing::warn!(
             "{} was deleted while promptmill had it open: what stood in it is in the file, which is opened again",

@@ -300,6 +300,8 @@ impl Recording {
     /// The database has it, or holds that it is too late.
     fn finish(&mut self, number: Number, in_time: bool) {
         let Some(pending) = self.pending.remove(&number) else { return };
+        // Who fills a result did not end the job.
+        let in_time = in_time && !matches!(pending.write, Write::Fill(..));
         let kept = match (in_time, pending.refusals) {
             (false, _) => Kept::Lost,
             (true, 0) => Kept::Done,

@@ -118,6 +118,33 @@ fn what_cannot_be_read_is_set_aside_and_the_rest_is_taken_up() {
 }
 
 #[test]
+fn what_is_no_file_is_passed_by() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    fs::create_dir_all(state.join("spool.jsonl")).unwrap();
+    std::os::unix::fs::symlink("/dev/null", state.join("spool-2.jsonl")).unwrap();
+    std::os::unix::fs::symlink(dir.path().join("no/where"), state.join("spool-3.jsonl")).unwrap();
+    let mut spool = spool(dir.path(), "d");
+    assert!(spool.left().is_empty());
+    assert_eq!(spool.keep(&[line("d", 1)]).unwrap(), state.join("spool-4.jsonl"));
+    drop(spool);
+    assert_eq!(jobs(&self::spool(dir.path(), "d").left()), [1]);
+}
+
+#[test]
+fn a_file_that_somebody_deletes_is_made_anew_with_all_that_was_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spool = spool(dir.path(), "d");
+    let path = spool.keep(&[line("d", 1)]).unwrap();
+    fs::remove_file(&path).unwrap();
+    assert_eq!(spool.keep(&[line("d", 2)]).unwrap(), path);
+    fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    spool.keep(&[line("d", 3)]).unwrap();
+    drop(spool);
+    assert_eq!(jobs(&self::spool(dir.path(), "d").left()), [1, 2, 3]);
+}
+
+#[test]
 fn where_no_folder_can_be_made_nothing_is_kept_and_the_reason_is_said() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("state"), "a file, not a folder").unwrap();

@@ -286,6 +286,28 @@ async fn a_log_that_is_deleted_under_the_daemon_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_log_that_is_deleted_under_two_processes_is_made_anew_only_when_both_have_let_go() {
+    let ground = Ground::sqlite().await;
+    let mill = Mill::new(&ground).await;
+    let daemon = mill.start();
+    mill.insert(&["before"]).await;
+    mill.until("SELECT count(*) FROM results", "1").await;
+    let file = ground.file();
+    fs::remove_file(beside(&file, "-wal")).expect("the log was there");
+    mill.until_said(&daemon, "has it open still").await;
+    assert!(!beside(&file, "-wal").exists(), "no second log beside the one that this process has open");
+    mill.insert(&["meanwhile, through the old log"]).await;
+    ground.let_go().await;
+    mill.until_said(&daemon, "is opened again").await;
+    let ground = Ground::open_file(&file).await;
+    let mill = mill.on(&ground);
+    mill.until("SELECT count(*) FROM results WHERE outcome = 'complete'", "2").await;
+    assert_eq!(ground.lines("PRAGMA integrity_check").await, ["ok"]);
+    all_is_well(&mill, &daemon.stop().await).await;
+    ground.close().await;
+}
+
+#[tokio::test]
 async fn a_folder_that_cannot_be_written_is_said_at_the_start() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let run = |args: &[&str]| {

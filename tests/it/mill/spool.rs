@@ -161,7 +161,9 @@ async fn what_a_killed_daemon_had_of_a_cancelled_job_is_added_to_its_result(grou
     daemon.kill().await;
     ground.run(BRING_BACK).await;
     ground.run("UPDATE job_state SET state = 'cancelled'").await;
-    assert_eq!(mill.drain().await.code, 0);
+    let drained = mill.drain().await;
+    assert_eq!(drained.code, 0);
+    assert!(!drained.stderr.contains("complete"), "it was cancelled: {}", drained.stderr);
     let result = ground.line("SELECT outcome, calls, text FROM results").await;
     assert_eq!(result, format!("cancelled|1|{}", promptmill::stand_in::text("c", 40)));
     assert_eq!(ground.line("SELECT count(*) FROM calls WHERE late").await, "1");
