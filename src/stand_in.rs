@@ -39,6 +39,10 @@ pub struct Options {
     pub itpm: Option<u64>,
     /// Output tokens a minute, for each model line.
     pub otpm: Option<u64>,
+    /// The limits' buckets hold what comes in this time.
+    pub burst: Duration,
+    /// Whether headers speak of the limits, and of when to come back after a 429.
+    pub limits_said: bool,
     /// Wait before the first event of every answer.
     pub delay: Duration,
     /// Wait between the pieces of every answer.
@@ -54,6 +58,8 @@ impl Default for Options {
             rpm: None,
             itpm: None,
             otpm: None,
+            burst: Duration::from_mins(1),
+            limits_said: true,
             delay: Duration::ZERO,
             pace: Duration::ZERO,
             calls_kept: 1000,
@@ -107,6 +113,12 @@ impl Running {
     /// Refuses every key from now on, as if it had been revoked, or accepts them again.
     pub fn refuse_keys(&self, refuse: bool) {
         self.shared.refuse_keys(refuse);
+    }
+
+    /// Answers every message with this error from now on, before any limit or marker counts: a status, or
+    /// the name of an error, as in `[[error …]]`. `None`: no more.
+    pub fn fail(&self, error: Option<&str>) -> Result<(), String> {
+        self.shared.fail(error)
     }
 }
 

@@ -30,6 +30,12 @@ pub struct Args {
     /// Output tokens a minute, for each line of models [default: no limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     otpm: Option<u64>,
+    /// The limits' buckets hold what comes in so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=60))]
+    burst_seconds: u64,
+    /// Keep the limits without a header that speaks of them, not even after a 429
+    #[arg(long)]
+    limits_unsaid: bool,
     /// Milliseconds before the first event of every answer
     #[arg(long, value_name = "MS", default_value_t = 0)]
     delay_ms: u64,
@@ -49,6 +55,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         rpm: args.rpm,
         itpm: args.itpm,
         otpm: args.otpm,
+        burst: Duration::from_secs(args.burst_seconds),
+        limits_said: !args.limits_unsaid,
         delay: Duration::from_millis(args.delay_ms),
         pace: Duration::from_millis(args.pace_ms),
         calls_kept: args.calls_kept,

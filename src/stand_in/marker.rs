@@ -216,6 +216,11 @@ pub fn read(prompt: &str) -> Result<Script, String> {
     Ok(script)
 }
 
+/// Reads what stands behind `error` in a marker.
+pub fn problem(words: &str) -> Result<Problem, String> {
+    error(&Marker::split(&format!("error {words}")))
+}
+
 /// Whether a text holds a marker.
 pub fn has_marker(text: &str) -> bool {
     text.split("[[").skip(1).any(|behind| behind.starts_with(|c: char| c.is_ascii_lowercase()))

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::problem::Problem;
 
 /// Limits a minute; `None`: unlimited, and not spoken of.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Requests.
     pub requests: Option<u64>,
@@ -17,29 +17,40 @@ pub struct Limits {
     pub input: Option<u64>,
     /// Output tokens.
     pub output: Option<u64>,
+    /// Buckets hold what comes in this time.
+    pub burst: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { requests: None, input: None, output: None, burst: Duration::from_mins(1) }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     limit: f64,
+    cap: f64,
     level: f64,
     at: Instant,
 }
 
 impl Bucket {
-    fn new(limit: u64, at: Instant) -> Self {
-        Self { limit: limit as f64, level: limit as f64, at }
+    fn new(limit: u64, burst: Duration, at: Instant) -> Self {
+        let limit = limit as f64;
+        let cap = (limit / 60.0 * burst.as_secs_f64()).max(1.0);
+        Self { limit, cap, level: cap, at }
     }
 
     fn refill(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.level = (self.level + passed * self.limit / 60.0).min(self.limit);
+        self.level = (self.level + passed * self.limit / 60.0).min(self.cap);
         self.at = now;
     }
 
     /// Seconds until so much is there; more than the bucket holds waits for a full one.
     fn wait(&self, amount: f64) -> f64 {
-        let missing = amount.min(self.limit) - self.level;
+        let missing = amount.min(self.cap) - self.level;
         if missing <= 0.0 { 0.0 } else { missing / (self.limit / 60.0).max(f64::MIN_POSITIVE) }
     }
 }
@@ -121,7 +132,7 @@ impl Meter {
 
     fn with<T>(&self, line: &'static str, now: Instant, act: impl FnOnce(&mut Buckets) -> T) -> T {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = |limit: Option<u64>| limit.map(|limit| Bucket::new(limit, now));
+        let full = |limit: Option<u64>| limit.map(|limit| Bucket::new(limit, self.limits.burst, now));
         let buckets = lines.entry(line).or_insert_with(|| Buckets {
             requests: full(self.limits.requests),
             input: full(self.limits.input),
@@ -138,7 +149,7 @@ fn headers(buckets: &Buckets) -> Headers {
     let mut headers = Headers::new();
     let mut put = |what: &str, bucket: &Bucket, round_to: f64| {
         let remaining = (bucket.level.max(0.0) / round_to).floor() * round_to;
-        let full_in = Duration::from_secs_f64(bucket.wait(bucket.limit).min(86_400.0));
+        let full_in = Duration::from_secs_f64(bucket.wait(bucket.cap).min(86_400.0));
         let reset = jiff::Timestamp::now() + full_in;
         headers.push((format!("anthropic-ratelimit-{what}-limit"), format!("{:.0}", bucket.limit)));
         headers.push((format!("anthropic-ratelimit-{what}-remaining"), format!("{remaining:.0}")));

@@ -5,8 +5,8 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::Options;
 use super::answer::{self, Talk};
 use super::ask::{Ask, Purpose, Version};
-use super::marker::{FaultKind, Garbage, RETRY_AFTER_DATE};
+use super::marker::{self, FaultKind, Garbage, RETRY_AFTER_DATE};
 use super::meter::{Headers, Limits, Meter};
 use super::models;
 use super::problem::{self, Problem};
@@ -48,11 +48,13 @@ pub struct Shared {
     run: u64,
     next: AtomicU64,
     keys_refused: AtomicBool,
+    failing: Mutex<Option<Problem>>,
 }
 
 impl Shared {
     pub(super) fn new(options: Options, stop: CancellationToken) -> Self {
-        let limits = Limits { requests: options.rpm, input: options.itpm, output: options.otpm };
+        let limits =
+            Limits { requests: options.rpm, input: options.itpm, output: options.otpm, burst: options.burst };
         Self {
             tally: Tally::new(options.calls_kept),
             meter: Meter::new(limits),
@@ -61,6 +63,7 @@ impl Shared {
             run: fastrand::u64(..) & 0xff_ffff_ffff,
             next: AtomicU64::new(1),
             keys_refused: AtomicBool::new(false),
+            failing: Mutex::default(),
         }
     }
 
@@ -68,6 +71,17 @@ impl Shared {
         self.tally.reset();
         self.meter.reset();
         self.keys_refused.store(false, Ordering::Relaxed);
+        *self.failing() = None;
+    }
+
+    fn failing(&self) -> MutexGuard<'_, Option<Problem>> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn fail(&self, error: Option<&str>) -> Result<(), String> {
+        let problem = error.map(marker::problem).transpose()?;
+        *self.failing() = problem;
+        Ok(())
     }
 
     pub(super) fn refuse_keys(&self, refuse: bool) {
@@ -198,6 +212,18 @@ impl Call {
                 self.shared.refuse_keys(path == "keys/refuse");
                 self.json(StatusCode::OK, format!("{{\"refused\":{}}}\n", path == "keys/refuse"))
             }
+            "fail" => {
+                let error = to_bytes(body, BODY_MAX).await.unwrap_or_default();
+                let error = String::from_utf8_lossy(&error);
+                let error = Some(error.trim()).filter(|error| !error.is_empty());
+                match self.shared.fail(error) {
+                    Ok(()) => {
+                        let failing = serde_json::json!({ "failing": error });
+                        self.json(StatusCode::OK, format!("{failing}\n"))
+                    }
+                    Err(why) => self.refuse(&Problem::invalid(why)),
+                }
+            }
             "answer" => {
                 let prompt = to_bytes(body, BODY_MAX).await.unwrap_or_default();
                 match answer::whole(&String::from_utf8_lossy(&prompt)) {
@@ -224,9 +250,15 @@ impl Call {
         talk.prompt[..talk.prompt.floor_char_boundary(PROMPT_SHOWN)].clone_into(&mut seen.prompt);
         seen.continued = talk.continues();
         seen.lost_place = talk.lost;
+        let failing = shared.failing().clone();
+        if let Some(problem) = failing {
+            return self.refuse_message(&problem, seen);
+        }
         let (admitted, limits) = shared.meter.admit(ask.model.line, ask.input_tokens, Instant::now());
-        self.limits = limits;
-        if let Err(problem) = admitted {
+        let said = shared.options.limits_said;
+        self.limits = if said { limits } else { Headers::new() };
+        if let Err(mut problem) = admitted {
+            problem.headers.retain(|_| said);
             return self.refuse_message(&problem, seen);
         }
         let fault = shared.tally.fault(talk.prompt, &talk.script.faults);

@@ -677,6 +677,36 @@ async fn programs_can_read_the_counts_and_the_whole_answer_over_http() {
 }
 
 #[tokio::test]
+async fn an_outage_answers_everything_with_one_error_until_it_ends() {
+    let running = start().await;
+    let fail = |error: &'static str| client().post(format!("{}/stand-in/fail", running.url())).body(error);
+    assert_eq!(listen(fail("529").send().await.unwrap()).await.status, 200);
+    assert_eq!(ask(&running, "a", 20).await.status, 529);
+    running.fail(Some("credit")).unwrap();
+    assert!(ask(&running, "a", 20).await.sentence().starts_with("Your credit balance is too low"));
+    assert_eq!(listen(fail("700").send().await.unwrap()).await.status, 400);
+    assert_eq!(listen(fail("").send().await.unwrap()).await.status, 200);
+    assert_eq!(ask(&running, "a", 20).await.status, 200);
+}
+
+#[tokio::test]
+async fn limits_may_be_kept_in_silence_and_let_burst_less_than_a_minutes_worth() {
+    let burst = Duration::from_secs(2);
+    let options = Options { rpm: Some(60), burst, limits_said: false, ..Options::default() };
+    let running = StandIn::start(options).await.unwrap();
+    let mut heard = Vec::new();
+    for _ in 0..3 {
+        heard.push(ask(&running, "a", 20).await);
+    }
+    assert_eq!(heard.iter().map(|heard| heard.status).collect::<Vec<_>>(), [200, 200, 429]);
+    for heard in &heard {
+        let spoken = heard.headers.keys().map(reqwest::header::HeaderName::as_str);
+        let spoken = spoken.filter(|name| name.contains("ratelimit") || *name == "retry-after");
+        assert_eq!(spoken.count(), 0);
+    }
+}
+
+#[tokio::test]
 async fn a_dropped_stand_in_frees_its_port() {
     let running = start().await;
     let url = running.url();

@@ -3,6 +3,7 @@
 mod continuing;
 mod ending;
 mod failing;
+mod gates;
 pub mod harness;
 mod living;
 mod speaking;
