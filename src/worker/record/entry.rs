@@ -86,6 +86,22 @@ impl Write {
         }
     }
 
+    /// About how many bytes of answers are in it.
+    pub(super) fn bytes(&self) -> usize {
+        let of_answer = |answer: &Answer| {
+            len(answer.text.as_ref()) + len(answer.content.as_ref()) + len(answer.output.as_ref())
+        };
+        let of_call = |call: &Call| len(call.content.as_ref()) + len(call.usage_raw.as_ref());
+        match self {
+            Self::Settle(settlement) => {
+                of_answer(&settlement.answer) + settlement.call.as_ref().map_or(0, of_call)
+            }
+            Self::Release(release) => release.call.as_ref().map_or(0, of_call),
+            Self::Append(_, call) => of_call(call),
+            Self::Fill(_, answer) => of_answer(answer),
+        }
+    }
+
     /// Whether something that was paid for is in it.
     pub(super) fn brings_an_answer(&self) -> bool {
         match self {
@@ -172,6 +188,10 @@ pub(super) async fn hand_over(
             written.map(Said::Batch)
         }
     }
+}
+
+fn len(text: Option<&String>) -> usize {
+    text.map_or(0, String::len)
 }
 
 fn unstorable(refusals: u8, why: &str, kept: &str) -> Fault {

@@ -208,7 +208,8 @@ impl Recording {
         }
         let pending = &self.pending;
         let by = |number: Number| pending.get(&number).and_then(|pending| pending.by);
-        self.lanes.next(|one, other| by(one) == by(other))
+        let bytes = |number: Number| pending.get(&number).map_or(0, |pending| pending.write.bytes());
+        self.lanes.next(|one, other| by(one) == by(other), bytes)
     }
 
     fn start(
