@@ -368,7 +368,9 @@ CREATE TRIGGER job_state_by_hand BEFORE UPDATE OF state, priority, available_at 
 -- A running job is taken from its worker: by a cancel, a deadline, the rescue, or another worker's answer. The call
 -- that the worker may be making stands in the ledger as lost, with what the checkpoints hold of it, until the worker
 -- itself says what became of it: so no call is unknown, whoever dies when.
-CREATE FUNCTION job_state_taken_away() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+-- A plan that was made while the tables were empty must not be kept: each row would read all of them.
+CREATE FUNCTION job_state_taken_away() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+    SET enable_seqscan = off AS $$
 BEGIN
     INSERT INTO calls (job_id, claim, seq, run, kind, model, max_tokens, messages, request, output_tokens,
                        partial, content, ended_at, error_type, error, worker)

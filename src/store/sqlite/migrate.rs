@@ -85,10 +85,12 @@ pub(super) async fn ours(conn: &mut SqliteConnection) -> sqlx::Result<Option<Met
 
 /// Tells our files from others, before anything is written.
 async fn look(conn: &mut SqliteConnection) -> sqlx::Result<File> {
-    let id: i64 = sqlx::query_scalar("SELECT application_id FROM pragma_application_id()")
-        .fetch_one(&mut *conn)
-        .await?;
-    let things: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema").fetch_one(&mut *conn).await?;
+    // In one statement: between two of them another process may make the tables.
+    let (id, things): (i64, i64) = sqlx::query_as(
+        "SELECT (SELECT application_id FROM pragma_application_id()), (SELECT count(*) FROM sqlite_schema)",
+    )
+    .fetch_one(&mut *conn)
+    .await?;
     if id != APPLICATION_ID {
         return Ok(if things == 0 && id == 0 { File::Empty } else { File::Foreign });
     }

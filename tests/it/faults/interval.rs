@@ -15,6 +15,7 @@ const LAST_INTERVAL: u64 = SLOW_RATE * 22 / 10;
 async fn a_killed_stream_is_paid_twice_for_its_last_interval_at_most(ground: &Ground) {
     let mut mill = Mill::with(ground, Options { calls_kept: 1000, ..Options::default() }).await;
     mill.set("PROMPTMILL_WORKER__CHECKPOINT_SECONDS", "0.2");
+    mill.knows_a_limit();
     Invariants::watch(ground).await;
     let stream = Spec::new("[[tokens 1300]] [[delta 4]] [[pace 20ms]]", Expect::Whole(1300), LAST_INTERVAL);
     let jobs = work::insert(ground, &vec![stream; 4], 1).await;

@@ -56,6 +56,7 @@ impl<'g> Site<'g> {
         mill.set("DATABASE_URL", &lead(&ground.url(), proxy.address(), &role));
         mill.set("PROMPTMILL_WORKER__CONCURRENCY", "8");
         mill.set("PROMPTMILL_DATABASE__OPERATION_SECONDS", "1");
+        mill.knows_a_limit();
         Self { mill, role, proxy }
     }
 

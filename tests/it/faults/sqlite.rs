@@ -62,6 +62,7 @@ async fn another_process_that_holds_the_write_lock_is_named_and_running_calls_go
     let mut mill = Mill::new(&ground).await;
     mill.set("PROMPTMILL_DATABASE__OPERATION_SECONDS", "4");
     mill.set("PROMPTMILL_WORKER__LEASE_SECONDS", "4");
+    mill.knows_a_limit();
     mill.insert(&["[[tokens 60]] [[delay 2s]]", "[[tokens 60]] [[delay 3s]]", "quick"]).await;
     let (one, two) = (mill.start(), mill.start());
     mill.until_asked(3).await;
@@ -176,7 +177,8 @@ fn copy(file: &Path, to: &Path) {
 #[tokio::test]
 async fn a_restored_copy_of_the_file_is_gone_on_with() {
     let ground = Ground::sqlite().await;
-    let mill = Mill::new(&ground).await;
+    let mut mill = Mill::new(&ground).await;
+    mill.knows_a_limit();
     mill.insert(&["[[seed s]] [[tokens 60]] [[delay 3s]]"]).await;
     let daemon = mill.start();
     mill.until_asked(1).await;
