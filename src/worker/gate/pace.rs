@@ -61,6 +61,12 @@ impl Class {
     fn blocks(&self, now: Instant) -> bool {
         self.held.is_some() || self.until.is_some_and(|until| now < until)
     }
+
+    /// How many more jobs may be claimed, if they cost what is typical.
+    fn room(&self, typical: Each<f64>, now: Instant) -> usize {
+        let slots = if self.blocks(now) { 0 } else { self.pace.slots(typical, now) };
+        slots.saturating_sub(self.waiting)
+    }
 }
 
 /// What was set aside for one call.
@@ -107,17 +113,19 @@ impl Paces {
 
     /// How many more jobs of each class may be claimed now.
     pub(super) fn rooms(&self, now: Instant) -> HashMap<String, usize> {
-        let typical = self.estimates.of("", "", 0);
-        let room = |class: &Class| {
-            let slots = if class.blocks(now) { 0 } else { class.pace.slots(typical, now) };
-            slots.saturating_sub(class.waiting)
-        };
-        self.by_class.iter().map(|(name, class)| (name.clone(), room(class))).collect()
+        let typical = self.estimates.typical();
+        self.by_class.iter().map(|(name, class)| (name.clone(), class.room(typical, now))).collect()
+    }
+
+    fn room(&self, class: &str, now: Instant) -> usize {
+        let typical = self.estimates.typical();
+        self.by_class.get(class).map_or(0, |class| class.room(typical, now))
     }
 
     /// Whether a class gives no room just now.
     pub(super) fn is_limiting(&self, now: Instant) -> bool {
-        self.rooms(now).values().any(|room| *room == 0)
+        let typical = self.estimates.typical();
+        self.by_class.values().any(|class| class.room(typical, now) == 0)
     }
 
     pub(super) fn blocks(&self, model: &str, now: Instant) -> Option<String> {
@@ -273,9 +281,18 @@ impl Gates {
         self.take_now.notified().await;
     }
 
+    /// Tells those who wait for a ticket, and the claims where there is more room than before.
+    fn has_moved(&self, inner: &Inner, class: &str, room: usize, now: Instant) {
+        self.moved.notify_waiters();
+        if inner.paces.room(class, now) > room {
+            self.opened.notify_one();
+        }
+    }
+
     /// A call ended, or was never made.
     pub(super) fn end_pace(&self, inner: &mut Inner, paced: Paced, spent: Spent, now: Instant) {
         let Paced { class, queue, model, bytes, ticket } = paced;
+        let room = inner.paces.room(&class, now);
         if let Spent::Answered { input, output } = spent {
             inner.paces.estimates.learn(&queue, &model, bytes, input, output);
         }
@@ -287,8 +304,7 @@ impl Gates {
             self.tell(inner, Scope::Rate(class.clone()));
         }
         inner.paces.of(&class, now).pace.end(ticket, spent, now, fastrand::f64());
-        self.moved.notify_waiters();
-        self.opened.notify_one();
+        self.has_moved(inner, &class, room, now);
     }
 }
 
@@ -296,9 +312,9 @@ impl Permit<'_> {
     /// The first content came: the window may grow.
     pub(super) fn pace_content(&self, inner: &mut Inner, now: Instant) {
         if let Some(paced) = &self.paced {
+            let room = inner.paces.room(&paced.class, now);
             inner.paces.of(&paced.class, now).pace.content(&paced.ticket, now);
-            self.gates.moved.notify_waiters();
-            self.gates.opened.notify_one();
+            self.gates.has_moved(inner, &paced.class, room, now);
         }
     }
 
