@@ -432,13 +432,14 @@ impl Turning {
             }
             let found = self.claim().await;
             match found {
-                Found::Some => continue,
+                // What the pace keeps back comes with the next wake-up.
+                Found::Some if !self.mill.gates.is_limiting(Instant::now()) => continue,
                 Found::Nothing
                     if !self.mill.gates.is_limiting(Instant::now()) && self.fall_asleep().await =>
                 {
                     continue;
                 }
-                Found::Full | Found::Nothing | Found::Shut => {}
+                Found::Full | Found::Some | Found::Nothing | Found::Shut => {}
             }
             if let Some(drain) = &mut draining
                 && self.attempts.is_empty()

@@ -127,6 +127,11 @@ impl Lanes {
         self.whole
     }
 
+    /// Whether what was last seen has jobs left.
+    pub(crate) fn has_jobs(&self) -> bool {
+        self.all.iter().any(|lane| lane.count > 0)
+    }
+
     /// Makes the next claim look again.
     pub(crate) fn forget(&mut self) {
         self.seen = None;
@@ -186,19 +191,23 @@ impl Lanes {
             if tier.is_empty() {
                 break;
             }
-            let share = (slots / tier.len()).max(1);
+            // Lanes may share a room: the first must not take all of it.
+            let shares: Vec<usize> = tier
+                .iter()
+                .map(|&at| {
+                    let (model, batch) = effective(&self.all[at], wanted);
+                    (rooms.left(model, &batch).min(slots) / tier.len()).max(1)
+                })
+                .collect();
             let start = self.turn % tier.len();
-            let mut served = 0;
-            for &at in tier[start..].iter().chain(&tier[..start]) {
-                let lane = &self.all[at];
-                let (model, batch) =
-                    (effective_model(lane, wanted), (lane.queue.clone(), lane.batch.clone()));
+            for place in (start..tier.len()).chain(0..start) {
+                let at = tier[place];
+                let (model, batch) = effective(&self.all[at], wanted);
                 let room = rooms.left(model, &batch);
-                let jobs = share.min(room).min(left[at]).min(slots);
+                let jobs = shares[place].min(room).min(left[at]).min(slots);
                 rooms.take(model, &batch, jobs);
                 left[at] = if jobs == room { 0 } else { left[at] - jobs };
                 if jobs == 0 {
-                    served += usize::from(room == 0);
                     continue;
                 }
                 if given[at] == 0 {
@@ -206,9 +215,9 @@ impl Lanes {
                 }
                 given[at] += jobs;
                 slots -= jobs;
-                served += 1;
+                // Whoever comes behind the last that got something is next.
+                self.turn = place + 1;
             }
-            self.turn = self.turn.wrapping_add(served);
         }
         let probed = |lane: usize| rooms.models.contains_key(effective_model(&self.all[lane], wanted));
         let take = |lane| {
@@ -247,6 +256,11 @@ impl Lanes {
             })
             .collect()
     }
+}
+
+/// Returns the model that a lane's jobs ask, and their (queue, batch): what rooms go by.
+fn effective<'a>(lane: &'a Lane, wanted: &'a Wanted) -> (&'a str, (String, String)) {
+    (effective_model(lane, wanted), (lane.queue.clone(), lane.batch.clone()))
 }
 
 /// Returns the model that a lane's jobs ask: their own, else the queue's, else the default.
@@ -346,6 +360,20 @@ mod tests {
         let mut shares = dealt(&mut lanes, 8, &wanted);
         shares.sort();
         assert_eq!(shares, [("big".to_owned(), 0, 2), ("other".to_owned(), 0, 6)]);
+    }
+
+    #[test]
+    fn lanes_that_share_a_room_share_it_evenly_and_a_single_place_goes_round() {
+        let mut wanted = wanted();
+        wanted.rooms.models.insert("m".to_owned(), 4);
+        let mut lanes = Lanes::default();
+        lanes.learn(scan(vec![lane("q", "", 0, "a", 9), lane("r", "", 0, "b", 9)]), &wanted);
+        let mut shares = dealt(&mut lanes, 8, &wanted);
+        shares.sort();
+        assert_eq!(shares, [("a".to_owned(), 0, 2), ("b".to_owned(), 0, 2)]);
+        wanted.rooms.models.insert("m".to_owned(), 1);
+        let turns: Vec<String> = (0..4).map(|_| dealt(&mut lanes, 8, &wanted).remove(0).0).collect();
+        assert_eq!(turns, ["a", "b", "a", "b"]);
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub struct Estimates {
     input: HashMap<String, Ratio>,
     /// Output of a call.
     output: HashMap<(String, String), Ratio>,
+    /// Output of any call.
+    any_output: Option<Ratio>,
 }
 
 impl Estimates {
@@ -63,6 +65,12 @@ impl Estimates {
         }
     }
 
+    /// Returns what a call of which nothing is known will likely cost.
+    pub fn typical(&self) -> Each<f64> {
+        let output = self.any_output.map_or(OUTPUT_FIRST, Ratio::value);
+        Each { requests: 1.0, input: 1.0, output: output.max(1.0) }
+    }
+
     /// Takes in what an answered call cost: `input` without cache reads.
     pub fn learn(&mut self, queue: &str, model: &str, bytes: usize, input: f64, output: f64) {
         let promised = bytes as f64 / BYTES_PER_TOKEN;
@@ -72,6 +80,7 @@ impl Estimates {
         let key = output_key(&self.output, queue, model);
         let first = Ratio { found: GUESS_WEIGHT * OUTPUT_FIRST, expected: GUESS_WEIGHT };
         self.output.entry(key).or_insert(first).add(output, 1.0);
+        self.any_output.get_or_insert(first).add(output, 1.0);
     }
 
     #[cfg(test)]

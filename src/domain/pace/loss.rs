@@ -180,6 +180,10 @@ impl Loss {
     /// round; then in the time of a call, so that refused ones, which end at once, are not followed
     /// by as many again.
     pub fn interval(&self) -> Duration {
+        if self.window < 2.0 && self.window < self.threshold {
+            // It waits for the first content anyway: how long that takes is not known before.
+            return Duration::ZERO;
+        }
         let (first, whole) = (self.first.known().unwrap_or(0.0), self.whole.known());
         let span = if self.window < self.threshold {
             first.max(whole.unwrap_or(f64::INFINITY).min(ROUND_MIN.as_secs_f64()))

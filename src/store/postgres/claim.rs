@@ -89,7 +89,8 @@ impl PostgresStore {
             }
             let shares = lanes.deal(wanted.slots - claimed.len(), wanted, &mut rooms);
             if shares.is_empty() {
-                if scans > 0 && lanes.whole() {
+                // Either nothing is left, or what is left has no room: another look finds the same.
+                if lanes.whole() && (scans > 0 || (!claimed.is_empty() && lanes.has_jobs())) {
                     break;
                 }
                 lanes.forget();

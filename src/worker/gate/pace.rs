@@ -16,8 +16,6 @@ use crate::store::Store;
 const WAIT_MAX: Duration = Duration::from_secs(5);
 /// Without a sign the ticket is asked for again after so long.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
-/// So many calls back most of the weight of a class's typical call lies.
-const TYPICAL_MEMORY: f64 = 20.0;
 /// A pause of this length shows in the table: nobody would see a shorter one.
 const SHOWN: Duration = Duration::from_secs(2);
 
@@ -51,8 +49,6 @@ pub(super) struct Paces {
 struct Class {
     pace: Pace,
     waiting: usize,
-    /// What its calls are likely to cost, the last ones above all.
-    typical: Each<f64>,
     /// A pause that others should know of.
     until: Option<Instant>,
     /// Whether the table says so.
@@ -64,6 +60,12 @@ struct Class {
 impl Class {
     fn blocks(&self, now: Instant) -> bool {
         self.held.is_some() || self.until.is_some_and(|until| now < until)
+    }
+
+    /// How many more jobs may be claimed, if they cost what is typical.
+    fn room(&self, typical: Each<f64>, now: Instant) -> usize {
+        let slots = if self.blocks(now) { 0 } else { self.pace.slots(typical, now) };
+        slots.saturating_sub(self.waiting)
     }
 }
 
@@ -105,23 +107,25 @@ impl Paces {
             if let Some(limits) = limits {
                 pace.configure(*limits);
             }
-            let typical = Estimates::default().of("", "", 0);
-            Class { pace, waiting: 0, typical, until: None, shown: false, held: None }
+            Class { pace, waiting: 0, until: None, shown: false, held: None }
         })
     }
 
     /// How many more jobs of each class may be claimed now.
     pub(super) fn rooms(&self, now: Instant) -> HashMap<String, usize> {
-        let room = |class: &Class| {
-            let slots = if class.blocks(now) { 0 } else { class.pace.slots(class.typical, now) };
-            slots.saturating_sub(class.waiting)
-        };
-        self.by_class.iter().map(|(name, class)| (name.clone(), room(class))).collect()
+        let typical = self.estimates.typical();
+        self.by_class.iter().map(|(name, class)| (name.clone(), class.room(typical, now))).collect()
+    }
+
+    fn room(&self, class: &str, now: Instant) -> usize {
+        let typical = self.estimates.typical();
+        self.by_class.get(class).map_or(0, |class| class.room(typical, now))
     }
 
     /// Whether a class gives no room just now.
     pub(super) fn is_limiting(&self, now: Instant) -> bool {
-        self.rooms(now).values().any(|room| *room == 0)
+        let typical = self.estimates.typical();
+        self.by_class.values().any(|class| class.room(typical, now) == 0)
     }
 
     pub(super) fn blocks(&self, model: &str, now: Instant) -> Option<String> {
@@ -222,8 +226,6 @@ impl Gates {
         let estimate = inner.paces.estimates.of(&job.queue, &job.model, bytes);
         let of_class = inner.paces.of(&class, now);
         let ticket = of_class.pace.admit(estimate, now)?;
-        of_class.typical =
-            of_class.typical.zip(estimate).map(|(mean, this)| mean + (this - mean) / TYPICAL_MEMORY);
         Ok(Paced { class, queue: job.queue.clone(), model: job.model.clone(), bytes, ticket })
     }
 
@@ -280,9 +282,18 @@ impl Gates {
         self.take_now.notified().await;
     }
 
+    /// Tells those who wait for a ticket, and the claims where there is more room than before.
+    fn has_moved(&self, inner: &Inner, class: &str, room: usize, now: Instant) {
+        self.moved.notify_waiters();
+        if inner.paces.room(class, now) > room {
+            self.opened.notify_one();
+        }
+    }
+
     /// A call ended, or was never made.
     pub(super) fn end_pace(&self, inner: &mut Inner, paced: Paced, spent: Spent, now: Instant) {
         let Paced { class, queue, model, bytes, ticket } = paced;
+        let room = inner.paces.room(&class, now);
         if let Spent::Answered { input, output } = spent {
             inner.paces.estimates.learn(&queue, &model, bytes, input, output);
         }
@@ -294,8 +305,7 @@ impl Gates {
             self.tell(inner, Scope::Rate(class.clone()));
         }
         inner.paces.of(&class, now).pace.end(ticket, spent, now, fastrand::f64());
-        self.moved.notify_waiters();
-        self.opened.notify_one();
+        self.has_moved(inner, &class, room, now);
     }
 }
 
@@ -303,9 +313,9 @@ impl Permit<'_> {
     /// The first content came: the window may grow.
     pub(super) fn pace_content(&self, inner: &mut Inner, now: Instant) {
         if let Some(paced) = &self.paced {
+            let room = inner.paces.room(&paced.class, now);
             inner.paces.of(&paced.class, now).pace.content(&paced.ticket, now);
-            self.gates.moved.notify_waiters();
-            self.gates.opened.notify_one();
+            self.gates.has_moved(inner, &paced.class, room, now);
         }
     }
 
