@@ -4,7 +4,7 @@
 //! are known, all daemons share one [`Budget`] in the database and each spends a second's worth of it
 //! ([`allowance`]), by what a call will likely cost ([`estimate`]). Where they are not, and against
 //! overload, the number of calls in flight is found by loss ([`loss`]). [`Pace`] is the two together;
-//! which models share a limit stands in [`class`]. Pure: instants and dice are passed in.
+//! which models share a limit stands in [`mod@class`]. Pure: instants and dice are passed in.
 
 pub mod allowance;
 pub mod bucket;
