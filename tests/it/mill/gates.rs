@@ -92,8 +92,9 @@ async fn jobs_without_a_batch_that_are_all_refused_are_tried_ever_more_seldom_un
         let calls = ground.line("SELECT count(*) FROM calls").await.parse::<usize>().expect("a number");
         assert!((22..=22 + 3 * daemons).contains(&calls), "{calls} calls by {daemons} daemons");
         let gaps = gaps(ground).await;
-        let (first, second) = (gaps[gaps.len() - 2], gaps[gaps.len() - 1]);
-        assert!(first >= 900 && second >= 1900, "pauses of {first} and {second} ms");
+        // Between the two probes: the first may follow closely on a call of a daemon that had not heard yet.
+        let pause = gaps[gaps.len() - 1];
+        assert!(pause >= 1900, "a pause of {pause} ms between the probes");
         ground.run("INSERT INTO jobs (prompt, priority) VALUES ('good', 1)").await;
         until_complete(&mill, 1, "").await;
         // Twenty more at once, and the next pause is the first again.
