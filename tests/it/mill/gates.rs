@@ -85,14 +85,16 @@ async fn jobs_without_a_batch_that_are_all_refused_are_tried_ever_more_seldom_un
         ground.run("DELETE FROM calls").await;
         fill(ground, 100, "prompt, params", "'row ' || i, '{\"temprature\": 1}'").await;
         let running = start(&mill, daemons);
-        // Two probes behind the twenty that stopped it, and those that were on their way then.
+        // Two probes behind the twenty that stopped it; each daemon may have one call on its way then, and
+        // two whose refusal is not counted yet.
         let probes = "SELECT count(*) FROM calls WHERE probe = ";
         mill.until(&format!("{probes} {}", ground.either("1", "true")), "2").await;
         let calls = ground.line("SELECT count(*) FROM calls").await.parse::<usize>().expect("a number");
-        assert!((22..=22 + daemons).contains(&calls), "{calls} calls by {daemons} daemons");
+        assert!((22..=22 + 3 * daemons).contains(&calls), "{calls} calls by {daemons} daemons");
         let gaps = gaps(ground).await;
-        let (first, second) = (gaps[gaps.len() - 2], gaps[gaps.len() - 1]);
-        assert!(first >= 900 && second >= 1900, "pauses of {first} and {second} ms");
+        // Between the two probes: the first may follow closely on a call of a daemon that had not heard yet.
+        let pause = gaps[gaps.len() - 1];
+        assert!(pause >= 1900, "a pause of {pause} ms between the probes");
         ground.run("INSERT INTO jobs (prompt, priority) VALUES ('good', 1)").await;
         until_complete(&mill, 1, "").await;
         // Twenty more at once, and the next pause is the first again.
