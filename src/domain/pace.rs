@@ -15,6 +15,8 @@ pub mod loss;
 
 use std::time::{Duration, Instant};
 
+use super::outcome::Usage;
+
 pub use allowance::{Allowance, TAKE_EVERY};
 pub use bucket::{Bucket, Budget, Grant, Take};
 pub use class::class;
@@ -70,6 +72,13 @@ pub enum Spent {
     Nothing,
     /// 429 or 529, with the wait that the server named.
     Refused(Overload, Option<Duration>),
+}
+
+impl Spent {
+    /// What a call cost that was answered, at least in part: what is read from the cache is free.
+    pub fn answered(usage: Usage) -> Self {
+        Self::Answered { input: (usage.input + usage.cache_creation) as f64, output: usage.output as f64 }
+    }
 }
 
 impl Pace {

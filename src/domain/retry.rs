@@ -189,17 +189,13 @@ impl Class {
 /// What a failed call is to the pace: whether it was refused for going too fast, and what it cost.
 /// `begun`: whether the answer had begun, so that nothing was refused.
 pub fn spent(failure: &Failure, class: &Class, usage: Usage, begun: bool) -> Spent {
-    let refused = |overload, hint: Option<Duration>| Spent::Refused(overload, hint);
     match class {
-        Class::Limit { hint, ramp: true } if !begun => refused(Overload::Ramp, *hint),
-        Class::Limit { hint, ramp: false } if !begun => refused(Overload::Limit, *hint),
+        Class::Limit { hint, ramp: true } if !begun => Spent::Refused(Overload::Ramp, *hint),
+        Class::Limit { hint, ramp: false } if !begun => Spent::Refused(Overload::Limit, *hint),
         Class::Sick { hint, costs: false } if !begun && matches!(failure, Failure::Api(_)) => {
-            refused(Overload::Provider, *hint)
+            Spent::Refused(Overload::Provider, *hint)
         }
-        _ if usage != Usage::default() => Spent::Answered {
-            input: (usage.input + usage.cache_creation) as f64,
-            output: usage.output as f64,
-        },
+        _ if usage != Usage::default() => Spent::answered(usage),
         // What was refused before it began costs nothing; of what was sent and cut nobody knows.
         Class::Sick { costs: true, .. } | Class::Ours => Spent::Unknown,
         _ => Spent::Nothing,

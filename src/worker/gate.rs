@@ -255,14 +255,13 @@ impl Gates {
     ) -> Result<Permit<'_>, Refusal> {
         let lane = Lane::of(job);
         let scopes = [Scope::Key, Scope::Model(job.model.clone()), Scope::Batch(lane.clone())];
+        let class = Scope::Rate((self.class_of)(&job.model));
         // Who would only wait to be refused need not wait.
-        for scope in &scopes {
-            if self.peek(job, scope, Instant::now())? == Admission::Blocked {
+        self.is_there(job, Instant::now())?;
+        for scope in scopes.iter().chain([&class]) {
+            if self.peek(scope, Instant::now()) == Admission::Blocked {
                 return Err(Refusal::Blocked(self.reason(scope)));
             }
-        }
-        if let Some(reason) = self.lock().paces.blocks(&job.model, Instant::now()) {
-            return Err(Refusal::Blocked(reason));
         }
         let paced = self.pace(job, bytes, stop).await;
         self.lock().paces.waits_no_more(lease);
@@ -274,8 +273,9 @@ impl Gates {
             paced: Some(paced?),
             begun: AtomicBool::new(false),
         };
+        self.is_there(job, Instant::now())?;
         for scope in scopes {
-            match self.peek(job, &scope, Instant::now())? {
+            match self.peek(&scope, Instant::now()) {
                 Admission::Flow => {}
                 Admission::Probe => {
                     let number = self.take_probe(store, &scope).await?;
@@ -287,7 +287,8 @@ impl Gates {
         Ok(permit)
     }
 
-    fn peek(&self, job: &Job, scope: &Scope, now: Instant) -> Result<Admission, Refusal> {
+    /// Refuses a job that names a model which was not there a moment ago.
+    fn is_there(&self, job: &Job, now: Instant) -> Result<(), Refusal> {
         let mut inner = self.lock();
         if job.model_named
             && let Some((since, fault)) = inner.missing.get(&job.model)
@@ -297,18 +298,28 @@ impl Gates {
             }
             inner.missing.remove(&job.model);
         }
-        Ok(match scope {
+        Ok(())
+    }
+
+    fn peek(&self, scope: &Scope, now: Instant) -> Admission {
+        let mut inner = self.lock();
+        match scope {
             Scope::Key => inner.key.peek(now),
             Scope::Model(model) => inner.model(model, self.settings, now).gate().peek(now),
             Scope::Batch(lane) => inner.batches.get(lane).map_or(Admission::Flow, |gate| gate.peek(now)),
+            // Many may go when a pause is over: it is never probed.
+            Scope::Rate(class) if inner.paces.row(class, now).is_some() => Admission::Blocked,
             Scope::Rate(_) => Admission::Flow,
-        })
+        }
     }
 
     fn reason(&self, scope: &Scope) -> String {
         let inner = self.lock();
-        let reason = inner.gate(scope).and_then(Gate::reason).unwrap_or("rate limit");
-        reason.to_owned()
+        let reason = match scope {
+            Scope::Rate(class) => inner.paces.row(class, Instant::now()).map(|(reason, _)| reason),
+            _ => inner.gate(scope).and_then(Gate::reason).map(str::to_owned),
+        };
+        reason.unwrap_or_else(|| "rate limit".to_owned())
     }
 
     /// The account may not use this key; after this rest one call asks again.
@@ -502,7 +513,7 @@ impl Permit<'_> {
     pub fn accept(mut self, usage: Usage, now: Instant) {
         // An answer without content has begun too.
         self.content(now);
-        self.spent(answered(usage), now);
+        self.spent(Spent::answered(usage), now);
     }
 
     /// Whether the answer has begun.
@@ -532,11 +543,6 @@ impl Drop for Permit<'_> {
             }
         }
     }
-}
-
-/// What a call cost that was answered: what is read from the cache is free.
-pub fn answered(usage: Usage) -> Spent {
-    Spent::Answered { input: (usage.input + usage.cache_creation) as f64, output: usage.output as f64 }
 }
 
 #[cfg(test)]

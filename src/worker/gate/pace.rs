@@ -128,11 +128,6 @@ impl Paces {
         self.by_class.values().any(|class| class.room(typical, now) == 0)
     }
 
-    pub(super) fn blocks(&self, model: &str, now: Instant) -> Option<String> {
-        let class = self.by_class.get(&self.class(model)).filter(|class| class.blocks(now))?;
-        Some(class.held.clone().unwrap_or_else(|| super::sync::RATE_LIMIT.to_owned()))
-    }
-
     pub(super) fn claimed(&mut self, lease: Lease, model: &str, now: Instant) {
         let class = self.class(model);
         self.of(&class, now).waiting += 1;

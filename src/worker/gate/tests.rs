@@ -316,8 +316,7 @@ async fn a_model_that_was_not_there_is_remembered_for_the_jobs_that_name_it() {
     gates.remember_missing("nope", fault.clone(), now);
     let refusal = admit(&gates, &*store, &job(1, "nope", None)).await.err();
     assert_eq!(refusal, Some(Refusal::Missing(fault)));
-    let later = gates.peek(&job(1, "nope", None), &Scope::Key, now + MISSING_FOR);
-    assert_eq!(later, Ok(Admission::Flow));
+    assert_eq!(gates.is_there(&job(1, "nope", None), now + MISSING_FOR), Ok(()));
 }
 
 #[tokio::test]
