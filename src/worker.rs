@@ -569,15 +569,11 @@ impl Turning {
         let defaults = &self.mill.defaults;
         let model = claimed.model.as_ref().or(claimed.queue_model.as_ref()).unwrap_or(&defaults.model);
         self.mill.gates.claimed(lease, &lane, model, Instant::now());
+        self.bytes += bytes;
+        self.suspects += usize::from(tally.is_suspect());
         let work = Work { lease, bytes, tally, lane, rein: rein.clone() };
         let task = self.attempts.spawn(async move { attempt(&mill, claimed, &rein).await });
-        self.work_on(task.id(), work);
-    }
-
-    fn work_on(&mut self, task: Id, work: Work) {
-        self.bytes += work.bytes;
-        self.suspects += usize::from(work.tally.is_suspect());
-        self.works.insert(task, work);
+        self.works.insert(task.id(), work);
     }
 
     fn reap(&mut self) {
@@ -593,27 +589,33 @@ impl Turning {
             Err(err) => err.id(),
         };
         let Some(work) = self.works.remove(&id) else { return false };
+        let ended = match ended {
+            Ok((_, ended)) => ended,
+            Err(err) => {
+                self.settle_panicked(work, &err);
+                return false;
+            }
+        };
         self.mill.running.lock().remove(&work.lease);
         self.mill.gates.over(work.lease, &work.lane);
         self.bytes -= work.bytes;
         self.suspects -= usize::from(work.tally.is_suspect());
         match ended {
-            Ok((_, Ended::Settled(outcome))) => self.mill.tally.count(outcome),
-            Ok((_, Ended::Released)) => return true,
-            Ok((_, Ended::Lost)) => {}
-            Err(err) => self.settle_panicked(work, &err),
+            Ended::Settled(outcome) => self.mill.tally.count(outcome),
+            Ended::Released => return true,
+            Ended::Lost => {}
         }
         false
     }
 
-    /// A panic in one job's code fails that job only.
+    /// A panic in one job's code fails that job only. It is worked on until that is written.
     fn settle_panicked(&mut self, work: Work, err: &tokio::task::JoinError) {
         let (lease, tally, rein) = (work.lease, work.tally, work.rein.clone());
         tracing::error!(job.id = %lease.job, "the attempt of job {} panicked: {err}", lease.job);
         let mill = Arc::clone(&self.mill);
         let task =
             self.attempts.spawn(async move { attempt::settle_panicked(&mill, lease, tally, &rein).await });
-        self.work_on(task.id(), work);
+        self.works.insert(task.id(), work);
     }
 
     /// Nothing is pending: tells inserters to wake us. Returns whether to look once more, since an
