@@ -116,6 +116,22 @@ pub struct Report {
     pub outcomes: Vec<(Outcome, u64)>,
 }
 
+/// What is done in a loop, but no more often than so.
+#[derive(Debug, Default)]
+struct Seldom(Option<Instant>);
+
+impl Seldom {
+    /// Whether it is time, the first time in any case; then it counts as done.
+    fn is_due(&mut self, every: Duration) -> bool {
+        let now = Instant::now();
+        let due = self.0.is_none_or(|last| now.saturating_duration_since(last) >= every);
+        if due {
+            self.0 = Some(now);
+        }
+        due
+    }
+}
+
 /// Counts how jobs ended.
 #[derive(Debug, Default)]
 struct Outcomes(Mutex<HashMap<Outcome, u64>>);

@@ -1,8 +1,8 @@
 //! When `--drain` is over: nothing pending or running, nor scheduled within the horizon.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{End, Mill};
+use super::{End, Mill, Seldom};
 use crate::store::{Rooms, Wanted};
 
 /// The backlog is counted so often at most.
@@ -11,22 +11,20 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Watches over a drain.
 pub struct Drain {
     horizon: Duration,
-    looked: Option<Instant>,
+    looked: Seldom,
 }
 
 impl Drain {
     /// `horizon`: what is scheduled within it is waited for.
-    pub const fn new(horizon: Duration) -> Self {
-        Self { horizon, looked: None }
+    pub fn new(horizon: Duration) -> Self {
+        Self { horizon, looked: Seldom::default() }
     }
 
     /// Returns how the drain ends, if it does now. Asked while nothing runs here.
     pub async fn is_over(&mut self, mill: &Mill) -> Option<End> {
-        let now = Instant::now();
-        if self.looked.is_some_and(|looked| now.saturating_duration_since(looked) < LOOK_EVERY) {
+        if !self.looked.is_due(LOOK_EVERY) {
             return None;
         }
-        self.looked = Some(now);
         let held = mill.gates.held();
         let wanted = Wanted {
             worker: mill.worker(),

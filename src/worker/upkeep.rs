@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempt::Why;
 use super::process::Process;
-use super::{Mill, Wake};
+use super::{Mill, Seldom, Wake};
 use crate::domain::job::{Lease, WorkerId};
 use crate::domain::outcome::Outcome;
 use crate::domain::pace::TAKE_EVERY;
@@ -119,8 +119,7 @@ pub async fn share_rates(mill: Arc<Mill>, stop: CancellationToken) {
 pub async fn tick(mill: Arc<Mill>, wake: Wake, stop: CancellationToken) {
     let mut peers = Peers::default();
     let mut ailing = false;
-    let mut looked = None;
-    let mut pruned = None;
+    let (mut looked, mut pruned) = (Seldom::default(), Seldom::default());
     loop {
         leave_if_outdated(&mill, &wake, &mut looked).await;
         match round(&mill, &wake, &mut peers).await {
@@ -139,12 +138,10 @@ pub async fn tick(mill: Arc<Mill>, wake: Wake, stop: CancellationToken) {
 }
 
 /// Takes rows of gates away that say nothing any more, once an hour.
-async fn prune_gates(mill: &Mill, pruned: &mut Option<Instant>) {
-    let now = Instant::now();
-    if pruned.is_some_and(|last| now.saturating_duration_since(last) < GATES_PRUNED_EVERY) {
+async fn prune_gates(mill: &Mill, pruned: &mut Seldom) {
+    if !pruned.is_due(GATES_PRUNED_EVERY) {
         return;
     }
-    *pruned = Some(now);
     for _ in 0..STEPS_MAX {
         match mill.store.prune_gates(STEP).await {
             Ok(pruned) if pruned == STEP as u64 => {}
@@ -186,12 +183,10 @@ async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreE
 
 /// Looks whether a newer version changed the tables under us. Before all else in a tick: on such
 /// tables the rest of it may fail.
-async fn leave_if_outdated(mill: &Mill, wake: &Wake, looked: &mut Option<Instant>) {
-    let now = Instant::now();
-    if looked.is_some_and(|looked| now.saturating_duration_since(looked) < SCHEMA_EVERY) {
+async fn leave_if_outdated(mill: &Mill, wake: &Wake, looked: &mut Seldom) {
+    if !looked.is_due(SCHEMA_EVERY) {
         return;
     }
-    *looked = Some(now);
     // A database that is away is told about by the rest of the tick.
     if let Ok(Some(why)) = mill.store.outdated().await {
         tracing::error!("{why}; nothing more is claimed");
@@ -292,20 +287,14 @@ async fn rescue(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), Store
 #[derive(Default)]
 struct Peers {
     beats: HashMap<WorkerId, (i64, Instant)>,
-    looked: Option<Instant>,
+    looked: Seldom,
     /// When they were last seen.
     seen: Option<Instant>,
 }
 
 impl Peers {
     fn due(&mut self, lease: Duration) -> bool {
-        let now = Instant::now();
-        let every = (lease / 4).min(PEERS_EVERY_MAX);
-        let due = self.looked.is_none_or(|looked| now.saturating_duration_since(looked) >= every);
-        if due {
-            self.looked = Some(now);
-        }
-        due
+        self.looked.is_due((lease / 4).min(PEERS_EVERY_MAX))
     }
 
     /// While the database takes no beat of ours it takes none of theirs: their silence says nothing.
