@@ -93,6 +93,12 @@ impl<'g> Site<'g> {
         began.elapsed()
     }
 
+    /// Waits until all of so many jobs are complete, which may take no longer than a recovery.
+    async fn recovers(&self, jobs: usize) {
+        let took = self.until_complete(jobs).await;
+        assert!(took < RECOVERY_MAX, "recovered after {took:?}");
+    }
+
     /// Waits until the calls under way have come to their end at the API.
     async fn until_calls_are_over(&self) {
         until("the running calls go on", || self.mill.api.counts().in_flight == 0).await;

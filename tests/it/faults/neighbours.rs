@@ -48,8 +48,7 @@ async fn a_row_that_a_person_locks_stalls_itself_alone() {
     let still = ground.line("SELECT count(*) FROM results WHERE job_id IN (1, 2, 30)").await;
     assert_eq!(still, locked, "what is locked waits");
     say(&mut person, "ROLLBACK").await;
-    let took = site.until_complete(31).await;
-    assert!(took < RECOVERY_MAX, "recovered after {took:?}");
+    site.recovers(31).await;
     site.every_job_was_called_once(31).await;
     assert_eq!(daemon.stop().await.code, 0);
     site.close().await;
@@ -107,8 +106,7 @@ async fn a_deadlock_that_the_daemon_loses_is_tried_again() {
     site.until_sessions("wait_event_type = 'Lock'", 1).await;
     // Returns as soon as the daemon has given way.
     say(&mut person, "SELECT FROM job_state WHERE job_id = 1 FOR UPDATE; COMMIT").await;
-    let took = site.until_complete(1).await;
-    assert!(took < RECOVERY_MAX, "recovered after {took:?}");
+    site.recovers(1).await;
     assert_eq!(ground.line("SELECT n FROM tally").await, "1", "counted once");
     site.every_job_was_called_once(1).await;
     assert_eq!(daemon.stop().await.code, 0);
@@ -148,8 +146,7 @@ async fn a_server_without_a_free_connection_is_waited_for() {
     for other in others {
         other.close().await.expect("it goes");
     }
-    let took = site.until_complete(24).await;
-    assert!(took < RECOVERY_MAX, "recovered after {took:?}");
+    site.recovers(24).await;
     site.every_job_was_called_once(24).await;
     assert_eq!(daemon.stop().await.code, 0);
     site.close().await;
