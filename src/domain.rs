@@ -16,3 +16,4 @@ pub mod retry;
 pub mod seam;
 pub mod stop;
 pub mod talk;
+pub mod tool;

@@ -72,7 +72,13 @@ pub fn defaults(config: &Config) -> Defaults {
         .iter()
         .map(|(name, model)| {
             let max_tokens = model.max_tokens.unwrap_or(Defaults::MAX_TOKENS_UNKNOWN);
-            (name.clone(), ModelFacts { max_tokens, prefill: model.prefill })
+            let facts = ModelFacts {
+                max_tokens,
+                prefill: model.prefill,
+                window: model.context_tokens,
+                structured: model.structured_outputs,
+            };
+            (name.clone(), facts)
         })
         .collect();
     Defaults {

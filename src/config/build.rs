@@ -18,7 +18,7 @@ use super::sections::{
     RetrySettings, WorkerSettings,
 };
 use super::{Config, ConfigError, DatabaseUrl};
-use crate::domain::job::{OnCrash, OnMaxTokens, Policy};
+use crate::domain::job::{OnContextOverflow, OnCrash, OnMaxTokens, OnToolUse, Policy};
 use crate::store::StoreSettings;
 
 /// A day: no wait of ours is longer.
@@ -316,6 +316,20 @@ fn defaults(r: &mut Reader) -> DefaultSettings {
             max_failures: r.integer(&s, "max_failures", &(1..=i64::from(i32::MAX))) as i32,
             timeout: r.seconds(&s, "timeout_seconds", &(0.1..=7.0 * DAY)),
             max_turns: r.integer(&s, "max_turns", &count) as i32,
+            on_tool_use: r.choice(
+                &s,
+                "on_tool_use",
+                &[("finish", OnToolUse::Finish), ("wait", OnToolUse::Wait), ("run", OnToolUse::Run)],
+            ),
+            on_context_overflow: r.choice(
+                &s,
+                "on_context_overflow",
+                &[("fail", OnContextOverflow::Fail), ("drop_oldest", OnContextOverflow::DropOldest)],
+            ),
+            // A schema belongs to a job or its queue.
+            output_schema: None,
+            max_repairs: r.integer(&s, "max_repairs", &count) as i32,
+            fallback_model: r.optional_text(&s, "fallback_model"),
         },
     }
 }
@@ -349,6 +363,8 @@ fn models(r: &mut Reader) -> Models {
         let model = Model {
             max_tokens: r.optional_integer(&path, "max_tokens", &(1..=i64::from(i32::MAX))),
             prefill: r.flag(&path, "prefill"),
+            context_tokens: r.optional_integer(&path, "context_tokens", &(1..=i64::from(i32::MAX))),
+            structured_outputs: r.flag(&path, "structured_outputs"),
             version: r.optional_text(&path, "version"),
             class: r.optional_text(&path, "class"),
             requests_per_minute: r.optional_integer(&path, "requests_per_minute", &PER_MINUTE),

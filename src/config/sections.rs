@@ -135,6 +135,10 @@ pub struct Model {
     pub max_tokens: Option<i64>,
     /// `prefill`: whether it goes on from an assistant turn.
     pub prefill: bool,
+    /// `context_tokens`.
+    pub context_tokens: Option<i64>,
+    /// `structured_outputs`: whether it takes a schema for its answer.
+    pub structured_outputs: bool,
     /// `version`: its own `anthropic-version`; `None`: `api.version`.
     pub version: Option<String>,
     /// `class`: the models of one class share a rate limit; `None`: told by the name.

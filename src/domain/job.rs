@@ -10,8 +10,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::ledger::PastCall;
+use crate::domain::tool::PastTool;
 
-pub use policy::{OnCrash, OnMaxTokens, Policy};
+pub use policy::{OnContextOverflow, OnCrash, OnMaxTokens, OnToolUse, Policy};
 pub use read::{Defaults, Invalid, Job, ModelFacts};
 pub(crate) use read::{json_string, message, user_message};
 
@@ -107,4 +108,6 @@ pub struct Claimed {
     pub tally: Tally,
     /// The ledger of this run (`late = false`), oldest first. Empty at a first claim.
     pub calls: Vec<PastCall>,
+    /// The tool calls of this run, in the order of the ledger.
+    pub tools: Vec<PastTool>,
 }

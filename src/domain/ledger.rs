@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::job::Lease;
 use crate::domain::outcome::{Fault, Outcome, Usage};
+use crate::domain::tool::Asked;
 
 /// Why a call was made: `calls.kind`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -231,13 +232,40 @@ pub struct Settlement<T = Instant> {
     pub call: Option<Call<T>>,
 }
 
-/// A job put back: retried later, or given up untouched.
+/// Where a job goes back to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Back {
+    /// It may be claimed at once.
+    Now,
+    /// It is retried after so long.
+    After(Duration),
+    /// It waits until somebody has answered these tool calls.
+    Waiting(Asked),
+}
+
+impl Back {
+    /// Returns how long it is until the job may be claimed, where that is a matter of time.
+    pub const fn delay(&self) -> Option<Duration> {
+        match self {
+            Self::After(delay) => Some(*delay),
+            Self::Now | Self::Waiting(_) => None,
+        }
+    }
+}
+
+impl From<Option<Duration>> for Back {
+    fn from(delay: Option<Duration>) -> Self {
+        delay.map_or(Self::Now, Self::After)
+    }
+}
+
+/// A job put back: retried later, waiting for tools, or given up untouched.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release<T = Instant> {
     /// The fence.
     pub lease: Lease,
-    /// How long it waits; `None`: it may be claimed at once.
-    pub delay: Option<Duration>,
+    /// Where to.
+    pub back: Back,
     /// `job_state.failures` from now on.
     pub failures: i32,
     /// `job_state.deferrals` from now on.
@@ -320,7 +348,7 @@ impl<T> Release<T> {
     pub fn map<U>(self, time: impl FnMut(T) -> U) -> Release<U> {
         Release {
             lease: self.lease,
-            delay: self.delay,
+            back: self.back,
             failures: self.failures,
             deferrals: self.deferrals,
             reason: self.reason,

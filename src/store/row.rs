@@ -243,7 +243,7 @@ pub(crate) fn release(release: &Release) -> Row {
         job_id: lease.job.0,
         claim: lease.claim,
         run: lease.run,
-        delay_ms: release.delay.map(|delay| ms(delay.min(DELAY_MAX))),
+        delay_ms: release.back.delay().map(|delay| ms(delay.min(DELAY_MAX))),
         failures: release.failures,
         deferrals: release.deferrals,
         reason: release.reason.as_deref(),

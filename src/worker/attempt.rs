@@ -345,7 +345,7 @@ async fn release(
     );
     let Tally { failures, deferrals, .. } = tally;
     let arrived = call.as_ref().and_then(|call| call.content.clone());
-    let back = Release { lease, delay, failures, deferrals, reason: Some(reason), call };
+    let back = Release { lease, back: delay.into(), failures, deferrals, reason: Some(reason), call };
     match mill.recorder.release(back).await {
         Kept::Done | Kept::Bare => {
             if let Some(delay) = delay {

@@ -54,6 +54,49 @@ impl OnCrash {
     }
 }
 
+/// What to do with an answer that calls tools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnToolUse {
+    /// End the job as `needs_tool`.
+    Finish,
+    /// Let somebody answer the calls in `tool_calls`, and go on.
+    Wait,
+    /// Run tools of the configuration, and go on.
+    Run,
+}
+
+impl OnToolUse {
+    /// Returns the choice of a word.
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "finish" => Some(Self::Finish),
+            "wait" => Some(Self::Wait),
+            "run" => Some(Self::Run),
+            _ => None,
+        }
+    }
+}
+
+/// What to do with an input that is longer than the model's context window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnContextOverflow {
+    /// Refuse it.
+    Fail,
+    /// Leave out the oldest turns until it fits.
+    DropOldest,
+}
+
+impl OnContextOverflow {
+    /// Returns the choice of a word.
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "fail" => Some(Self::Fail),
+            "drop_oldest" => Some(Self::DropOldest),
+            _ => None,
+        }
+    }
+}
+
 /// The rules one job is treated by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
@@ -71,6 +114,16 @@ pub struct Policy {
     pub timeout: Duration,
     /// `max_turns`: tool and pause turns.
     pub max_turns: i32,
+    /// `on_tool_use`.
+    pub on_tool_use: OnToolUse,
+    /// `on_context_overflow`.
+    pub on_context_overflow: OnContextOverflow,
+    /// `output_schema`: JSON text, as it was written.
+    pub output_schema: Option<String>,
+    /// `max_repairs`: how often the model is shown what its structured output got wrong.
+    pub max_repairs: i32,
+    /// `fallback_model`: asked once after a refusal.
+    pub fallback_model: Option<String>,
 }
 
 impl Default for Policy {
@@ -83,6 +136,11 @@ impl Default for Policy {
             max_failures: 5,
             timeout: Duration::from_hours(1),
             max_turns: 20,
+            on_tool_use: OnToolUse::Finish,
+            on_context_overflow: OnContextOverflow::Fail,
+            output_schema: None,
+            max_repairs: 1,
+            fallback_model: None,
         }
     }
 }
@@ -118,13 +176,14 @@ impl Policy {
             "deadline_seconds" => {
                 whole(path, value, 1, SECONDS_MAX)?;
             }
-            "on_tool_use" => only(path, value, "finish")?,
-            "on_context_overflow" => only(path, value, "fail")?,
-            "output_schema" | "max_repairs" | "fallback_model" => {
-                if value != "null" {
-                    return Err(not_built(path, value));
-                }
+            "on_tool_use" => self.on_tool_use = choice(path, value, OnToolUse::parse, "finish, wait or run")?,
+            "on_context_overflow" => {
+                self.on_context_overflow =
+                    choice(path, value, OnContextOverflow::parse, "fail or drop_oldest")?;
             }
+            "output_schema" => self.output_schema = (value != "null").then(|| value.to_owned()),
+            "max_repairs" => self.max_repairs = whole(path, value, 0, 100)? as i32,
+            "fallback_model" => self.fallback_model = name_or_null(path, value)?,
             _ => {
                 return Err(Invalid::new(
                     path,
@@ -151,16 +210,11 @@ fn whole(path: &str, value: &str, least: i64, most: i64) -> Result<i64, Invalid>
     })
 }
 
-fn only(path: &str, value: &str, built: &str) -> Result<(), Invalid> {
-    match serde_json::from_str::<String>(value) {
-        Ok(word) if word == built => Ok(()),
-        _ => Err(not_built(path, value)),
-    }
-}
-
-fn not_built(path: &str, value: &str) -> Invalid {
-    let value = serde_json::from_str::<String>(value).unwrap_or_else(|_| shown(value));
-    Invalid::new(path, "not_in_this_version", format!("{path}={value} is not in this version"))
+fn name_or_null(path: &str, value: &str) -> Result<Option<String>, Invalid> {
+    let name: Option<String> = serde_json::from_str(value).map_err(|_| {
+        Invalid::new(path, "wrong_value", format!("{path} is {}: it must be a model's name", shown(value)))
+    })?;
+    Ok(name.filter(|name| !name.trim().is_empty()))
 }
 
 /// The start of a value, for a sentence.
@@ -188,24 +242,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_unknown_wrong_or_not_built_is_refused_with_its_path() {
+    fn what_is_unknown_or_wrong_is_refused_with_its_path() {
         for (json, code, part) in [
             (r#"{"max_failurs":2}"#, "unknown_field", "policy.max_failurs is not a policy"),
             (r#"{"max_failures":0}"#, "wrong_value", "policy.max_failures is 0"),
             (r#"{"max_failures":"2"}"#, "wrong_value", "whole number"),
             (r#"{"max_failures":1.5}"#, "wrong_value", "whole number"),
             (r#"{"on_crash":"pray"}"#, "wrong_value", "resume, retry or fail"),
-            (
-                r#"{"on_tool_use":"wait"}"#,
-                "not_in_this_version",
-                "policy.on_tool_use=wait is not in this version",
-            ),
-            (
-                r#"{"output_schema":{}}"#,
-                "not_in_this_version",
-                "policy.output_schema={} is not in this version",
-            ),
-            (r#"{"on_context_overflow":"drop_oldest"}"#, "not_in_this_version", "drop_oldest"),
+            (r#"{"on_tool_use":"call"}"#, "wrong_value", "finish, wait or run"),
+            (r#"{"on_context_overflow":"drop"}"#, "wrong_value", "fail or drop_oldest"),
+            (r#"{"fallback_model":7}"#, "wrong_value", "a model's name"),
             ("[1]", "not_an_object", "policy is not a JSON object"),
         ] {
             let invalid = Policy::default().overlay(json, "policy").expect_err(json);

@@ -17,6 +17,10 @@ pub struct ModelFacts {
     pub max_tokens: i64,
     /// Whether it accepts a trailing assistant message.
     pub prefill: bool,
+    /// The most input tokens it reads; `None`: not known.
+    pub window: Option<i64>,
+    /// Whether it takes a schema for its answer (`output_config.format`).
+    pub structured: bool,
 }
 
 /// What a row that does not say gets. Built by the configuration.
@@ -41,10 +45,12 @@ impl Defaults {
 
     /// Returns what is known of a model.
     pub fn facts(&self, model: &str) -> ModelFacts {
-        self.models
-            .get(model)
-            .cloned()
-            .unwrap_or(ModelFacts { max_tokens: Self::MAX_TOKENS_UNKNOWN, prefill: false })
+        self.models.get(model).cloned().unwrap_or(ModelFacts {
+            max_tokens: Self::MAX_TOKENS_UNKNOWN,
+            prefill: false,
+            window: None,
+            structured: true,
+        })
     }
 }
 
@@ -371,7 +377,7 @@ mod tests {
             mcp_servers: false,
             models: HashMap::from([(
                 "claude-default".to_owned(),
-                ModelFacts { max_tokens: 128_000, prefill: false },
+                ModelFacts { max_tokens: 128_000, prefill: false, window: None, structured: true },
             )]),
         }
     }
@@ -393,6 +399,7 @@ mod tests {
             bytes: 9,
             tally: Tally::default(),
             calls: Vec::new(),
+            tools: Vec::new(),
         }
     }
 

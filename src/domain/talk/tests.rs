@@ -13,7 +13,10 @@ fn job(params: &str, policy: &str) -> Job {
         max_tokens: None,
         policy: Policy::default(),
         mcp_servers: false,
-        models: HashMap::from([("m".to_owned(), ModelFacts { max_tokens: 64_000, prefill: false })]),
+        models: HashMap::from([(
+            "m".to_owned(),
+            ModelFacts { max_tokens: 64_000, prefill: false, window: None, structured: true },
+        )]),
     };
     let claimed = Claimed {
         lease: Lease { job: JobId(1), claim: 1, run: 1 },
@@ -31,6 +34,7 @@ fn job(params: &str, policy: &str) -> Job {
         bytes: 7,
         tally: Tally::default(),
         calls: Vec::new(),
+        tools: Vec::new(),
     };
     Job::read(&claimed, &defaults).expect("a valid job")
 }

@@ -404,6 +404,7 @@ fn claimed(found: &PgRow) -> sqlx::Result<Claimed> {
             crashes: found.try_get("crashes")?,
         },
         calls: Vec::new(),
+        tools: Vec::new(),
     })
 }
 

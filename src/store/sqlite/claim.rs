@@ -363,6 +363,7 @@ fn claimed(found: &SqliteRow) -> sqlx::Result<Claimed> {
             crashes: found.try_get("crashes")?,
         },
         calls: Vec::new(),
+        tools: Vec::new(),
     })
 }
 

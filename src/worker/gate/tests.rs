@@ -85,6 +85,7 @@ fn job(id: i64, model: &str, batch: Option<&str>) -> Job {
         bytes: 1,
         tally: Tally::default(),
         calls: Vec::new(),
+        tools: Vec::new(),
     };
     Job::read(&claimed, &defaults).expect("valid")
 }

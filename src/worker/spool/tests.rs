@@ -2,12 +2,12 @@
 
 use super::*;
 use crate::domain::job::{JobId, Lease, WorkerId};
-use crate::domain::ledger::Release;
+use crate::domain::ledger::{Back, Release};
 use crate::worker::spool::line::Write;
 
 fn line(database: &str, job: i64) -> Line {
     let lease = Lease { job: JobId(job), claim: 1, run: 1 };
-    let release = Release { lease, delay: None, failures: 0, deferrals: 0, reason: None, call: None };
+    let release = Release { lease, back: Back::Now, failures: 0, deferrals: 0, reason: None, call: None };
     Line::new(database, WorkerId(1), Write::Release(release))
 }
 

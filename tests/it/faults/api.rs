@@ -109,6 +109,7 @@ fn talk() -> Talk {
         bytes: 7,
         tally: Tally::default(),
         calls: Vec::new(),
+        tools: Vec::new(),
     };
     let defaults = Defaults {
         model: "m".into(),

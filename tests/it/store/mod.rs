@@ -161,7 +161,7 @@ fn end(lease: Lease) -> Settlement {
 fn back(lease: Lease, delay: Option<Duration>) -> Release {
     Release {
         lease,
-        delay,
+        back: delay.into(),
         failures: 1,
         deferrals: 2,
         reason: Some("overloaded".to_owned()),

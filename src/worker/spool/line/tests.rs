@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::job::JobId;
-use crate::domain::ledger::CallKind;
+use crate::domain::ledger::{Back, CallKind};
 use crate::domain::outcome::{Fault, Outcome, Usage};
 
 fn lease() -> impl Strategy<Value = Lease> {
@@ -117,7 +117,8 @@ fn write() -> impl Strategy<Value = Write<Age>> {
     let release =
         (lease(), any::<Option<Duration>>(), any::<[i32; 2]>(), text(), proptest::option::of(call()))
             .prop_map(|(lease, delay, [failures, deferrals], reason, call)| {
-                Write::Release(Release { lease, delay, failures, deferrals, reason, call })
+                let back = delay.into();
+                Write::Release(Release { lease, back, failures, deferrals, reason, call })
             });
     let append = (lease(), call()).prop_map(|(lease, call)| Write::Append { lease, call });
     let fill = (lease(), answer()).prop_map(|(lease, answer)| Write::Fill { lease, answer });
@@ -135,7 +136,7 @@ fn line() -> impl Strategy<Value = Line> {
 
 fn some_line(job: i64) -> Line {
     let lease = Lease { job: JobId(job), claim: 1, run: 1 };
-    let release = Release { lease, delay: None, failures: 0, deferrals: 0, reason: None, call: None };
+    let release = Release { lease, back: Back::Now, failures: 0, deferrals: 0, reason: None, call: None };
     Line::new("d", WorkerId(1), Write::Release(release))
 }
 

@@ -218,7 +218,7 @@ impl Play<'_> {
         let hand = &mut self.hands[at];
         let back = Release {
             lease: hand.lease,
-            delay: later.then_some(Duration::from_hours(1)),
+            back: later.then_some(Duration::from_hours(1)).into(),
             failures: hand.failures + 1,
             deferrals: hand.deferrals + 2,
             reason: Some("overloaded".to_owned()),
@@ -241,7 +241,7 @@ impl Play<'_> {
     async fn write_released(&mut self, at: usize) -> Result<(), String> {
         let hand = &self.hands[at];
         let Some(Closed::Released(back, paid)) = &hand.closed else { return Ok(()) };
-        let later = back.delay.is_some();
+        let later = back.back.delay().is_some();
         let fate = self.model.jobs[hand.job].release(
             claim(&hand.lease),
             later,
