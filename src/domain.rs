@@ -1,6 +1,6 @@
 //! The rules, without the world: no async, no database, no HTTP, no clock, no environment.
 //!
-//! A job is read ([`job`]), talked about ([`talk`], with [`reply`], [`stop`] and [`seam`]), and
+//! A job is read ([`job`]), talked about ([`talk`], with [`reply`], [`stop`], [`seam`] and [`schema`]), and
 //! ends ([`outcome`]); what a failed call means stands in [`retry`], and whether a model may be
 //! asked at all in [`breaker`] and [`gate`], how fast in [`pace`]. Everything here is a function of its
 //! arguments.
@@ -13,6 +13,7 @@ pub mod outcome;
 pub mod pace;
 pub mod reply;
 pub mod retry;
+pub mod schema;
 pub mod seam;
 pub mod stop;
 pub mod talk;

@@ -2,6 +2,7 @@
 //!
 //! Reading is where everything that no call could mend is refused, with the path of the fault.
 
+mod fields;
 mod policy;
 mod read;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::ledger::PastCall;
 use crate::domain::tool::PastTool;
 
+pub use fields::Field;
 pub use policy::{OnContextOverflow, OnCrash, OnMaxTokens, OnToolUse, Policy};
 pub use read::{Defaults, Invalid, Job, ModelFacts};
 pub(crate) use read::{json_string, message, user_message};

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use super::policy::shown;
 use super::{Claimed, Lease, Policy};
 use crate::domain::outcome::Fault;
+use crate::domain::schema::Schema;
 
 /// What a model can do, as far as it changes what we send.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +103,9 @@ pub struct Job {
     pub messages: Vec<Arc<RawValue>>,
     /// Every other body field, in order, as it was inserted.
     pub fields: Vec<(String, Box<RawValue>)>,
+    /// `policy.output_schema`: what the answer is held to. It is not among the fields: whether it is sent
+    /// beside the prompt or in it depends on the model ([`Job::fields_for`]).
+    pub schema: Option<Schema>,
     /// Whether a schema binds the answer, so that it cannot be stitched.
     pub structured: bool,
     /// Whether tools are declared, so that turns are sent back verbatim.
@@ -118,13 +122,8 @@ impl Job {
                 format!("{column} holds bytes that are not UTF-8: insert the job again, written in UTF-8");
             return Err(Invalid::new(column, "not_utf8", why));
         }
-        let mut policy = defaults.policy.clone();
-        if let Some(json) = &claimed.queue_policy {
-            policy.overlay(json, "queues.policy")?;
-        }
-        if let Some(json) = &claimed.policy {
-            policy.overlay(json, "policy")?;
-        }
+        let (policy, schema_path) = policy_of(claimed, defaults)?;
+        let schema = schema_of(&policy, schema_path)?;
         let mut params: IndexMap<String, Box<RawValue>> = match &claimed.params {
             Some(json) => serde_json::from_str(json).map_err(|err| {
                 Invalid::new(
@@ -173,7 +172,19 @@ impl Job {
         fields.extend(params);
 
         let has = |name: &str| fields.iter().any(|(field, value)| field == name && value.get() != "null");
-        let structured = has("output_format") || asks_for_schema(&fields);
+        let shaped = if has("output_format") {
+            Some("params.output_format")
+        } else {
+            asks_for_schema(&fields).then_some("params.output_config.format")
+        };
+        if let (Some(place), Some(_)) = (shaped, &schema) {
+            return Err(Invalid::new(
+                schema_path,
+                "said_twice",
+                format!("{schema_path} and {place} both say what the answer looks like: say it once"),
+            ));
+        }
+        let structured = shaped.is_some() || schema.is_some();
         let tools = has("tools") || has("mcp_servers");
         let thinking = has("thinking");
         Ok(Self {
@@ -186,6 +197,7 @@ impl Job {
             prefill: facts.prefill && !structured && !thinking,
             policy,
             messages,
+            schema,
             structured,
             tools,
             thinking,
@@ -193,6 +205,39 @@ impl Job {
             model,
         })
     }
+}
+
+/// The policy of a row over its queue's over the configured one, and where its schema was said.
+fn policy_of(claimed: &Claimed, defaults: &Defaults) -> Result<(Policy, &'static str), Invalid> {
+    let mut policy = defaults.policy.clone();
+    if let Some(json) = &claimed.queue_policy {
+        policy.overlay(json, "queues.policy")?;
+    }
+    let Some(json) = &claimed.policy else {
+        return Ok((policy, "queues.policy.output_schema"));
+    };
+    let queues = policy.output_schema.take();
+    policy.overlay(json, "policy")?;
+    if policy.output_schema.is_some() {
+        return Ok((policy, "policy.output_schema"));
+    }
+    // Nothing was said, or null: only the latter takes the queue's away.
+    if !names_schema(json) {
+        policy.output_schema = queues;
+    }
+    Ok((policy, "queues.policy.output_schema"))
+}
+
+fn names_schema(policy: &str) -> bool {
+    serde_json::from_str::<IndexMap<String, &RawValue>>(policy)
+        .is_ok_and(|fields| fields.contains_key("output_schema"))
+}
+
+fn schema_of(policy: &Policy, path: &str) -> Result<Option<Schema>, Invalid> {
+    let Some(json) = &policy.output_schema else { return Ok(None) };
+    let schema = Schema::read(json)
+        .map_err(|why| Invalid::new(path, "wrong_schema", format!("{path} cannot be used: {why}")))?;
+    Ok(Some(schema))
 }
 
 /// What the SDKs take beside the body: no row chooses a header, a URL or a key.

@@ -1,0 +1,68 @@
+//! The body fields of one request: the user's, and the schema where the model takes it, or in words
+//! where not.
+
+use std::borrow::Cow;
+
+use indexmap::IndexMap;
+use serde_json::value::RawValue;
+
+use super::{Job, ModelFacts, json_string};
+
+/// A body field and its JSON text.
+pub type Field<'a> = (&'a str, Cow<'a, str>);
+
+impl Job {
+    /// Returns the body fields beside the model, `max_tokens` and the messages, in order, for a request to
+    /// a model of which this is known.
+    ///
+    /// All that is the user's is borrowed, byte for byte. Where the job has a schema, one field is made
+    /// anew: `output_config` with the schema as its format, where the model takes it and it can be sent
+    /// ([`Schema::sent`](crate::domain::schema::Schema::sent)); else `system`, with the schema at its end.
+    pub fn fields_for(&self, facts: &ModelFacts) -> Vec<Field<'_>> {
+        let mut fields: Vec<Field<'_>> =
+            self.fields.iter().map(|(name, value)| (name.as_str(), Cow::Borrowed(value.get()))).collect();
+        let Some(schema) = &self.schema else { return fields };
+        let format = if facts.structured { schema.format() } else { None };
+        let name = if format.is_some() { "output_config" } else { "system" };
+        let own = fields.iter_mut().find(|field| field.0 == name);
+        let said = own.as_ref().map_or("null", |field| field.1.as_ref());
+        let made = match format {
+            Some(format) => with_format(said, &format),
+            None => with_words(said, &schema.instruction()),
+        };
+        match own {
+            Some(own) => own.1 = Cow::Owned(made),
+            None => fields.push((name, Cow::Owned(made))),
+        }
+        fields
+    }
+}
+
+/// An `output_config` with this format in it. Its other fields stay as they are.
+fn with_format(config: &str, format: &str) -> String {
+    let fields: IndexMap<String, &RawValue> = serde_json::from_str(config).unwrap_or_default();
+    if let Some(null) = fields.get("format") {
+        // A raw value is borrowed from the text itself, so that its address tells its place.
+        let start = null.get().as_ptr() as usize - config.as_ptr() as usize;
+        return format!("{}{format}{}", &config[..start], &config[start + null.get().len()..]);
+    }
+    let comma = if fields.is_empty() { "" } else { "," };
+    let open = config.trim_end().strip_suffix('}').unwrap_or("{");
+    format!(r#"{open}{comma}"format":{format}}}"#)
+}
+
+/// A `system` with these words at its end: after a string, or as the last of its blocks.
+fn with_words(system: &str, words: &str) -> String {
+    let system = system.trim_end();
+    let words = json_string(words);
+    let bare = &words.get()[1..];
+    if let Some(open) = system.strip_suffix('"').filter(|open| open.len() > 1) {
+        return format!(r"{open}\n\n{bare}");
+    }
+    let blocks: Vec<&RawValue> = serde_json::from_str(system).unwrap_or_default();
+    if blocks.is_empty() {
+        return words.get().to_owned();
+    }
+    let open = system.strip_suffix(']').unwrap_or(system);
+    format!(r#"{open},{{"type":"text","text":{}}}]"#, words.get())
+}
