@@ -13,6 +13,7 @@ mod models;
 mod problem;
 mod render;
 mod serve;
+mod shape;
 mod tally;
 mod words;
 

@@ -6,7 +6,8 @@
 use serde_json::{Value, json};
 
 use super::ask::{Ask, Role, Turn};
-use super::marker::{self, Continues, Length, Script, Stop};
+use super::marker::{self, Continues, FaultKind, Length, Script, Stop};
+use super::shape;
 use super::words::{self, Tokens};
 
 /// Words of the answer to a prompt without markers.
@@ -99,6 +100,10 @@ pub struct Talk<'a> {
     /// Turns that asked for tools, and blocks that paused.
     tool_turns: usize,
     pauses: usize,
+    /// The schema that the answer follows: then it is JSON, and never goes on with another.
+    schema: Option<&'a Value>,
+    /// Whether the conversation holds that JSON already.
+    shown: bool,
 }
 
 /// Returns the whole answer to a prompt, however many calls it takes.
@@ -122,24 +127,41 @@ impl<'a> Talk<'a> {
     ///
     /// A marked prompt stays in force over turns without markers of their own, until its answer is
     /// whole: so "please continue" needs no markers.
-    pub fn read(turns: &'a [Turn]) -> Result<Self, String> {
+    pub fn read(turns: &'a [Turn], schema: Option<&'a Value>) -> Result<Self, String> {
         let questions: Vec<usize> = (0..turns.len()).filter(|&at| is_question(turns, at)).collect();
         let last = questions.last().copied().unwrap_or(0);
         let marked = questions.iter().rev().copied().find(|&at| marker::has_marker(&turns[at].text));
-        let talk = Self::at(turns, marked.unwrap_or(last))?;
-        let answered = talk.place > 0 && talk.place >= talk.whole.text.trim_end().len();
+        let talk = Self::at(turns, marked.unwrap_or(last), schema)?;
+        let answered = talk.shown || (talk.place > 0 && talk.place >= talk.whole.text.trim_end().len());
         match marked {
-            Some(marked) if marked < last && answered => Self::at(turns, last),
+            Some(marked) if marked < last && answered => Self::at(turns, last, schema),
             _ => Ok(talk),
         }
     }
 
-    fn at(turns: &'a [Turn], question: usize) -> Result<Self, String> {
+    fn at(turns: &'a [Turn], question: usize, schema: Option<&'a Value>) -> Result<Self, String> {
         let prompt = turns[question].text.as_str();
         let script = marker::read(prompt)?;
-        let whole = whole_of(&script, prompt);
-        let mut talk =
-            Self { prompt, script, whole, place: 0, lost: false, anchor: None, tool_turns: 0, pauses: 0 };
+        // What a marker says that the answer is comes before what it should look like.
+        let schema = schema.filter(|_| script.length == Length::Usual);
+        let whole = match schema {
+            Some(schema) => {
+                words::of_text(&shape::json(schema, script.seed.as_deref().unwrap_or(prompt), None))
+            }
+            None => whole_of(&script, prompt),
+        };
+        let mut talk = Self {
+            prompt,
+            script,
+            whole,
+            place: 0,
+            lost: false,
+            anchor: None,
+            tool_turns: 0,
+            pauses: 0,
+            schema,
+            shown: false,
+        };
         for turn in &turns[question + 1..] {
             if turn.role != Role::Assistant {
                 talk.anchor = anchor_in(&turn.text);
@@ -148,6 +170,8 @@ impl<'a> Talk<'a> {
             talk.pauses += turn.server_tools;
             if !turn.tool_uses.is_empty() {
                 talk.tool_turns += 1;
+            } else if schema.is_some() {
+                talk.shown |= turn.text.trim() == talk.whole.text;
             } else if turn.server_tools == 0 {
                 talk.heard(&turn.text);
             }
@@ -156,6 +180,14 @@ impl<'a> Talk<'a> {
             talk.anchor = None;
         }
         Ok(talk)
+    }
+
+    /// Lets the answer miss the schema that it should follow, where the fault says so.
+    pub fn misshape(&mut self, fault: Option<&FaultKind>) {
+        if let (Some(schema), Some(FaultKind::Misshape(how))) = (self.schema, fault) {
+            let seed = self.script.seed.as_deref().unwrap_or(self.prompt);
+            self.whole = words::of_text(&shape::json(schema, seed, Some(*how)));
+        }
     }
 
     /// Whether this call goes on with an answer.

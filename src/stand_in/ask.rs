@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::models::{self, Model, Thinking};
 use super::problem::Problem;
+use super::shape;
 
 /// The API versions that the stand-in knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +70,8 @@ pub struct Ask {
     pub turns: Vec<Turn>,
     /// `stop_sequences`.
     pub stop_sequences: Vec<String>,
+    /// The JSON schema that the answer is to follow.
+    pub schema: Option<Value>,
     /// Name of the first of `tools`.
     pub tool: Option<String>,
     /// Size of the input.
@@ -138,6 +141,7 @@ impl Ask {
             max_tokens,
             stream: flag(body, "stream")?,
             stop_sequences: stop_sequences(body)?,
+            schema: shape::asked(body)?,
             tool: body.get("tools").and_then(|tools| tools[0]["name"].as_str()).map(str::to_owned),
             turns,
             input_tokens,

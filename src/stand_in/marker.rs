@@ -117,6 +117,19 @@ pub enum FaultKind {
     Hang(Option<usize>),
     /// Bytes that no client should have to meet.
     Garbage(Garbage, usize),
+    /// JSON that does not quite follow the schema that was asked for.
+    Misshape(Misshape),
+}
+
+/// What is amiss with an answer that should follow a schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Misshape {
+    /// A value in it is of another type.
+    Wrong,
+    /// `enum` and `const` values have other capitals.
+    Case,
+    /// It stands in a code fence.
+    Fenced,
 }
 
 /// How a connection ends.
@@ -317,7 +330,7 @@ impl Script {
         }
         let kind = fault(marker)?;
         let what = match marker.name {
-            "error" | "error-event" | "garbage" => marker.words.first().copied(),
+            "error" | "error-event" | "garbage" | "json" => marker.words.first().copied(),
             _ => None,
         };
         self.faults.push(Fault {
@@ -428,6 +441,15 @@ fn fault(marker: &Marker<'_>) -> Result<FaultKind, String> {
                 format!("one of {} is meant", words.join(", "))
             })?;
             FaultKind::Garbage(shape.1, marker.number("mb")?.unwrap_or(9).min(256))
+        }
+        "json" => {
+            marker.only(&["skip"], 1)?;
+            FaultKind::Misshape(match marker.words.first() {
+                Some(&"wrong") => Misshape::Wrong,
+                Some(&"case") => Misshape::Case,
+                Some(&"fenced") => Misshape::Fenced,
+                _ => return Err("one of wrong, case, fenced is meant".to_owned()),
+            })
         }
         other => return Err(format!("there is no marker \"{other}\"")),
     })

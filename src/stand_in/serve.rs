@@ -243,7 +243,7 @@ impl Call {
             messages: ask.turns.len(),
             ..Seen::default()
         };
-        let talk = match Talk::read(&ask.turns) {
+        let mut talk = match Talk::read(&ask.turns, ask.schema.as_ref()) {
             Ok(talk) => talk,
             Err(why) => return self.refuse_message(&Problem::invalid(why), seen),
         };
@@ -264,7 +264,9 @@ impl Call {
         let fault = shared.tally.fault(talk.prompt, &talk.script.faults);
         seen.markers.clone_from(&talk.script.names);
         seen.markers.extend(fault.map(|fault| fault.name.clone()));
-        let kind = fault.map(|fault| &fault.kind);
+        let kind = fault.map(|fault| fault.kind.clone());
+        let kind = kind.as_ref();
+        talk.misshape(kind);
         let tempo = Tempo {
             delay: talk.script.delay.unwrap_or(shared.options.delay),
             pace: talk.script.pace.unwrap_or(shared.options.pace),
@@ -280,8 +282,10 @@ impl Call {
             shared.wait(tempo.delay).await;
             return self.refuse_message(problem, seen);
         }
-        let spoilt = kind.filter(|kind| **kind != FaultKind::Empty);
-        let mut answer = if spoilt == kind { talk.answer(ask) } else { talk.empty_answer(ask) };
+        let empty = kind == Some(&FaultKind::Empty);
+        let mut answer = if empty { talk.empty_answer(ask) } else { talk.answer(ask) };
+        // What is only another answer spoils nothing on its way.
+        let spoilt = kind.filter(|kind| !matches!(kind, FaultKind::Empty | FaultKind::Misshape(_)));
         answer.usage.output += render::garbage_tokens(kind);
         shared.meter.spend(ask.model.line, answer.usage.output, Instant::now());
         let message_id = format!("msg_{:010x}{:010x}", shared.run, self.number);

@@ -8,6 +8,7 @@ mod demo;
 mod faults;
 mod mill;
 mod pace_sim;
+mod products;
 mod readme;
 mod seam_corpus;
 mod stand_in;

@@ -66,3 +66,37 @@ fn with_words(system: &str, words: &str) -> String {
     let open = system.strip_suffix(']').unwrap_or(system);
     format!(r#"{open},{{"type":"text","text":{}}}]"#, words.get())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_format_joins_an_output_config_and_leaves_the_rest_as_it_is() {
+        for (own, wanted) in [
+            ("null", r#"{"format":F}"#),
+            ("{}", r#"{"format":F}"#),
+            ("{ }", r#"{ "format":F}"#),
+            (r#"{"effort": "high" }"#, r#"{"effort": "high" ,"format":F}"#),
+            (r#"{"z":1.50,"format" : null,"a":[{}]}"#, r#"{"z":1.50,"format" : F,"a":[{}]}"#),
+        ] {
+            assert_eq!(with_format(own, "F"), wanted, "{own}");
+        }
+    }
+
+    #[test]
+    fn words_stand_at_the_end_of_a_system_prompt_of_any_kind() {
+        for (own, wanted) in [
+            ("null", r#""Say \"so\".""#),
+            (r#""""#, r#""Say \"so\".""#),
+            ("[]", r#""Say \"so\".""#),
+            (r#""Be \"brief\"""#, r#""Be \"brief\"\n\nSay \"so\".""#),
+            (
+                r#"[{"type":"text","text":"a","cache_control":{"type":"ephemeral"}} ]"#,
+                r#"[{"type":"text","text":"a","cache_control":{"type":"ephemeral"}} ,{"type":"text","text":"Say \"so\"."}]"#,
+            ),
+        ] {
+            assert_eq!(with_words(own, "Say \"so\"."), wanted, "{own}");
+        }
+    }
+}

@@ -525,4 +525,95 @@ mod tests {
         let invalid = Job::read(&row, &defaults()).expect_err("too deep");
         assert_eq!(invalid.path, "params.messages[0]");
     }
+
+    const SCHEMA: &str = r#"{"type":"object","properties":{"b":{"type":"string","maxLength":9},"a":{"type":"null"}},"required":["b","a"]}"#;
+
+    fn facts(structured: bool) -> ModelFacts {
+        ModelFacts { max_tokens: 1, prefill: true, window: None, structured }
+    }
+
+    #[test]
+    fn a_schema_goes_beside_the_prompt_or_into_it_as_the_model_takes_it() {
+        let mut row = claimed();
+        row.system = Some("Be brief.".into());
+        row.params = Some(r#"{"output_config":{"effort":"low"},"top_k":1}"#.into());
+        row.policy = Some(format!(r#"{{"output_schema": {SCHEMA}}}"#));
+        let job = Job::read(&row, &defaults()).expect("valid");
+        assert!(job.structured && !job.prefill);
+        let beside = job.fields_for(&facts(true));
+        let names: Vec<&str> = beside.iter().map(|field| field.0).collect();
+        assert_eq!(names, ["system", "output_config", "top_k"]);
+        assert_eq!(beside[0].1, "\"Be brief.\"");
+        assert!(beside[1].1.starts_with(r#"{"effort":"low","format":{"type":"json_schema","schema":{"type":"object","properties":{"b":"#), "{}", beside[1].1);
+        let inside = job.fields_for(&facts(false));
+        assert_eq!(inside[1].1, r#"{"effort":"low"}"#);
+        let system: String = serde_json::from_str(&inside[0].1).expect("a string");
+        assert!(
+            system.starts_with("Be brief.\n\nAnswer with one JSON value") && system.contains(SCHEMA),
+            "{system}"
+        );
+        row.policy =
+            Some(r#"{"output_schema": {"type":"object","additionalProperties":{"type":"null"}}}"#.into());
+        let map = Job::read(&row, &defaults()).expect("valid");
+        assert!(map.fields_for(&facts(true))[0].1.contains("additionalProperties"), "a map cannot be sent");
+    }
+
+    #[test]
+    fn a_job_without_a_schema_sends_its_fields_as_they_are() {
+        let mut row = claimed();
+        row.params = Some(r#"{"system":null,"output_config":{"effort":"low"}}"#.into());
+        let job = Job::read(&row, &defaults()).expect("valid");
+        for structured in [true, false] {
+            let fields = job.fields_for(&facts(structured));
+            assert!(fields.iter().all(|field| matches!(field.1, std::borrow::Cow::Borrowed(_))));
+            assert_eq!(
+                fields.iter().map(|f| f.1.as_ref()).collect::<Vec<_>>(),
+                ["null", r#"{"effort":"low"}"#]
+            );
+        }
+    }
+
+    #[test]
+    fn a_schema_that_cannot_be_used_is_refused_where_it_was_said() {
+        let bad = r#"{"output_schema":{"type":"strin"}}"#;
+        let good = format!(r#"{{"output_schema":{SCHEMA}}}"#);
+        for (queue, own, path) in [
+            (Some(bad), None, Some("queues.policy.output_schema")),
+            (None, Some(bad), Some("policy.output_schema")),
+            (Some(good.as_str()), Some(bad), Some("policy.output_schema")),
+            (Some(bad), Some(r#"{"max_repairs":2}"#), Some("queues.policy.output_schema")),
+            (Some(bad), Some(r#"{"output_schema":null}"#), None),
+            (Some(bad), Some(good.as_str()), None),
+        ] {
+            let mut row = claimed();
+            row.queue_policy = queue.map(str::to_owned);
+            row.policy = own.map(str::to_owned);
+            let read = Job::read(&row, &defaults());
+            assert_eq!(read.as_ref().err().map(|invalid| invalid.path.as_str()), path, "{queue:?} {own:?}");
+            if let Err(invalid) = read {
+                assert_eq!(invalid.code, "wrong_schema");
+                assert!(
+                    invalid.why.starts_with(&invalid.path) && invalid.why.contains("/type"),
+                    "{}",
+                    invalid.why
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_answer_looks_like_is_said_once() {
+        for (params, place) in [
+            (r#"{"output_config":{"format":{"type":"json_schema"}}}"#, "params.output_config.format"),
+            (r#"{"output_format":{"type":"json_schema"}}"#, "params.output_format"),
+        ] {
+            let mut row = claimed();
+            row.params = Some(params.into());
+            assert!(Job::read(&row, &defaults()).expect("valid").structured);
+            row.policy = Some(format!(r#"{{"output_schema":{SCHEMA}}}"#));
+            let invalid = Job::read(&row, &defaults()).expect_err("said twice");
+            assert_eq!((invalid.path.as_str(), invalid.code), ("policy.output_schema", "said_twice"));
+            assert!(invalid.why.contains(place), "{}", invalid.why);
+        }
+    }
 }

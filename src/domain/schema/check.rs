@@ -81,7 +81,7 @@ fn cut(text: &str, bytes: usize) -> String {
 }
 
 /// The value at a path, as it was meant.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 struct Meant {
     path: String,
     value: Value,
@@ -104,11 +104,13 @@ fn meant(error: &ValidationError<'_>) -> Option<Vec<Meant>> {
         Kind::Enum { options } => options.as_array()?.as_slice(),
         Kind::Constant { expected_value } => slice::from_ref(expected_value.as_ref()),
         Kind::AnyOf { context } | Kind::OneOfNotValid { context } => {
-            let mut clear =
-                context.iter().filter_map(|branch| branch.iter().map(meant).collect::<Option<Vec<_>>>());
-            let first: Vec<Meant> = clear.next()?.into_iter().flatten().collect();
+            let whole = |branch: &Vec<_>| {
+                branch.iter().map(meant).collect::<Option<Vec<_>>>().map(|each| each.concat())
+            };
+            let mut clear = context.iter().filter_map(whole);
+            let first = clear.next()?;
             // Two alternatives that could both be meant: not clear, but where they mean the same.
-            let same = clear.all(|other| other.into_iter().flatten().eq(first.iter().map(Meant::again)));
+            let same = clear.all(|other| other == first);
             return same.then_some(first);
         }
         _ => return None,
@@ -117,12 +119,6 @@ fn meant(error: &ValidationError<'_>) -> Option<Vec<Meant>> {
     let mut alike = values.iter().filter(|value| value.as_str().is_some_and(|v| v.to_lowercase() == said));
     let value = alike.next()?.clone();
     alike.all(|other| *other == value).then(|| vec![Meant { path: error.instance_path().to_string(), value }])
-}
-
-impl Meant {
-    fn again(&self) -> Self {
-        Self { path: self.path.clone(), value: self.value.clone() }
-    }
 }
 
 /// The keys and indexes of a JSON pointer.

@@ -72,7 +72,7 @@ struct Work<'a> {
 
 type Fields = Map<String, Value>;
 
-impl Work<'_> {
+impl<'a> Work<'a> {
     fn within_limits(&self) -> Result<(), String> {
         if self.optional > OPTIONAL_MAX {
             return Err(format!(
@@ -226,12 +226,7 @@ impl Work<'_> {
 
     /// A `$ref`. The API takes it alone; where it is described, the definition is written out instead.
     fn reference(&mut self, given: &Fields, target: &Value, at: &str) -> Result<Value, String> {
-        let target = target.as_str().unwrap_or_default();
-        let name = DEFINITIONS.iter().find_map(|place| target.strip_prefix(&format!("#/{place}/")));
-        if name.is_none_or(|name| name.is_empty() || name.contains('/')) {
-            return Err(format!("{at} refers to {target}, which is no definition"));
-        }
-        let definition = pointed(self.root, target).ok_or_else(|| format!("{at} refers to nothing"))?;
+        let definition = self.definition(target, at)?;
         let described = given.keys().any(|word| NOTES.contains(&word.as_str()));
         if described {
             return self.written_out(given, definition, at);
@@ -250,8 +245,22 @@ impl Work<'_> {
         Ok(Value::Object(sent))
     }
 
+    fn definition(&self, target: &Value, at: &str) -> Result<&'a Value, String> {
+        let target = target.as_str().unwrap_or_default();
+        let name = DEFINITIONS.iter().find_map(|place| target.strip_prefix(&format!("#/{place}/")));
+        if name.is_none_or(|name| name.is_empty() || name.contains('/')) {
+            return Err(format!("{at} refers to {target}, which is no definition"));
+        }
+        pointed(self.root, target).ok_or_else(|| format!("{at} refers to nothing"))
+    }
+
     /// A schema in place of a reference to it, with what was said beside the reference.
     fn written_out(&mut self, given: &Fields, schema: &Value, at: &str) -> Result<Value, String> {
+        let is_bare = schema.as_object().is_some_and(|fields| fields.len() == 1);
+        if let Some(target) = schema.get("$ref").filter(|_| is_bare && given.len() > 1) {
+            let definition = self.definition(target, at)?;
+            return self.written_out(given, definition, at);
+        }
         let Value::Object(mut sent) = self.schema(schema, at)? else {
             return Err(format!("{at} refers to no schema"));
         };
