@@ -2,10 +2,10 @@
 //!
 //! A job is read ([`job`]), talked about ([`talk`], with [`reply`], [`stop`] and [`seam`]), and
 //! ends ([`outcome`]); what a failed call means stands in [`retry`], and whether a model may be
-//! asked at all in [`breaker`] and [`gate`], how fast in [`pace`]. Everything here is a function of its
-//! arguments.
+//! asked at all in [`breaker`] and [`gate`], how fast in [`pace`]; whether an input fits into one in [`context`]. Everything here is a function of its arguments.
 
 pub mod breaker;
+pub mod context;
 pub mod gate;
 pub mod job;
 pub mod ledger;
