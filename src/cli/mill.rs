@@ -41,6 +41,7 @@ pub fn settings(config: &Config) -> Settings {
         },
         pace: pace(config),
         profile: config.api.profile.clone(),
+        models: layers(config),
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use promptmill::cli;
 use promptmill::cli::config::{ConfigArgs, to_json, to_toml};
-use promptmill::cli::doctor::{DoctorArgs, Finding, KeyCheck, Outside, Verdict, examine};
+use promptmill::cli::doctor::{DoctorArgs, Finding, InUse, KeyCheck, Outside, Verdict, examine};
 use promptmill::config::{Auth, Config, ConfigError, Flags, LogFormat, Surroundings, knobs, table};
 use promptmill::domain::job::OnMaxTokens;
 use promptmill::domain::model::Said;
@@ -441,6 +441,10 @@ impl Outside for Says {
 
     async fn database(&self, _config: &Config) -> Result<String, String> {
         self.database.clone()
+    }
+
+    async fn models(&self, _config: &Config) -> Option<InUse> {
+        None
     }
 }
 
