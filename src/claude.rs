@@ -3,14 +3,17 @@
 //! Knows HTTP and the domain, never the database. One exchange in, everything that came back out,
 //! with how it ended: no retries, no opinions about errors (see [`crate::domain::retry`]).
 
+pub mod count;
 pub mod fold;
 pub mod http;
+pub mod models;
 pub mod sse;
 pub mod wire;
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::model::Catalogue;
 use crate::domain::outcome::Failure;
 use crate::domain::reply::Exchange;
 use crate::domain::talk::Request;
@@ -33,6 +36,15 @@ pub trait Claude: Send + Sync {
 
     /// Asks whether the key is good, for free (`GET /v1/models`).
     async fn check(&self) -> Result<(), Failure>;
+
+    /// Lists the models of the API, the retired ones too, for free (`GET /v1/models`): it says whether the
+    /// key is good as [`Claude::check`] does. Servers without such a list answer with a failure.
+    async fn models(&self) -> Result<Catalogue, Failure>;
+
+    /// Has the input of a call counted, for free and by limits of its own (`POST
+    /// /v1/messages/count_tokens`): it says nothing about the pace of calls, nor about the model's
+    /// health. Asks once; [`Failure::Stopped`] where it was told to stop.
+    async fn count_tokens(&self, request: &Request, stop: &CancellationToken) -> Result<i64, Failure>;
 
     /// Reads the key file again; returns whether the key changed.
     fn reload_key(&self) -> bool;

@@ -2,13 +2,15 @@
 //!
 //! A job is read ([`job`]), talked about ([`talk`], with [`reply`], [`stop`], [`seam`] and [`schema`]), and
 //! ends ([`outcome`]); what a failed call means stands in [`retry`], and whether a model may be
-//! asked at all in [`breaker`] and [`gate`], how fast in [`pace`]. Everything here is a function of its
-//! arguments.
+//! asked at all in [`breaker`] and [`gate`], how fast in [`pace`]; what is known of models in [`model`], and
+//! whether an input fits into one in [`context`]. Everything here is a function of its arguments.
 
 pub mod breaker;
+pub mod context;
 pub mod gate;
 pub mod job;
 pub mod ledger;
+pub mod model;
 pub mod outcome;
 pub mod pace;
 pub mod reply;

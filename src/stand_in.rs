@@ -48,6 +48,12 @@ pub struct Options {
     pub delay: Duration,
     /// Wait between the pieces of every answer.
     pub pace: Duration,
+    /// Whether it lists its models; compatible servers may not.
+    pub models: bool,
+    /// Most models on a page, however many are asked for.
+    pub models_a_page: usize,
+    /// Whether it counts tokens; compatible servers may not.
+    pub count_tokens: bool,
     /// How many of the last calls [`Running::counts`] lists.
     pub calls_kept: usize,
 }
@@ -63,6 +69,9 @@ impl Default for Options {
             limits_said: true,
             delay: Duration::ZERO,
             pace: Duration::ZERO,
+            models: true,
+            models_a_page: 1000,
+            count_tokens: true,
             calls_kept: 1000,
         }
     }

@@ -5,7 +5,9 @@
 //! [`record`], and what goes on beside is [`upkeep`].
 
 pub mod attempt;
+pub mod counting;
 pub mod gate;
+pub mod models;
 pub mod notes;
 pub mod process;
 pub mod record;
@@ -28,13 +30,17 @@ use tokio_util::sync::CancellationToken;
 use crate::claude::Claude;
 use crate::domain::breaker::BreakerSettings;
 use crate::domain::job::{Claimed, Defaults, Lease, Tally, WorkerId};
+use crate::domain::model::Layers;
 use crate::domain::outcome::{Failure, Outcome};
 use crate::domain::retry::Curve;
+use crate::domain::talk::Request;
 use crate::failpoint::failpoint;
 use crate::store::{Backlog, Me, Store, StoreError, Wanted};
 
 use attempt::{Ended, Rein, Why, attempt};
+use counting::{Counted, Counting};
 use gate::{Gates, Lane, Open, PaceSettings};
+use models::Models;
 use process::Process;
 use record::{Kept, Recorder, Restored, Unwritten};
 use spool::Spool;
@@ -87,6 +93,8 @@ pub struct Settings {
     pub pace: PaceSettings,
     /// `api.profile`.
     pub profile: String,
+    /// What `[models]` says of what models can do.
+    pub models: Layers,
 }
 
 /// Why the mill stopped.
@@ -162,7 +170,8 @@ pub struct Mill {
     store: Arc<dyn Store>,
     claude: Arc<dyn Claude>,
     settings: Settings,
-    defaults: Defaults,
+    models: Models,
+    counting: Counting,
     gates: Gates,
     recorder: Recorder,
     process: Process,
@@ -197,6 +206,11 @@ impl Mill {
     /// Time since the database last took a beat of ours.
     fn unheard(&self) -> Duration {
         self.beaten.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    /// Has the input of a call counted.
+    pub async fn count_tokens(&self, request: &Request, stop: &CancellationToken) -> Counted {
+        self.counting.count(&*self.claude, request, stop).await
     }
 
     fn refuses_prefill(&self, model: &str) -> bool {
@@ -243,8 +257,9 @@ pub async fn run(
         gates: Gates::new(settings.breaker, settings.pace.clone(), &settings.profile, claude.fingerprint()),
         store,
         claude,
+        counting: Counting::new(settings.curve),
+        models: Models::new(defaults),
         settings,
-        defaults,
         recorder,
         process,
         me,
@@ -267,6 +282,7 @@ pub async fn run(
     upkeep.spawn(upkeep::tick(Arc::clone(&mill), Arc::clone(&wake), beside.clone()));
     upkeep.spawn(upkeep::share_gates(Arc::clone(&mill), beside.clone()));
     upkeep.spawn(upkeep::share_rates(Arc::clone(&mill), beside.clone()));
+    upkeep.spawn(models::learn_daily(Arc::clone(&mill), beside.clone()));
     // It only waits and wakes: it may be dropped at any moment, the store's operations end by themselves.
     let mut watching: JoinSet<()> = JoinSet::new();
     watching.spawn(watch(Arc::clone(&mill), Arc::clone(&wake)));
@@ -430,8 +446,8 @@ struct Turning {
 impl Turning {
     async fn until_stopped(&mut self, wake: &Wake, stop: &CancellationToken) -> End {
         let mut check = JoinSet::new();
-        let claude = Arc::clone(&self.mill.claude);
-        check.spawn(async move { claude.check().await });
+        let mill = Arc::clone(&self.mill);
+        check.spawn(async move { models::learn(&mill).await });
         let mut draining = self.mill.settings.drain.map(drain::Drain::new);
         loop {
             self.reap();
@@ -532,7 +548,7 @@ impl Turning {
             bytes_max,
             suspect: self.suspects == 0,
             queues: settings.queues.clone(),
-            default_model: self.mill.defaults.model.clone(),
+            default_model: self.mill.me.default_model.clone(),
             blocked,
             rooms,
         })
@@ -582,8 +598,8 @@ impl Turning {
         self.mill.running.lock().insert(lease, rein.clone());
         let mill = Arc::clone(&self.mill);
         let lane = Lane::of_row(&claimed);
-        let defaults = &self.mill.defaults;
-        let model = claimed.model.as_ref().or(claimed.queue_model.as_ref()).unwrap_or(&defaults.model);
+        let default = &self.mill.me.default_model;
+        let model = claimed.model.as_ref().or(claimed.queue_model.as_ref()).unwrap_or(default);
         self.mill.gates.claimed(lease, &lane, model, Instant::now());
         self.bytes += bytes;
         self.suspects += usize::from(tally.is_suspect());

@@ -2,9 +2,10 @@
 //!
 //! One POST a call, always read as it comes; every way it can end is mapped to a
 //! [`Failure`], and whatever arrived before stands in the exchange. Time limits and cancelling are in
-//! `watch`, the body in `intake`, key and client in `setup`. No retries here, and no message that
+//! `watch`, the body in `intake`, key and client in `setup`, what is asked for free in `free`. No retries here, and no message that
 //! holds a key.
 
+mod free;
 mod intake;
 mod setup;
 mod watch;
@@ -15,6 +16,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use reqwest::header::{CONTENT_ENCODING, HeaderMap, HeaderValue};
 use reqwest::{Client, Method, Response, Url};
 use secrecy::ExposeSecret;
@@ -22,11 +24,12 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::setup::{Auth, ClaudeSettings, SetupError, check_key, fingerprint};
 
-use self::intake::{Intake, Progress, Sizes, first_character, foreign};
+use self::intake::{Intake, Progress, Sizes};
 use self::setup::Credentials;
 use self::watch::{Limits, Watch};
 use super::fold::Ended;
 use super::{Claude, Listener, wire};
+use crate::domain::model::{Catalogue, undated};
 use crate::domain::outcome::{ApiError, Failure, Lost};
 use crate::domain::pace::RateLimits;
 use crate::domain::reply::Exchange;
@@ -43,15 +46,13 @@ const ERROR_BODY_TIME: Duration = Duration::from_secs(10);
 /// its end is used again; a server that keeps the body open must not hold the call.
 const TAIL_TIME: Duration = Duration::from_millis(100);
 
-/// Longest time of a check of the key.
-const CHECK_TIME: Duration = Duration::from_secs(30);
-
 /// The Messages API of one base address, with one key.
 #[derive(Debug)]
 pub struct HttpClaude {
     client: Client,
     messages_url: Url,
     models_url: Url,
+    count_url: Url,
     /// `host:port`, for messages.
     host: String,
     basic: Option<HeaderValue>,
@@ -83,13 +84,12 @@ impl HttpClaude {
             .iter()
             .map(|(model, version)| Ok((model.clone(), setup::version(version)?)))
             .collect::<Result<_, SetupError>>()?;
-        let mut models_url = setup::join(&base, "/v1/models");
-        models_url.set_query(Some("limit=1"));
         let port = base.port().map(|port| format!(":{port}")).unwrap_or_default();
         Ok(Self {
             client,
             messages_url: setup::join(&base, "/v1/messages"),
-            models_url,
+            models_url: setup::join(&base, "/v1/models"),
+            count_url: setup::join(&base, "/v1/messages/count_tokens"),
             host: format!("{}{port}", base.host_str().unwrap_or_default()),
             basic,
             versions,
@@ -102,10 +102,10 @@ impl HttpClaude {
         Arc::clone(&self.credentials.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn post(&self, request: &Request, credentials: &Credentials) -> reqwest::Request {
-        let mut post = reqwest::Request::new(Method::POST, self.messages_url.clone());
+    fn post(&self, url: Url, model: &str, body: Bytes, credentials: &Credentials) -> reqwest::Request {
+        let mut post = reqwest::Request::new(Method::POST, url);
         let mut headers = credentials.headers.clone();
-        match self.versions.get(&request.model) {
+        match self.versions.get(model).or_else(|| self.versions.get(undated(model))) {
             Some(Some(version)) => {
                 headers.insert("anthropic-version", version.clone());
             }
@@ -115,7 +115,7 @@ impl HttpClaude {
             None => {}
         }
         *post.headers_mut() = headers;
-        *post.body_mut() = Some(request.body.clone().into());
+        *post.body_mut() = Some(body.into());
         post
     }
 
@@ -195,7 +195,8 @@ impl Claude for HttpClaude {
             limits: None,
             over: None,
         };
-        let post = self.post(request, &credentials);
+        let (url, body) = (self.messages_url.clone(), request.body.clone());
+        let post = self.post(url, &request.model, body, &credentials);
         let sent = Instant::now();
         let stop = listener.stop.cancelled();
         let timer = limits.timer(sent.into());
@@ -225,30 +226,15 @@ impl Claude for HttpClaude {
     }
 
     async fn check(&self) -> Result<(), Failure> {
-        let credentials = self.credentials();
-        let mut get = reqwest::Request::new(Method::GET, self.models_url.clone());
-        *get.headers_mut() = credentials.headers.clone();
-        let limits = Limits { first_event: CHECK_TIME, idle: CHECK_TIME, total: CHECK_TIME };
-        let never = CancellationToken::new();
-        let stop = never.cancelled();
-        let sent = Instant::now();
-        let timer = limits.timer(sent.into());
-        tokio::pin!(stop, timer);
-        let mut watch = Watch::new(limits, sent.into(), stop, timer);
-        let checked = async {
-            let sent = watch.over(self.client.execute(get)).await?;
-            let mut response = sent.map_err(|err| self.unanswered(err))?;
-            if !response.status().is_success() {
-                return Err(refused(response, &mut watch).await.0);
-            }
-            // A page that stands in the way (a captive portal) proves nothing.
-            let body = read_up_to(&mut response, &mut watch, ERROR_BODY_MAX).await;
-            match first_character(&body) {
-                Some(b'{' | b'[') => Ok(()),
-                _ => Err(foreign("the list of models is not JSON", &body)),
-            }
-        };
-        checked.await.map_err(|failure: Failure| credentials.redact(failure))
+        self.ask_for_key().await
+    }
+
+    async fn models(&self) -> Result<Catalogue, Failure> {
+        self.list_models().await
+    }
+
+    async fn count_tokens(&self, request: &Request, stop: &CancellationToken) -> Result<i64, Failure> {
+        self.count(request, stop).await
     }
 
     fn reload_key(&self) -> bool {

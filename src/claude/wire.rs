@@ -129,6 +129,11 @@ pub fn rate_limits(headers: &HeaderMap, at: Instant) -> Option<RateLimits> {
     (each != Each::default()).then_some(RateLimits { at, each })
 }
 
+/// Returns when the server answered, by its own clock.
+pub fn answered(headers: &HeaderMap) -> Option<SystemTime> {
+    date(headers, "date")
+}
+
 /// Returns the start of a body in one line, without control characters: it is shown on terminals.
 pub fn start_of(body: &str) -> String {
     let mut out = String::new();

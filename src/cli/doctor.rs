@@ -14,6 +14,9 @@ use super::config::{say, style};
 use crate::config::{Config, ConfigError, Flags, NO_KEY};
 
 mod host;
+mod models;
+
+pub use models::InUse;
 
 /// Checks configuration, key, database and libraries, and says what to do
 #[derive(Debug, Clone, clap::Args)]
@@ -43,6 +46,10 @@ pub trait Outside: Send + Sync {
     /// Connects to the database; returns what stands there (`schema 3 in promptmill.db`), or why
     /// it cannot be used and what to do. Must quote no password.
     async fn database(&self, config: &Config) -> Result<String, String>;
+
+    /// Asks the API which models it has, and the database which are named there; `None`: the API does
+    /// not say.
+    async fn models(&self, config: &Config) -> Option<InUse>;
 }
 
 /// How bad it is.
@@ -114,6 +121,9 @@ pub async fn examine(config: &Config, outside: &dyn Outside) -> Vec<Finding> {
         Ok(found) => Finding::ok("database", masked(found)),
         Err(why) => Finding::fail("database", masked(why)),
     });
+    if let Some(in_use) = outside.models(config).await {
+        findings.extend(models::findings(&config.defaults.model, &in_use));
+    }
     if let Some(file) = url.file() {
         findings.extend(network_file(file));
         findings.extend(host::sqlite_versions().await);

@@ -1,14 +1,14 @@
 //! From the configuration to what the floors below take.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
 use crate::claude::http::{Auth, ClaudeSettings, HttpClaude};
-use crate::config::{Config, KeyPlace};
+use crate::config::{Config, KeyPlace, Model};
 use crate::domain::breaker::BreakerSettings;
-use crate::domain::job::{Defaults, ModelFacts};
+use crate::domain::job::Defaults;
+use crate::domain::model::{Catalogue, Layers, Said};
 use crate::domain::pace::Each;
 use crate::domain::retry::Curve;
 use crate::worker::Settings;
@@ -41,6 +41,7 @@ pub fn settings(config: &Config) -> Settings {
         },
         pace: pace(config),
         profile: config.api.profile.clone(),
+        models: layers(config),
     }
 }
 
@@ -64,29 +65,30 @@ fn pace(config: &Config) -> PaceSettings {
     pace
 }
 
-/// Returns what a row that does not say gets.
+/// Returns what the configuration says of models: what a person set, and what is built in.
+pub fn layers(config: &Config) -> Layers {
+    let models = || config.models.0.iter();
+    let built_in = |model: &Model| Said {
+        max_tokens: model.max_tokens,
+        prefill: Some(model.prefill),
+        window: model.context_tokens,
+        structured: model.structured_outputs,
+    };
+    Layers {
+        own: models().map(|(name, model)| (name.clone(), model.own)).collect(),
+        // What a person set of it is looked at before.
+        built_in: models().map(|(name, model)| (name.clone(), built_in(model))).collect(),
+    }
+}
+
+/// Returns what a row that does not say gets, as long as the API was not asked.
 pub fn defaults(config: &Config) -> Defaults {
-    let models: HashMap<String, ModelFacts> = config
-        .models
-        .0
-        .iter()
-        .map(|(name, model)| {
-            let max_tokens = model.max_tokens.unwrap_or(Defaults::MAX_TOKENS_UNKNOWN);
-            let facts = ModelFacts {
-                max_tokens,
-                prefill: model.prefill,
-                window: model.context_tokens,
-                structured: model.structured_outputs,
-            };
-            (name.clone(), facts)
-        })
-        .collect();
     Defaults {
         model: config.defaults.model.clone(),
         max_tokens: config.defaults.max_tokens,
         policy: config.defaults.policy.clone(),
         mcp_servers: config.api.mcp_servers,
-        models,
+        models: layers(config).facts(&Catalogue::default()),
     }
 }
 

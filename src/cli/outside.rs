@@ -2,13 +2,17 @@
 
 use async_trait::async_trait;
 
-use super::doctor::{KeyCheck, Outside};
+use super::doctor::{InUse, KeyCheck, Outside};
 use super::mill;
+use super::open::desk_of;
 use crate::claude::Claude as _;
 use crate::config::Config;
 use crate::domain::outcome::Failure;
 use crate::domain::retry::{fault, reason};
 use crate::store::{self, Migrate};
+
+/// How many jobs are looked at for the models that they name.
+const YOUNG: i64 = 1000;
 
 /// The real world.
 pub struct World;
@@ -49,5 +53,23 @@ impl Outside for World {
             Ok(_) => Ok(format!("the tables are there, in {url}")),
             Err(err) => Err(err.to_string()),
         }
+    }
+
+    async fn models(&self, config: &Config) -> Option<InUse> {
+        let catalogue = mill::claude(config).ok()?.models().await.ok()?;
+        Some(InUse { catalogue, named: named(config).await })
+    }
+}
+
+/// The models that the database names; none where it cannot be asked, which is said elsewhere.
+async fn named(config: &Config) -> Vec<String> {
+    let url = &config.database.url;
+    if url.file().is_some_and(|file| !file.exists()) {
+        return Vec::new();
+    }
+    let opened = store::open(&url.expose(), &config.database.store, Migrate::Never).await;
+    match opened {
+        Ok(opened) => desk_of(&opened).models_named(YOUNG).await.unwrap_or_default(),
+        Err(_) => Vec::new(),
     }
 }

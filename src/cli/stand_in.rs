@@ -42,6 +42,12 @@ pub struct Args {
     /// Milliseconds between the pieces of every answer
     #[arg(long, value_name = "MS", default_value_t = 0)]
     pace_ms: u64,
+    /// List no models: 404, as compatible servers do that have no list
+    #[arg(long)]
+    no_models: bool,
+    /// Count no tokens: 404, as compatible servers do that cannot
+    #[arg(long)]
+    no_count_tokens: bool,
     /// How many of the last calls /stand-in/calls lists
     #[arg(long, value_name = "N", default_value_t = 1000)]
     calls_kept: usize,
@@ -59,7 +65,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         limits_said: !args.limits_unsaid,
         delay: Duration::from_millis(args.delay_ms),
         pace: Duration::from_millis(args.pace_ms),
+        models: !args.no_models,
+        count_tokens: !args.no_count_tokens,
         calls_kept: args.calls_kept,
+        ..Options::default()
     })
     .await
     .with_context(|| format!("cannot listen on {listen}; choose another address with --listen"))?;

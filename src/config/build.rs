@@ -19,6 +19,7 @@ use super::sections::{
 };
 use super::{Config, ConfigError, DatabaseUrl};
 use crate::domain::job::{OnContextOverflow, OnCrash, OnMaxTokens, OnToolUse, Policy};
+use crate::domain::model::Said;
 use crate::store::StoreSettings;
 
 /// A day: no wait of ours is longer.
@@ -360,16 +361,28 @@ fn models(r: &mut Reader) -> Models {
     let names = r.keys(&[], "models");
     let read = names.into_iter().map(|name| {
         let path = ["models", name.as_str()];
+        let max_tokens = r.optional_integer(&path, "max_tokens", &(1..=i64::from(i32::MAX)));
+        let prefill = r.optional_flag(&path, "prefill");
+        let context_tokens = r.optional_integer(&path, "context_tokens", &(1..=i64::from(i32::MAX)));
+        let structured_outputs = r.optional_flag(&path, "structured_outputs");
+        let own = |key: &str| !r.is_default(&path, key);
+        let own = Said {
+            max_tokens: max_tokens.filter(|_| own("max_tokens")),
+            prefill: prefill.filter(|_| own("prefill")),
+            window: context_tokens.filter(|_| own("context_tokens")),
+            structured: structured_outputs.filter(|_| own("structured_outputs")),
+        };
         let model = Model {
-            max_tokens: r.optional_integer(&path, "max_tokens", &(1..=i64::from(i32::MAX))),
-            prefill: r.flag(&path, "prefill"),
-            context_tokens: r.optional_integer(&path, "context_tokens", &(1..=i64::from(i32::MAX))),
-            structured_outputs: r.flag(&path, "structured_outputs"),
+            max_tokens,
+            prefill: prefill.unwrap_or(false),
+            context_tokens,
+            structured_outputs,
             version: r.optional_text(&path, "version"),
             class: r.optional_text(&path, "class"),
             requests_per_minute: r.optional_integer(&path, "requests_per_minute", &PER_MINUTE),
             input_tokens_per_minute: r.optional_integer(&path, "input_tokens_per_minute", &PER_MINUTE),
             output_tokens_per_minute: r.optional_integer(&path, "output_tokens_per_minute", &PER_MINUTE),
+            own,
         };
         (name, model)
     });

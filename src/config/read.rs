@@ -249,10 +249,13 @@ impl Reader {
     }
 
     pub(super) fn flag(&mut self, path: &[&str], key: &str) -> bool {
-        match self.take(path, key) {
-            None => false,
-            Some(ValueKind::Boolean(yes)) => yes,
-            Some(kind) => {
+        self.optional_flag(path, key).unwrap_or(false)
+    }
+
+    pub(super) fn optional_flag(&mut self, path: &[&str], key: &str) -> Option<bool> {
+        Some(match self.take(path, key)? {
+            ValueKind::Boolean(yes) => yes,
+            kind => {
                 let text =
                     if let ValueKind::String(text) = &kind { text.to_lowercase() } else { String::new() };
                 let yes = matches!(text.as_str(), "true" | "yes" | "on" | "1");
@@ -262,7 +265,7 @@ impl Reader {
                 self.read_as(yes);
                 yes
             }
-        }
+        })
     }
 
     /// Reads one of a few words; the first is what an empty text and a wrong word stand for.

@@ -10,6 +10,7 @@ use tracing_subscriber::filter::Targets;
 use super::DatabaseUrl;
 use super::key::KeySource;
 use crate::domain::job::Policy;
+use crate::domain::model::{Said, undated};
 use crate::store::StoreSettings;
 
 /// `[database]`.
@@ -137,8 +138,8 @@ pub struct Model {
     pub prefill: bool,
     /// `context_tokens`.
     pub context_tokens: Option<i64>,
-    /// `structured_outputs`: whether it takes a schema for its answer.
-    pub structured_outputs: bool,
+    /// `structured_outputs`: whether it takes a schema for its answer; `None`: not known.
+    pub structured_outputs: Option<bool>,
     /// `version`: its own `anthropic-version`; `None`: `api.version`.
     pub version: Option<String>,
     /// `class`: the models of one class share a rate limit; `None`: told by the name.
@@ -149,6 +150,8 @@ pub struct Model {
     pub input_tokens_per_minute: Option<i64>,
     /// `output_tokens_per_minute` of its class.
     pub output_tokens_per_minute: Option<i64>,
+    /// What of it a person set: it is over what the API says, the rest is under it.
+    pub own: Said,
 }
 
 /// `[models."NAME"]`.
@@ -158,11 +161,7 @@ pub struct Models(pub BTreeMap<String, Model>);
 impl Models {
     /// Returns what is known of a model, by its name, else by its name without the date at its end.
     pub fn get(&self, name: &str) -> Option<&Model> {
-        self.0.get(name).or_else(|| {
-            let (undated, date) = name.rsplit_once('-')?;
-            let dated = date.len() == 8 && date.bytes().all(|digit| digit.is_ascii_digit());
-            dated.then(|| self.0.get(undated)).flatten()
-        })
+        self.0.get(name).or_else(|| self.0.get(undated(name)))
     }
 }
 

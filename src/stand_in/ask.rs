@@ -97,6 +97,10 @@ const FIELDS: &str = "model max_tokens messages system cache_control container c
      fallback_credit_token fallbacks mcp_servers thread betas user_profile_id cache_hint \
      context_hint";
 
+/// Those of them that a count takes.
+const COUNT_FIELDS: &str = "model messages system cache_control context_management mcp_servers output_config \
+     speed thinking tool_choice tools billing_policy compaction user_profile_id";
+
 impl Ask {
     /// Reads and checks a body.
     pub fn read(body: &[u8], version: Version, purpose: Purpose) -> Result<Self, Problem> {
@@ -113,12 +117,13 @@ impl Ask {
             }
             Some(_) => return Err(Problem::invalid("model: Input should be a valid string")),
         };
-        if let Some(unknown) = body.keys().find(|key| !FIELDS.split(' ').any(|field| field == key.as_str())) {
+        let fields = if purpose == Purpose::Count { COUNT_FIELDS } else { FIELDS };
+        if let Some(unknown) = body.keys().find(|key| !fields.split(' ').any(|field| field == key.as_str())) {
             return Err(Problem::invalid(format!("{unknown}: Extra inputs are not permitted")));
         }
         let max_tokens = max_tokens(body, purpose)?;
         let turns = turns(body, version)?;
-        let model = models::find(name).ok_or_else(|| Problem::not_found(format!("model: {name}")))?;
+        let model = models::find_alive(name).ok_or_else(|| Problem::not_found(format!("model: {name}")))?;
         if max_tokens > model.output {
             return Err(Problem::invalid(format!(
                 "max_tokens: {max_tokens} > {}, which is the maximum allowed number of output tokens for {name}",
@@ -126,11 +131,13 @@ impl Ask {
             )));
         }
         check_sampling(body, model, version)?;
-        check_thinking(body, model, max_tokens)?;
+        // A count knows no max_tokens that a budget could be above.
+        let room = if purpose == Purpose::Count { usize::MAX } else { max_tokens };
+        check_thinking(body, model, room)?;
         check_tools(body, model)?;
         check_end(&turns, model, body)?;
         let input_tokens = input_tokens(body);
-        if input_tokens > model.context as u64 {
+        if purpose == Purpose::Message && input_tokens > model.context as u64 {
             return Err(Problem::invalid(format!(
                 "prompt is too long: {input_tokens} tokens > {} maximum",
                 model.context

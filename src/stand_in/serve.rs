@@ -171,10 +171,19 @@ impl Call {
                 _ => self.refuse(&problem),
             };
         }
+        let options = &self.shared.options;
         let purpose = match endpoint {
+            Endpoint::Models | Endpoint::Model(_) if !options.models => {
+                return self.refuse(&Problem::not_found("Not found"));
+            }
+            Endpoint::CountTokens if !options.count_tokens => {
+                return self.refuse(&Problem::not_found("Not found"));
+            }
             Endpoint::Models => {
-                let (limit, after) = page_of(parts.uri.query().unwrap_or(""));
-                return self.json(StatusCode::OK, models::page(limit, after).to_string());
+                return match models::Query::read(parts.uri.query().unwrap_or("")) {
+                    Ok(query) => self.json(StatusCode::OK, query.page(options.models_a_page).to_string()),
+                    Err(problem) => self.refuse(&problem),
+                };
             }
             Endpoint::Model(name) => {
                 return match models::find(name) {
@@ -504,12 +513,6 @@ fn check_key(headers: &HeaderMap, all_refused: bool) -> Result<(), Problem> {
         (None, None) => Err(Problem::unauthenticated("x-api-key header is required")),
         _ => Ok(()),
     }
-}
-
-fn page_of(query: &str) -> (usize, Option<&str>) {
-    let value = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-    let limit = value("limit").and_then(|limit| limit.parse().ok()).unwrap_or(20);
-    (limit.clamp(1, 1000), value("after_id"))
 }
 
 fn put_absurd(headers: &mut HeaderMap) {

@@ -444,6 +444,10 @@ pub trait Desk: Send + Sync {
     /// Returns the names of the queues, sorted.
     async fn queue_names(&self) -> Result<Vec<String>, StoreError>;
 
+    /// Returns the models that queues name, and those that the youngest jobs do, at most `jobs` of them
+    /// looked at; sorted.
+    async fn models_named(&self, jobs: i64) -> Result<Vec<String>, StoreError>;
+
     /// Returns the youngest batches that have unfinished jobs, at most `limit`.
     async fn open_batches(&self, limit: i64) -> Result<Vec<BatchLine>, StoreError>;
 

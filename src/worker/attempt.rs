@@ -13,7 +13,7 @@ use super::record::Kept;
 use crate::claude::Listener;
 use crate::domain::breaker::Health;
 use crate::domain::job::{Claimed, Job, Lease, Tally};
-use crate::domain::ledger::{Answer, Call, PastCall, Release, Settlement};
+use crate::domain::ledger::{Answer, Call, CallKind, PastCall, Release, Settlement};
 use crate::domain::outcome::{Failure, Fault, Outcome, Usage};
 use crate::domain::reply::{Block, Exchange, sanitise};
 use crate::domain::retry::{self, Circumstances, Class, Disposition, News};
@@ -78,7 +78,7 @@ type Pending = Option<Call>;
 pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
     let lease = claimed.lease;
     let tally = claimed.tally;
-    let job = match Job::read(&claimed, &mill.defaults) {
+    let job = match Job::read(&claimed, &mill.defaults()) {
         Ok(job) => job,
         Err(invalid) => {
             return settle(mill, lease, refused_by_us(invalid.fault(), tally, &claimed.calls), None).await;
@@ -180,9 +180,12 @@ async fn admitted<'m>(
     lane_model: &str,
 ) -> Result<Permit<'m>, Ended> {
     let (gates, bytes) = (&mill.gates, request.body.len());
-    let refusal = match gates.admit(&*mill.store, lease, talk.job(), bytes, &rein.token).await {
-        Ok(permit) => return Ok(permit),
+    let refusal = match mill.is_not_retired(talk.job(), Instant::now()) {
         Err(refusal) => refusal,
+        Ok(()) => match gates.admit(&*mill.store, lease, talk.job(), bytes, &rein.token).await {
+            Ok(permit) => return Ok(permit),
+            Err(refusal) => refusal,
+        },
     };
     if let Some(why) = rein.why() {
         return Err(stopped(mill, lease, talk, tally, None, why).await);
@@ -196,6 +199,13 @@ async fn admitted<'m>(
         }
         Refusal::Missing(fault) => {
             let verdict = Verdict { outcome: Outcome::Failed, fault: Some(fault) };
+            settle(mill, lease, talk.clone().answer(verdict, tally), None).await
+        }
+        Refusal::Retired(fault) => {
+            // What was answered while the model was there is no invalid job.
+            let first = request.kind == CallKind::Ask;
+            let outcome = if first { Outcome::Invalid } else { Outcome::Failed };
+            let verdict = Verdict { outcome, fault: Some(fault) };
             settle(mill, lease, talk.clone().answer(verdict, tally), None).await
         }
     })

@@ -32,7 +32,7 @@ impl Drain {
             bytes_max: 0,
             suspect: false,
             queues: mill.settings.queues.clone(),
-            default_model: mill.defaults.model.clone(),
+            default_model: mill.me.default_model.clone(),
             blocked: held.clone().unwrap_or_default(),
             rooms: Rooms::default(),
         };

@@ -43,7 +43,7 @@ const SUSPECTS: usize = 3;
 /// How long a gate is left alone whose probe could not be had.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 /// Models and batches that are remembered; those that say nothing are forgotten beyond.
-const REMEMBERED: usize = 4096;
+pub(super) const REMEMBERED: usize = 4096;
 
 /// All gates of this process.
 pub struct Gates {
@@ -97,6 +97,8 @@ pub enum Refusal {
     Blocked(String),
     /// The model that the job names was not there a moment ago: it ends without a call.
     Missing(Fault),
+    /// The model that the job names is gone for good: we refuse it.
+    Retired(Fault),
 }
 
 /// What claims may take now.

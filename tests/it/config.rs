@@ -11,9 +11,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use promptmill::cli;
 use promptmill::cli::config::{ConfigArgs, to_json, to_toml};
-use promptmill::cli::doctor::{DoctorArgs, Finding, KeyCheck, Outside, Verdict, examine};
+use promptmill::cli::doctor::{DoctorArgs, Finding, InUse, KeyCheck, Outside, Verdict, examine};
 use promptmill::config::{Auth, Config, ConfigError, Flags, LogFormat, Surroundings, knobs, table};
 use promptmill::domain::job::OnMaxTokens;
+use promptmill::domain::model::Said;
 use promptmill::telemetry;
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
@@ -256,6 +257,22 @@ fn known_models_come_with_their_facts_and_without_their_dates() {
     assert!(!config.models.get("claude-sonnet-4-6").unwrap().prefill);
     assert_eq!(config.models.get(&config.defaults.model).unwrap().max_tokens, Some(128_000));
     assert!(config.models.get("claude-haiku-4").is_none());
+    assert_eq!(config.models.get("claude-opus-5-5").unwrap().structured_outputs, None, "the API says it");
+}
+
+#[test]
+fn what_a_person_said_of_a_model_is_told_apart_from_what_is_built_in() {
+    let config = place()
+        .file("[models.claude-opus-5-5]\nmax_tokens = 128000\nprefill = false\n[models.own]\nversion = 'x'\n")
+        .var("PROMPTMILL_MODELS__CLAUDE_HAIKU_4_5__STRUCTURED_OUTPUTS", "no")
+        .flag("models.own.context_tokens", "5000")
+        .good();
+    let own = |name: &str| config.models.get(name).unwrap().own;
+    let opus = Said { max_tokens: Some(128_000), prefill: Some(false), ..Said::default() };
+    assert_eq!(own("claude-opus-5-5"), opus, "the same as the default, but said");
+    assert_eq!(own("claude-haiku-4-5"), Said { structured: Some(false), ..Said::default() });
+    assert_eq!(own("own"), Said { window: Some(5000), ..Said::default() });
+    assert_eq!(own("claude-sonnet-5-5"), Said::default());
 }
 
 #[test]
@@ -424,6 +441,10 @@ impl Outside for Says {
 
     async fn database(&self, _config: &Config) -> Result<String, String> {
         self.database.clone()
+    }
+
+    async fn models(&self, _config: &Config) -> Option<InUse> {
+        None
     }
 }
 

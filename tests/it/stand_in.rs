@@ -5,6 +5,8 @@
 
 mod shape;
 
+
+use std::collections::BTreeSet;
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
@@ -660,6 +662,95 @@ async fn tokens_are_counted_as_the_answer_will_count_them_and_models_are_listed(
         "not_found_error"
     );
     assert_eq!(running.counts().total, 1, "only /v1/messages counts as a call");
+}
+
+#[tokio::test]
+async fn retired_models_are_listed_where_they_are_asked_for_and_never_answer() {
+    let running = start().await;
+    let list = async |query: &str| {
+        let get = client().get(format!("{}/v1/models{query}", running.url())).header("x-api-key", "any");
+        listen(get.send().await.unwrap()).await
+    };
+    let words = |heard: &Heard| {
+        let models = heard.json()["data"].as_array().unwrap().clone();
+        let words: BTreeSet<String> =
+            models.iter().map(|model| model["lifecycle"].as_str().unwrap().to_owned()).collect();
+        (models.len(), words.into_iter().collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(words(&list("?limit=1000").await), (17, "active deprecated".to_owned()));
+    assert_eq!(words(&list("?limit=1000&lifecycle%5B%5D=retired").await), (3, "retired".to_owned()));
+    let all = "?limit=1000&lifecycle[]=active&lifecycle[]=deprecated&lifecycle[]=retired";
+    assert_eq!(words(&list(all).await), (20, "active deprecated retired".to_owned()));
+    for wrong in ["?lifecycle[]=dead", "?limit=0", "?limit=1001"] {
+        assert_eq!(list(wrong).await.status, 400, "{wrong}");
+    }
+    let gone = list("/stand-in-gone").await.json();
+    assert_eq!(
+        (gone["lifecycle"].as_str(), gone["retires_at"].as_str()),
+        (Some("retired"), Some("2026-07-01T00:00:00Z"))
+    );
+    let leaving = list("/stand-in-leaving").await.json();
+    assert_eq!(leaving["capabilities"]["structured_outputs"]["supported"], false);
+    assert!(leaving["retires_at"].is_string() && leaving["deprecated_at"].is_string(), "{leaving}");
+    let heard =
+        post(&running, &body("stand-in-gone", 10, &json!([{ "role": "user", "content": "x" }]))).await;
+    assert_eq!((heard.status, heard.sentence()), (404, "model: stand-in-gone".to_owned()));
+}
+
+#[tokio::test]
+async fn pages_hold_no_more_than_they_may_and_lead_to_the_last() {
+    let running = StandIn::start(Options { models_a_page: 4, ..Options::default() }).await.unwrap();
+    let (mut seen, mut after) = (BTreeSet::new(), String::new());
+    for _ in 0..5 {
+        let url = format!("{}/v1/models?limit=1000{after}", running.url());
+        let page = listen(client().get(url).header("x-api-key", "any").send().await.unwrap()).await.json();
+        let ids =
+            page["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap().to_owned());
+        seen.extend(ids);
+        after = format!("&after_id={}", page["last_id"].as_str().unwrap());
+        assert_eq!(page["has_more"], seen.len() < 17);
+    }
+    assert_eq!(seen.len(), 17);
+}
+
+#[tokio::test]
+async fn an_input_beyond_the_window_is_counted_and_refused_with_both_numbers() {
+    let running = start().await;
+    let messages = json!([{ "role": "user", "content": "word ".repeat(4000) }]);
+    let count = async |body: Value| {
+        let post = client()
+            .post(format!("{}/v1/messages/count_tokens", running.url()))
+            .header("x-api-key", "any")
+            .header("anthropic-version", "2026-10-21")
+            .body(body.to_string());
+        listen(post.send().await.unwrap()).await
+    };
+    let counted = count(json!({ "model": "stand-in-small", "messages": messages })).await.json();
+    let tokens = counted["input_tokens"].as_u64().unwrap();
+    let heard = post(&running, &body("stand-in-small", 10, &messages)).await;
+    let sentence = format!("prompt is too long: {tokens} tokens > 4096 maximum");
+    assert_eq!((heard.status, heard.sentence()), (400, sentence));
+    let refused = count(json!({ "model": NEW, "messages": messages, "max_tokens": 5 })).await;
+    assert_eq!(
+        (refused.status, refused.sentence()),
+        (400, "max_tokens: Extra inputs are not permitted".to_owned())
+    );
+    let thinks = json!({ "type": "enabled", "budget_tokens": 2000 });
+    assert_eq!(count(json!({ "model": OLD, "messages": messages, "thinking": thinks })).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_compatible_servers_lack_can_be_switched_off() {
+    let options = Options { models: false, count_tokens: false, ..Options::default() };
+    let running = StandIn::start(options).await.unwrap();
+    for path in ["/v1/models", "/v1/models/claude-opus-5-5"] {
+        let get = client().get(format!("{}{path}", running.url())).header("x-api-key", "any");
+        assert_eq!(listen(get.send().await.unwrap()).await.status, 404, "{path}");
+    }
+    let count =
+        client().post(format!("{}/v1/messages/count_tokens", running.url())).header("x-api-key", "any");
+    assert_eq!(listen(count.body("{}").send().await.unwrap()).await.status, 404);
+    assert_eq!(ask(&running, "Hello", 100).await.status, 200);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 
 use super::policy::shown;
 use super::{Claimed, Lease, Policy};
+use crate::domain::model::undated;
 use crate::domain::outcome::Fault;
 use crate::domain::schema::Schema;
 
@@ -16,6 +17,9 @@ use crate::domain::schema::Schema;
 pub struct ModelFacts {
     /// The most output tokens one call may have.
     pub max_tokens: i64,
+    /// Whether that is the API's word or the operator's, so that a row that asks for more gets this.
+    /// What is built in may be behind the times.
+    pub binding: bool,
     /// Whether it accepts a trailing assistant message.
     pub prefill: bool,
     /// The most input tokens it reads; `None`: not known.
@@ -35,7 +39,7 @@ pub struct Defaults {
     pub policy: Policy,
     /// Whether rows may name `mcp_servers`.
     pub mcp_servers: bool,
-    /// `[models]`.
+    /// What is known of models, by name: [`Layers::facts`](crate::domain::model::Layers::facts).
     pub models: HashMap<String, ModelFacts>,
 }
 
@@ -44,10 +48,12 @@ impl Defaults {
     /// of the first party can do at least (API reference, model overview).
     pub const MAX_TOKENS_UNKNOWN: i64 = 32_000;
 
-    /// Returns what is known of a model.
+    /// Returns what is known of a model, by its name, else by its name without the date at its end.
     pub fn facts(&self, model: &str) -> ModelFacts {
-        self.models.get(model).cloned().unwrap_or(ModelFacts {
+        let known = self.models.get(model).or_else(|| self.models.get(undated(model)));
+        known.cloned().unwrap_or(ModelFacts {
             max_tokens: Self::MAX_TOKENS_UNKNOWN,
+            binding: false,
             prefill: false,
             window: None,
             structured: true,
@@ -156,7 +162,9 @@ impl Job {
             Some(raw) => Some(room(&raw)?),
             None => claimed.max_tokens,
         };
-        let max_tokens = own_room.or(defaults.max_tokens).unwrap_or(facts.max_tokens);
+        let wanted = own_room.or(defaults.max_tokens).unwrap_or(facts.max_tokens);
+        // More than the model has is a 400 of every call.
+        let max_tokens = if facts.binding { wanted.min(facts.max_tokens) } else { wanted };
 
         let messages = match (params.shift_remove("messages"), &claimed.prompt) {
             (Some(raw), _) => read_messages(&raw)?,
@@ -422,7 +430,13 @@ mod tests {
             mcp_servers: false,
             models: HashMap::from([(
                 "claude-default".to_owned(),
-                ModelFacts { max_tokens: 128_000, prefill: false, window: None, structured: true },
+                ModelFacts {
+                    max_tokens: 128_000,
+                    binding: true,
+                    prefill: false,
+                    window: None,
+                    structured: true,
+                },
             )]),
         }
     }
@@ -468,6 +482,34 @@ mod tests {
             (job.model.as_str(), job.model_named, job.max_tokens),
             ("m", true, Defaults::MAX_TOKENS_UNKNOWN)
         );
+    }
+
+    #[test]
+    fn max_tokens_is_at_most_the_models_own_where_that_is_known_for_sure() {
+        for (model, asked, binding, sent) in [
+            ("claude-default", Some(200_000), true, 128_000),
+            ("claude-default-20260101", Some(200_000), true, 128_000),
+            ("claude-default", Some(1000), true, 1000),
+            ("claude-default", None, true, 128_000),
+            ("claude-default", Some(200_000), false, 200_000),
+            ("claude-default", None, false, 128_000),
+            ("nobody-knows", Some(200_000), true, 200_000),
+            ("nobody-knows", None, true, Defaults::MAX_TOKENS_UNKNOWN),
+        ] {
+            let mut defaults = defaults();
+            defaults.models.get_mut("claude-default").expect("it is there").binding = binding;
+            let row = Claimed { model: Some(model.into()), max_tokens: asked, ..claimed() };
+            let job = Job::read(&row, &defaults).expect("valid");
+            assert_eq!(job.max_tokens, sent, "{model} {asked:?} {binding}");
+            assert!(job.max_tokens_ceiling >= sent);
+            let in_params = format!(r#"{{"max_tokens":{}}}"#, asked.unwrap_or(200_000));
+            let row = Claimed { max_tokens: None, params: Some(in_params), ..row };
+            let job = Job::read(&row, &defaults).expect("valid");
+            assert!(asked.is_none() || job.max_tokens == sent, "{model} {asked:?} {binding} in params");
+        }
+        let mut defaults = defaults();
+        defaults.max_tokens = Some(500_000);
+        assert_eq!(Job::read(&claimed(), &defaults).expect("valid").max_tokens, 128_000);
     }
 
     #[test]

@@ -15,7 +15,7 @@ fn job(params: &str, policy: &str) -> Job {
         mcp_servers: false,
         models: HashMap::from([(
             "m".to_owned(),
-            ModelFacts { max_tokens: 64_000, prefill: false, window: None, structured: true },
+            ModelFacts { max_tokens: 64_000, binding: false, prefill: false, window: None, structured: true },
         )]),
     };
     let claimed = Claimed {

@@ -222,6 +222,23 @@ impl Desk for SqliteStore {
         .map_err(said)
     }
 
+    async fn models_named(&self, jobs: i64) -> Result<Vec<String>, StoreError> {
+        sqlx::query_scalar(
+            "SELECT model
+               FROM queues
+              WHERE model <> ''
+              UNION
+             SELECT young.model
+               FROM (SELECT model FROM job_state ORDER BY job_id DESC LIMIT $1) young
+              WHERE young.model <> ''
+              ORDER BY 1",
+        )
+        .bind(jobs)
+        .fetch_all(&self.reader())
+        .await
+        .map_err(said)
+    }
+
     async fn open_batches(&self, limit: i64) -> Result<Vec<BatchLine>, StoreError> {
         let rows = sqlx::query(
             "WITH young AS (

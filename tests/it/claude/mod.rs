@@ -3,7 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops where it is surprised")]
 
+mod counting;
 mod fold;
+mod free;
 mod http;
 pub mod server;
 mod sse;
