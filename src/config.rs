@@ -24,7 +24,7 @@ pub use problem::{ConfigError, Problem};
 pub use read::{Entry, MASK};
 pub use sections::{
     ApiSettings, BreakerSettings, DatabaseSettings, DefaultSettings, LogFormat, LogSettings, Model, Models,
-    RetrySettings, WorkerSettings,
+    Queue, Queues, RetrySettings, WorkerSettings,
 };
 
 /// What the command line says about the configuration.
@@ -55,6 +55,8 @@ pub struct Config {
     pub defaults: DefaultSettings,
     /// What is known of models.
     pub models: Models,
+    /// What is set for single queues.
+    pub queues: Queues,
     /// What is logged.
     pub log: LogSettings,
     /// The file that was read, if there was one.

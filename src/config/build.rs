@@ -15,7 +15,7 @@ use super::layers::{Merged, Surroundings};
 use super::read::{MASK, Reader};
 use super::sections::{
     ApiSettings, BreakerSettings, DatabaseSettings, DefaultSettings, LogFormat, LogSettings, Model, Models,
-    RetrySettings, WorkerSettings,
+    Queue, Queues, RetrySettings, WorkerSettings,
 };
 use super::{Config, ConfigError, DatabaseUrl};
 use crate::domain::job::{OnContextOverflow, OnCrash, OnMaxTokens, OnToolUse, Policy};
@@ -36,6 +36,7 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
     let defaults = defaults(&mut r);
     let log = log(&mut r, around);
     let models = models(&mut r);
+    let queues = queues(&mut r);
     if !r.problems.is_empty() {
         return Err(ConfigError { problems: r.problems });
     }
@@ -47,6 +48,7 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
         breaker,
         defaults,
         models,
+        queues,
         log,
         file: merged.file,
         entries: r.entries,
@@ -374,4 +376,14 @@ fn models(r: &mut Reader) -> Models {
         (name, model)
     });
     Models(read.collect())
+}
+
+fn queues(r: &mut Reader) -> Queues {
+    let names = r.keys(&[], "queues");
+    let read = names.into_iter().map(|name| {
+        let path = ["queues", name.as_str()];
+        let queue = Queue { profile: r.optional_text(&path, "profile") };
+        (name, queue)
+    });
+    Queues(read.collect())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ::config::{Map, Value, ValueKind};
 
+use super::knobs;
 use super::layers::DEFAULT;
 use super::problem::Problem;
 
@@ -40,7 +41,11 @@ pub(super) fn name(path: &[&str], key: &str) -> String {
 
 fn section_name(path: &[&str]) -> String {
     match path {
-        ["models", model] => format!("models.\"{model}\""),
+        [section, name, rest @ ..] if knobs::named(section).is_some() => {
+            // As TOML quotes it: a name may hold anything.
+            let name = toml::Value::from(*name).to_string();
+            [&[*section, &name], rest].concat().join(".")
+        }
         path => path.join("."),
     }
 }

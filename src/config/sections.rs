@@ -166,6 +166,17 @@ impl Models {
     }
 }
 
+/// `[queues."NAME"]`: what is set for the jobs of one queue.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Queue {
+    /// `profile`: the account that its jobs are asked with; `None`: the default one.
+    pub profile: Option<String>,
+}
+
+/// The queues that something is set for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Queues(pub BTreeMap<String, Queue>);
+
 /// `log.format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
