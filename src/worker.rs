@@ -10,6 +10,7 @@ pub mod notes;
 pub mod process;
 pub mod record;
 pub mod spool;
+pub mod tools;
 
 mod delays;
 mod drain;
