@@ -13,6 +13,7 @@ mod names;
 mod problem;
 mod read;
 mod sections;
+mod tools;
 
 use std::path::PathBuf;
 
@@ -26,6 +27,8 @@ pub use sections::{
     ApiSettings, BreakerSettings, DatabaseSettings, DefaultSettings, LogFormat, LogSettings, Model, Models,
     Queue, Queues, RetrySettings, WorkerSettings,
 };
+
+use crate::worker::tools::ToolSettings;
 
 /// What the command line says about the configuration.
 #[derive(Debug, Clone, Default)]
@@ -57,6 +60,8 @@ pub struct Config {
     pub models: Models,
     /// What is set for single queues.
     pub queues: Queues,
+    /// What jobs may have run.
+    pub tools: Vec<ToolSettings>,
     /// What is logged.
     pub log: LogSettings,
     /// The file that was read, if there was one.

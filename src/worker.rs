@@ -39,6 +39,7 @@ use gate::{Gates, Lane, Open, PaceSettings};
 use process::Process;
 use record::{Kept, Recorder, Restored, Unwritten};
 use spool::Spool;
+use tools::Tools;
 
 /// Wakes the loop: something may be claimable.
 type Wake = Arc<Notify>;
@@ -88,6 +89,8 @@ pub struct Settings {
     pub pace: PaceSettings,
     /// `api.profile`.
     pub profile: String,
+    /// `[tools]`, and which of them each queue may use.
+    pub tools: Arc<Tools>,
 }
 
 /// Why the mill stopped.

@@ -1,6 +1,7 @@
 //! From the configuration to what the floors below take.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -13,6 +14,7 @@ use crate::domain::pace::Each;
 use crate::domain::retry::Curve;
 use crate::worker::Settings;
 use crate::worker::gate::PaceSettings;
+use crate::worker::tools::{Tools, ToolsSettings};
 
 /// Longest time a probe may keep the others waiting.
 const PROBE_LEASE: Duration = Duration::from_mins(1);
@@ -41,6 +43,7 @@ pub fn settings(config: &Config) -> Settings {
         },
         pace: pace(config),
         profile: config.api.profile.clone(),
+        tools: Arc::new(tools(config)),
     }
 }
 
@@ -62,6 +65,16 @@ fn pace(config: &Config) -> PaceSettings {
         }
     }
     pace
+}
+
+/// Returns the tools that this daemon may run, and for which queues.
+fn tools(config: &Config) -> Tools {
+    let queues = config.queues.0.iter().map(|(name, queue)| (name.clone(), queue.tools.clone()));
+    Tools::new(ToolsSettings {
+        tools: config.tools.clone(),
+        queues: queues.collect(),
+        at_once_max: config.worker.tools_max,
+    })
 }
 
 /// Returns what a row that does not say gets.

@@ -74,7 +74,7 @@ pub fn table() -> String {
     let mut text = String::from("| setting | default | meaning |\n|---|---|---|\n");
     for knob in knobs() {
         let default = match knob.default.as_str() {
-            "\"\"" | "{}" => "–".to_owned(),
+            "\"\"" | "{}" | "[]" => "–".to_owned(),
             default => format!("`{}`", default.trim_matches('"')),
         };
         writeln!(text, "| `{}` | {default} | {} |", knob.name(), knob.why.replace('|', "\\|"))

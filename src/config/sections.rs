@@ -87,6 +87,8 @@ pub struct WorkerSettings {
     pub bytes_in_flight_max: i64,
     /// `checkpoint_seconds`.
     pub checkpoint: Duration,
+    /// `tools_max`: at least 1.
+    pub tools_max: usize,
     /// `state_dir`, or where it is by the surroundings; `None`: nowhere.
     pub state_dir: Option<PathBuf>,
 }
@@ -169,6 +171,8 @@ impl Models {
 /// `[queues."NAME"]`: what is set for the jobs of one queue.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Queue {
+    /// `tools`: what its jobs may have run; each is in `[tools]`.
+    pub tools: Vec<String>,
     /// `profile`: the account that its jobs are asked with; `None`: the default one.
     pub profile: Option<String>,
 }

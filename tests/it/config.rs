@@ -418,7 +418,12 @@ fn every_knob_is_read_by_somebody() {
     // One of each kind, of a name that all of them may have.
     let named: BTreeSet<&str> =
         knobs().iter().filter_map(|knob| knob.section.strip_suffix(".\"NAME\"")).collect();
-    let parts: Vec<String> = named.iter().map(|section| format!("[{section}.claude-sonnet-5-5]")).collect();
+    let part = |section: &&str| {
+        // A tool that does nothing is refused.
+        let least = if *section == "tools" { "\ncommand = ['true']" } else { "" };
+        format!("[{section}.claude-sonnet-5-5]{least}")
+    };
+    let parts: Vec<String> = named.iter().map(part).collect();
     let config = place().file(&parts.join("\n")).good();
     for knob in knobs() {
         let section = knob.section.replace("NAME", "claude-sonnet-5-5");

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says by panicking what went wrong")]
 
 mod command;
+mod configured;
 mod endpoint;
 
 use std::collections::HashMap;
