@@ -14,6 +14,7 @@ mod problem;
 mod render;
 mod serve;
 mod tally;
+mod tools;
 mod words;
 
 use std::net::SocketAddr;

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says by panicking what went wrong")]
 
+mod tools;
+
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
