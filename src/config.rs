@@ -13,6 +13,7 @@ mod names;
 mod problem;
 mod read;
 mod sections;
+mod tools;
 
 use std::path::PathBuf;
 
@@ -24,8 +25,10 @@ pub use problem::{ConfigError, Problem};
 pub use read::{Entry, MASK};
 pub use sections::{
     ApiSettings, BreakerSettings, DatabaseSettings, DefaultSettings, LogFormat, LogSettings, Model, Models,
-    RetrySettings, WorkerSettings,
+    Queue, Queues, RetrySettings, WorkerSettings,
 };
+
+use crate::worker::tools::ToolSettings;
 
 /// What the command line says about the configuration.
 #[derive(Debug, Clone, Default)]
@@ -55,6 +58,10 @@ pub struct Config {
     pub defaults: DefaultSettings,
     /// What is known of models.
     pub models: Models,
+    /// What is set for single queues.
+    pub queues: Queues,
+    /// What jobs may have run.
+    pub tools: Vec<ToolSettings>,
     /// What is logged.
     pub log: LogSettings,
     /// The file that was read, if there was one.

@@ -15,6 +15,7 @@ mod render;
 mod serve;
 mod shape;
 mod tally;
+mod tools;
 mod words;
 
 use std::net::SocketAddr;

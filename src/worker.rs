@@ -12,6 +12,7 @@ pub mod notes;
 pub mod process;
 pub mod record;
 pub mod spool;
+pub mod tools;
 
 mod delays;
 mod drain;
@@ -44,6 +45,7 @@ use models::Models;
 use process::Process;
 use record::{Kept, Recorder, Restored, Unwritten};
 use spool::Spool;
+use tools::Tools;
 
 /// Wakes the loop: something may be claimable.
 type Wake = Arc<Notify>;
@@ -95,6 +97,8 @@ pub struct Settings {
     pub profile: String,
     /// What `[models]` says of what models can do.
     pub models: Layers,
+    /// `[tools]`, and which of them each queue may use.
+    pub tools: Arc<Tools>,
 }
 
 /// Why the mill stopped.

@@ -22,6 +22,7 @@ use reqwest::{Client, Method, Response, Url};
 use secrecy::ExposeSecret;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::setup::tls;
 pub use self::setup::{Auth, ClaudeSettings, SetupError, check_key, fingerprint};
 
 use self::intake::{Intake, Progress, Sizes};
@@ -343,7 +344,7 @@ fn protocol_error(err: &reqwest::Error) -> Option<&hyper::Error> {
 }
 
 /// The sentences of an error and of what caused it, without its address.
-fn chain(err: reqwest::Error) -> String {
+pub(crate) fn chain(err: reqwest::Error) -> String {
     let err = err.without_url();
     let mut message = err.to_string();
     let mut source = err.source();

@@ -114,6 +114,10 @@ pub async fn examine(config: &Config, outside: &dyn Outside) -> Vec<Finding> {
     findings.extend(key(config, outside).await);
     findings.extend(base_url(config));
     findings.push(state_dir(config));
+    findings.extend(config.tools.iter().map(|tool| match tool.check() {
+        Ok(found) => Finding::ok("tool", format!("{}: {found}", tool.name)),
+        Err(why) => Finding::fail("tool", format!("{}: cannot be run: {why}", tool.name)),
+    }));
     let url = &config.database.url;
     // Drivers' errors are other people's words.
     let masked = |text: String| text.replace(&url.expose(), &url.to_string());

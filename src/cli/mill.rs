@@ -1,5 +1,6 @@
 //! From the configuration to what the floors below take.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -13,6 +14,7 @@ use crate::domain::pace::Each;
 use crate::domain::retry::Curve;
 use crate::worker::Settings;
 use crate::worker::gate::PaceSettings;
+use crate::worker::tools::{Tools, ToolsSettings};
 
 /// Longest time a probe may keep the others waiting.
 const PROBE_LEASE: Duration = Duration::from_mins(1);
@@ -42,6 +44,7 @@ pub fn settings(config: &Config) -> Settings {
         pace: pace(config),
         profile: config.api.profile.clone(),
         models: layers(config),
+        tools: Arc::new(tools(config)),
     }
 }
 
@@ -79,6 +82,16 @@ pub fn layers(config: &Config) -> Layers {
         // What a person set of it is looked at before.
         built_in: models().map(|(name, model)| (name.clone(), built_in(model))).collect(),
     }
+}
+
+/// Returns the tools that this daemon may run, and for which queues.
+fn tools(config: &Config) -> Tools {
+    let queues = config.queues.0.iter().map(|(name, queue)| (name.clone(), queue.tools.clone()));
+    Tools::new(ToolsSettings {
+        tools: config.tools.clone(),
+        queues: queues.collect(),
+        at_once_max: config.worker.tools_max,
+    })
 }
 
 /// Returns what a row that does not say gets, as long as the API was not asked.

@@ -15,7 +15,7 @@ use super::layers::{Merged, Surroundings};
 use super::read::{MASK, Reader};
 use super::sections::{
     ApiSettings, BreakerSettings, DatabaseSettings, DefaultSettings, LogFormat, LogSettings, Model, Models,
-    RetrySettings, WorkerSettings,
+    Queue, Queues, RetrySettings, WorkerSettings,
 };
 use super::{Config, ConfigError, DatabaseUrl};
 use crate::domain::job::{OnContextOverflow, OnCrash, OnMaxTokens, OnToolUse, Policy};
@@ -37,6 +37,9 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
     let defaults = defaults(&mut r);
     let log = log(&mut r, around);
     let models = models(&mut r);
+    let queues = queues(&mut r);
+    let tools = super::tools::tools(&mut r, around);
+    super::tools::check_queues(&mut r, &queues, &tools);
     if !r.problems.is_empty() {
         return Err(ConfigError { problems: r.problems });
     }
@@ -48,6 +51,8 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
         breaker,
         defaults,
         models,
+        queues,
+        tools,
         log,
         file: merged.file,
         entries: r.entries,
@@ -225,6 +230,7 @@ fn worker(r: &mut Reader, around: &Surroundings) -> WorkerSettings {
         drain_horizon: r.seconds(&s, "drain_horizon_seconds", &(0.0..=7.0 * DAY)),
         bytes_in_flight_max: r.bytes(&s, "bytes_in_flight_max", &(1..=1 << 50)) as i64,
         checkpoint: r.seconds(&s, "checkpoint_seconds", &(0.05..=DAY)),
+        tools_max: r.integer(&s, "tools_max", &(1..=10_000)) as usize,
         state_dir: state_dir(r, around),
     }
 }
@@ -387,4 +393,14 @@ fn models(r: &mut Reader) -> Models {
         (name, model)
     });
     Models(read.collect())
+}
+
+fn queues(r: &mut Reader) -> Queues {
+    let names = r.keys(&[], "queues");
+    let read = names.into_iter().map(|name| {
+        let path = ["queues", name.as_str()];
+        let queue = Queue { tools: r.list(&path, "tools"), profile: r.optional_text(&path, "profile") };
+        (name, queue)
+    });
+    Queues(read.collect())
 }

@@ -9,8 +9,34 @@ use std::sync::LazyLock;
 /// The built-in defaults, as text.
 pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
 
-/// What stands for the model's name in the keys of `[models."NAME"]`.
-pub const MODEL: &str = "NAME";
+/// What stands for a name in the keys of sections such as `[models."NAME"]`. Where `default.toml` has a
+/// part of this name, it is none itself: its values are the defaults of every part that people name.
+pub const NAME: &str = "NAME";
+
+/// A section whose parts people name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Named {
+    /// `models`.
+    pub section: &'static str,
+    /// What one part is, for a sentence.
+    pub one: &'static str,
+    /// Names that are there without anybody's saying so.
+    pub always: &'static [&'static str],
+}
+
+/// All sections whose parts people name.
+pub const NAMED: [Named; 4] = [
+    Named { section: "models", one: "model", always: &[] },
+    Named { section: "profiles", one: "profile", always: &[] },
+    // The queue of a job that names none.
+    Named { section: "queues", one: "queue", always: &["default"] },
+    Named { section: "tools", one: "tool", always: &[] },
+];
+
+/// Returns the named section of this name, if it is one.
+pub(super) fn named(section: &str) -> Option<&'static Named> {
+    NAMED.iter().find(|named| named.section == section)
+}
 
 /// One setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +56,11 @@ impl Knob {
     pub fn name(&self) -> String {
         format!("{}.{}", self.section, self.key)
     }
+
+    /// The section it is asked for under: `worker`, `models`.
+    fn group(&self) -> &str {
+        self.section.split_once('.').map_or(&self.section, |(group, _)| group)
+    }
 }
 
 /// Returns all knobs, in the order of `default.toml`.
@@ -43,7 +74,7 @@ pub fn table() -> String {
     let mut text = String::from("| setting | default | meaning |\n|---|---|---|\n");
     for knob in knobs() {
         let default = match knob.default.as_str() {
-            "\"\"" | "{}" => "–".to_owned(),
+            "\"\"" | "{}" | "[]" => "–".to_owned(),
             default => format!("`{}`", default.trim_matches('"')),
         };
         writeln!(text, "| `{}` | {default} | {} |", knob.name(), knob.why.replace('|', "\\|"))
@@ -53,7 +84,7 @@ pub fn table() -> String {
 }
 
 /// Reads the knobs and the comments above them. A knob without a comment of its own is one of a
-/// model already described, and is left out.
+/// part already described, and is left out.
 fn parse(text: &str) -> Vec<Knob> {
     let mut section = String::new();
     let mut why: Vec<&str> = Vec::new();
@@ -64,8 +95,10 @@ fn parse(text: &str) -> Vec<Knob> {
             continue;
         }
         if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            section =
-                if name.starts_with("models.") { format!("models.\"{MODEL}\"") } else { name.to_owned() };
+            section = match name.split_once('.') {
+                Some((group, _)) => format!("{group}.\"{NAME}\""),
+                None => name.to_owned(),
+            };
         } else if let Some((key, default)) = line.split_once(" = ")
             && !why.is_empty()
         {
@@ -81,11 +114,10 @@ fn parse(text: &str) -> Vec<Knob> {
     found
 }
 
-/// Returns the names of the sections, `models` included.
+/// Returns the names of the sections, those with named parts included.
 pub(super) fn sections() -> Vec<&'static str> {
     let mut names: Vec<&str> = Vec::new();
-    for knob in knobs() {
-        let name = if knob.section.starts_with("models.") { "models" } else { &knob.section };
+    for name in knobs().iter().map(Knob::group) {
         if !names.contains(&name) {
             names.push(name);
         }
@@ -93,33 +125,25 @@ pub(super) fn sections() -> Vec<&'static str> {
     names
 }
 
-/// Says whether `section.key` is a knob; a model's keys are asked for under the section `models`.
+/// Says whether `section.key` is a knob; the keys of a named part are asked for under its section.
 pub(super) fn is_knob(section: &str, key: &str) -> bool {
-    keys(section).any(|known| known == key)
-}
-
-fn keys(section: &str) -> impl Iterator<Item = &'static str> {
-    knobs()
-        .iter()
-        .filter(move |knob| knob.section == section || (section == "models" && is_model(knob)))
-        .map(|knob| knob.key.as_str())
-}
-
-fn is_model(knob: &Knob) -> bool {
-    knob.section.starts_with("models.")
+    knobs().iter().any(|knob| knob.group() == section && knob.key == key)
 }
 
 /// Returns the knob that was probably meant by `section` and `key`, as (section, key).
 ///
 /// A key that stands in another section is meant there; else the closest spelling wins, if it is
-/// close at all.
+/// close at all. The keys of named parts are meant only there: without the name they say nothing.
 pub(super) fn closest(section: &str, key: &str) -> Option<(&'static str, &'static str)> {
-    let candidates = knobs().iter().filter(|knob| !is_model(knob) || section == "models");
-    let meant = candidates.clone().find(|knob| knob.key == key && knob.section != section).or_else(|| {
+    let candidates = knobs().iter().filter(|knob| named(knob.group()).is_none() || knob.group() == section);
+    // A key of this section stands here where its part has no name.
+    let here = |knob: &&Knob| knob.key == key && knob.group() == section;
+    let there = |knob: &&Knob| knob.key == key && knob.group() != section;
+    let meant = candidates.clone().find(here).or_else(|| candidates.clone().find(there)).or_else(|| {
         let name = format!("{section}.{key}");
         candidates
             .map(|knob| {
-                let known = if is_model(knob) { format!("models.{}", knob.key) } else { knob.name() };
+                let known = format!("{}.{}", knob.group(), knob.key);
                 // The same section counts: its keys are nearer than equally close ones elsewhere.
                 let near = strsim::normalized_damerau_levenshtein(&known, &name);
                 (knob, near)
@@ -128,14 +152,19 @@ pub(super) fn closest(section: &str, key: &str) -> Option<(&'static str, &'stati
             .max_by(|(_, a), (_, b)| a.total_cmp(b))
             .map(|(knob, _)| knob)
     })?;
-    Some((if is_model(meant) { "models" } else { &meant.section }, &meant.key))
+    Some((meant.group(), &meant.key))
 }
 
 /// Returns the section that was probably meant.
 pub(super) fn closest_section(section: &str) -> Option<&'static str> {
-    sections()
+    closest_word(section, sections())
+}
+
+/// Returns the one of these words that was probably meant.
+pub(super) fn closest_word<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
         .into_iter()
-        .map(|known| (known, strsim::normalized_damerau_levenshtein(known, section)))
+        .map(|known| (known, strsim::normalized_damerau_levenshtein(known, word)))
         .filter(|(_, near)| *near >= 0.5)
         .max_by(|(_, a), (_, b)| a.total_cmp(b))
         .map(|(known, _)| known)
@@ -148,14 +177,15 @@ mod tests {
     #[test]
     fn every_knob_has_its_comment() {
         let table: toml::Table = toml::from_str(DEFAULT_TOML).unwrap();
-        for (section, keys) in table.iter().filter(|(section, _)| *section != "models") {
+        let described = |section: &str, keys: &toml::Value| {
             for key in keys.as_table().unwrap().keys() {
                 assert!(is_knob(section, key), "{section}.{key} has no comment in default.toml");
             }
-        }
-        for (name, keys) in table["models"].as_table().unwrap() {
-            for key in keys.as_table().unwrap().keys() {
-                assert!(is_knob("models", key), "{name}.{key} is described at no model");
+        };
+        for (section, keys) in &table {
+            match named(section) {
+                Some(_) => keys.as_table().unwrap().values().for_each(|keys| described(section, keys)),
+                None => described(section, keys),
             }
         }
         assert!(knobs().iter().all(|knob| knob.why.ends_with('.')), "a comment is a sentence");
@@ -169,6 +199,8 @@ mod tests {
             (("wroker", "lease_seconds"), Some(("worker", "lease_seconds"))),
             (("worker", "max_failures"), Some(("defaults", "max_failures"))),
             (("models", "max_token"), Some(("models", "max_tokens"))),
+            (("queues", "profle"), Some(("queues", "profile"))),
+            (("worker", "prefill"), None),
             (("zzz", "qqqqqqqqqqqqqqqqqqqqqq"), None),
         ] {
             assert_eq!(closest(section, key), meant, "{section}.{key}");

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use ::config::{Map, Source, Value, ValueKind};
 
-use super::knobs::DEFAULT_TOML;
+use super::knobs::{DEFAULT_TOML, NAME, NAMED, Named};
 use super::names::Names;
 use super::problem::Problem;
 use super::{ConfigError, Flags};
@@ -79,16 +79,28 @@ pub(super) struct Merged {
 /// Reads and merges all layers. Fails only where a file cannot be read at all.
 pub(super) fn merge(flags: &Flags, around: &Surroundings) -> Result<Merged, ConfigError> {
     let mut names = Names::default();
-    let defaults =
+    let mut defaults =
         names.table(DEFAULT, toml::from_str(DEFAULT_TOML).expect("default.toml is TOML: a test reads it"));
     let file = find_file(flags, around)?;
     let in_file = match &file {
         Some(path) => names.table(&path.display().to_string(), read_file(path)?),
         None => Map::new(),
     };
-    let models = model_names(&[&defaults, &in_file]);
-    let in_env = names.environment(around, &models);
+    let patterns: Vec<_> =
+        NAMED.iter().filter_map(|named| Some((named, pattern(&mut defaults, named)?))).collect();
+    let known = |named: &Named| {
+        let mut names = part_names(named, &[&defaults, &in_file]);
+        let always = named.always.iter().map(|&name| name.to_owned());
+        names.extend(always.filter(|name| !names.contains(name)).collect::<Vec<_>>());
+        names
+    };
+    let in_env = names.environment(around, &known);
     let in_flags = names.flags(flags);
+    for (named, pattern) in patterns {
+        let parts = part_names(named, &[&in_file, &in_env, &in_flags]);
+        let parts = parts.into_iter().map(|name| (name, pattern.clone())).collect::<Map<_, _>>();
+        defaults.insert(named.section.to_owned(), parts.into());
+    }
     let merged = ::config::Config::builder()
         .add_source(Layer(defaults))
         .add_source(Layer(in_file))
@@ -151,9 +163,18 @@ fn read_file(path: &Path) -> Result<toml::Table, ConfigError> {
     })
 }
 
-fn model_names(layers: &[&Map<String, Value>]) -> Vec<String> {
-    let tables = layers.iter().filter_map(|layer| match &layer.get("models")?.kind {
-        ValueKind::Table(models) => Some(models.keys().cloned()),
+/// Takes the part out of the defaults that stands for any name.
+fn pattern(defaults: &mut Map<String, Value>, named: &Named) -> Option<Value> {
+    match &mut defaults.get_mut(named.section)?.kind {
+        ValueKind::Table(parts) => parts.remove(NAME),
+        _ => None,
+    }
+}
+
+/// Returns the names that layers have in a section, each once.
+fn part_names(of: &Named, layers: &[&Map<String, Value>]) -> Vec<String> {
+    let tables = layers.iter().filter_map(|layer| match &layer.get(of.section)?.kind {
+        ValueKind::Table(parts) => Some(parts.keys().cloned()),
         _ => None,
     });
     let mut names: Vec<String> = tables.flatten().collect();

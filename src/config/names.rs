@@ -5,9 +5,10 @@
 
 use ::config::{Map, Value, ValueKind};
 
+use super::knobs::{self, NAME, Named};
 use super::layers::Surroundings;
 use super::problem::Problem;
-use super::{Flags, knobs};
+use super::{Flags, read};
 
 const PREFIX: &str = "PROMPTMILL_";
 
@@ -20,11 +21,13 @@ enum Spelling {
 
 impl Spelling {
     fn spell(self, section: &str, key: &str) -> String {
-        match (self, section) {
-            (Self::Dotted, "models") => format!("models.\"NAME\".{key}"),
-            (Self::Dotted, _) => format!("{section}.{key}"),
-            (Self::Variable, "models") => format!("{PREFIX}MODELS__NAME__{}", key.to_uppercase()),
-            (Self::Variable, _) => format!("{PREFIX}{}__{}", section.to_uppercase(), key.to_uppercase()),
+        match (self, knobs::named(section)) {
+            (Self::Dotted, Some(_)) => format!("{section}.\"{NAME}\".{key}"),
+            (Self::Dotted, None) => format!("{section}.{key}"),
+            (Self::Variable, Some(_)) => {
+                format!("{PREFIX}{}__{NAME}__{}", section.to_uppercase(), key.to_uppercase())
+            }
+            (Self::Variable, None) => format!("{PREFIX}{}__{}", section.to_uppercase(), key.to_uppercase()),
         }
     }
 
@@ -47,8 +50,17 @@ const NO_KEY_HERE: &str = "a key does not belong here: put it into ANTHROPIC_API
 fn is_inline_key(section: &str, key: &str) -> bool {
     let plain = key.to_lowercase().replace('-', "_");
     matches!(plain.as_str(), "anthropic_api_key" | "anthropic_auth_token")
-        || (section == "api"
+        || (has_an_account(section)
             && matches!(plain.as_str(), "key" | "api_key" | "apikey" | "x_api_key" | "token" | "auth_token"))
+}
+
+/// Whether a section says how an account is reached: what holds for its keys and headers.
+fn has_an_account(section: &str) -> bool {
+    matches!(section, "api" | "profiles")
+}
+
+fn is_headers(section: &str, key: &str) -> bool {
+    has_an_account(section) && key == "headers"
 }
 
 /// Builds layers out of what people wrote, and collects the names that nothing is called.
@@ -78,33 +90,38 @@ impl Names {
                 self.problem(section, origin, what);
                 continue;
             };
-            if section == "models" {
-                self.models(origin, keys, &mut layer);
-            } else if knobs::sections().contains(&section.as_str()) {
-                for (key, value) in keys {
-                    self.setting(origin, &mut layer, &[&section], &key, value);
-                }
-            } else {
+            if !knobs::sections().contains(&section.as_str()) {
                 let what = match knobs::closest_section(&section) {
                     Some(meant) => format!("is not a section: did you mean [{meant}]?"),
                     None => format!("is not a section: there are {}", knobs::sections().join(", ")),
                 };
                 self.problem(format!("[{section}]"), origin, what);
+            } else if let Some(named) = knobs::named(&section) {
+                self.named(origin, named, keys, &mut layer);
+            } else {
+                for (key, value) in keys {
+                    self.setting(origin, &mut layer, &[&section], &key, value);
+                }
             }
         }
         layer
     }
 
-    fn models(&mut self, origin: &str, models: toml::Table, layer: &mut Map<String, Value>) {
-        for (name, value) in models {
+    fn named(&mut self, origin: &str, named: &Named, parts: toml::Table, layer: &mut Map<String, Value>) {
+        let (section, one) = (named.section, named.one);
+        for (name, value) in parts {
             let toml::Value::Table(keys) = value else {
                 // `[models.claude-x.5]` without quotes ends here too: TOML splits it at the dot.
-                let what = "is a model: write [models.\"NAME\"] with the name in quotes, its settings below";
-                self.problem(format!("models.{name}"), origin, what);
+                let what = format!(
+                    "is a {one}: write [{section}.\"{NAME}\"] with the name in quotes, its settings below"
+                );
+                self.problem(format!("{section}.{name}"), origin, what);
                 continue;
             };
+            // A part that says nothing is there all the same.
+            layer_at(layer, &[section, &name]);
             for (key, value) in keys {
-                self.setting(origin, layer, &["models", &name], &key, value);
+                self.setting(origin, layer, &[section, &name], &key, value);
             }
         }
     }
@@ -117,24 +134,25 @@ impl Names {
         key: &str,
         value: toml::Value,
     ) {
-        let name = || super::read::name(path, key);
+        let name = || read::name(path, key);
         if !knobs::is_knob(path[0], key) {
             self.problem(name(), origin, Spelling::Dotted.unknown(path[0], key));
         } else if holds_a_key(&value) {
             self.problem(name(), origin, NO_KEY_HERE);
-        } else if (path[0], key) == ("api", "headers") && !value.is_table() {
-            self.problem(
-                name(),
-                origin,
-                "must be a table: write [api.headers] and below it Name = \"value\"",
-            );
+        } else if is_headers(path[0], key) && !value.is_table() {
+            let what = format!("must be a table: write [{}] and below it Name = \"value\"", name());
+            self.problem(name(), origin, what);
         } else {
             put(layer, path, key, mark(origin, value));
         }
     }
 
-    /// Builds the layer of the environment; `models` are the names that the layers below know.
-    pub(super) fn environment(&mut self, around: &Surroundings, models: &[String]) -> Map<String, Value> {
+    /// Builds the layer of the environment. `known` says which names the layers below have in a section.
+    pub(super) fn environment(
+        &mut self,
+        around: &Surroundings,
+        known: &dyn Fn(&Named) -> Vec<String>,
+    ) -> Map<String, Value> {
         let mut layer = Map::new();
         // The general names first: ours, which say more, win over them.
         for (name, section, key) in
@@ -145,7 +163,7 @@ impl Names {
             }
         }
         if let Some(text) = self.variable(around, "ANTHROPIC_CUSTOM_HEADERS") {
-            self.headers(&mut layer, "ANTHROPIC_CUSTOM_HEADERS", &text);
+            self.headers(&mut layer, &["api"], "ANTHROPIC_CUSTOM_HEADERS", &text);
         }
         for name in ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"] {
             // Read by the key itself; here only to say so where it cannot be read.
@@ -156,7 +174,7 @@ impl Names {
             if !rest.contains("__") {
                 self.near_miss(name, rest);
             } else if let Some(text) = self.variable(around, name) {
-                self.ours(&mut layer, name, rest, text, models);
+                self.ours(&mut layer, name, rest, text, known);
             }
         }
         layer
@@ -175,28 +193,35 @@ impl Names {
         name: &str,
         rest: &str,
         text: String,
-        models: &[String],
+        known: &dyn Fn(&Named) -> Vec<String>,
     ) {
         let parts: Vec<&str> = rest.split("__").collect();
         let (section, key) = (parts[0].to_lowercase(), parts[parts.len() - 1].to_lowercase());
         let middle = parts[1..parts.len() - 1].join("__");
-        if section == "models" && !middle.is_empty() && knobs::is_knob("models", &key) {
-            match model_meant(&middle, models) {
-                Some(model) => put(layer, &["models", &model], &key, marked(name, text)),
-                None => self.problem(
-                    name,
-                    "",
-                    format!(
-                        "{middle} is no known model: describe it in a file as [models.\"its name\"] first"
-                    ),
-                ),
-            }
-        } else if (section == "models") == middle.is_empty() || !knobs::is_knob(&section, &key) {
+        let named = knobs::named(&section);
+        if named.is_some() == middle.is_empty() || !knobs::is_knob(&section, &key) {
             self.problem(name, "", Spelling::Variable.unknown(&section, &key));
-        } else if (section.as_str(), key.as_str()) == ("api", "headers") {
-            self.headers(layer, name, &text);
+            return;
+        }
+        let meant = match named {
+            None => None,
+            Some(named) => {
+                let Some(meant) = name_meant(&middle, &known(named)) else {
+                    let (section, one) = (named.section, named.one);
+                    let what = format!(
+                        "{middle} is no known {one}: describe it in a file as [{section}.\"its name\"] first"
+                    );
+                    self.problem(name, "", what);
+                    return;
+                };
+                Some(meant)
+            }
+        };
+        let path: Vec<&str> = [section.as_str()].into_iter().chain(meant.as_deref()).collect();
+        if is_headers(&section, &key) {
+            self.headers(layer, &path, name, &text);
         } else {
-            put(layer, &[&section], &key, marked(name, text));
+            put(layer, &path, &key, marked(name, text));
         }
     }
 
@@ -211,10 +236,11 @@ impl Names {
     }
 
     /// Reads lines of `Name: value`.
-    fn headers(&mut self, layer: &mut Map<String, Value>, origin: &str, text: &str) {
+    fn headers(&mut self, layer: &mut Map<String, Value>, path: &[&str], origin: &str, text: &str) {
+        let path: Vec<&str> = path.iter().copied().chain(["headers"]).collect();
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             if let Some((header, value)) = line.split_once(':') {
-                put(layer, &["api", "headers"], header.trim(), marked(origin, value.trim().to_owned()));
+                put(layer, &path, header.trim(), marked(origin, value.trim().to_owned()));
             } else {
                 self.problem(origin, "", format!("line {} is not `Name: value`", number + 1));
             }
@@ -229,17 +255,17 @@ impl Names {
                 self.problem(name, "a flag", Spelling::Dotted.unknown("", name));
                 continue;
             };
-            let (section, model) = match path.split_once('.') {
-                Some((section, model)) => (section, Some(model.trim_matches('"'))),
+            let (section, part) = match path.split_once('.') {
+                Some((section, part)) => (section, Some(part.trim_matches('"'))),
                 None => (path, None),
             };
-            if !knobs::is_knob(section, key) || (section == "models") != model.is_some() {
+            let whole: Vec<&str> = [section].into_iter().chain(part).collect();
+            if !knobs::is_knob(section, key) || knobs::named(section).is_some() != part.is_some() {
                 self.problem(name, "a flag", Spelling::Dotted.unknown(section, key));
-            } else if (section, key) == ("api", "headers") {
-                self.headers(&mut layer, "a flag", text);
+            } else if is_headers(section, key) {
+                self.headers(&mut layer, &whole, "a flag", text);
             } else {
-                let path: Vec<&str> = [section].into_iter().chain(model).collect();
-                put(&mut layer, &path, key, marked("a flag", text.clone()));
+                put(&mut layer, &whole, key, marked("a flag", text.clone()));
             }
         }
         if let Some(concurrency) = flags.concurrency {
@@ -250,14 +276,15 @@ impl Names {
     }
 }
 
-/// Finds the model that a variable means: shells allow neither dots nor dashes nor lower case in
-/// names, so those are not told apart. A name that has them is taken as it is.
-fn model_meant(written: &str, models: &[String]) -> Option<String> {
+/// Finds the name that a variable means: most shells and tools want capitals, and neither dots nor
+/// dashes, so those are not told apart. A name that has dots, dashes or small letters is taken as it is.
+fn name_meant(written: &str, known: &[String]) -> Option<String> {
     let plain = |name: &str| name.to_lowercase().replace(|letter: char| !letter.is_ascii_alphanumeric(), "_");
-    let mut meant = models.iter().filter(|known| plain(known) == plain(written));
+    let as_it_is = |letter: char| matches!(letter, '-' | '.') || letter.is_lowercase();
+    let mut meant = known.iter().filter(|known| plain(known) == plain(written));
     match (meant.next(), meant.next()) {
         (Some(one), None) => Some(one.clone()),
-        _ if models.iter().any(|known| known == written) || written.contains(['-', '.']) => {
+        _ if known.iter().any(|known| known == written) || written.contains(as_it_is) => {
             Some(written.to_owned())
         }
         _ => None,
@@ -298,6 +325,11 @@ fn mark(origin: &str, value: toml::Value) -> Value {
 }
 
 fn put(layer: &mut Map<String, Value>, path: &[&str], key: &str, value: Value) {
+    layer_at(layer, path).insert(key.to_owned(), value);
+}
+
+/// Returns the table at a path, made where it is not there.
+fn layer_at<'a>(layer: &'a mut Map<String, Value>, path: &[&str]) -> &'a mut Map<String, Value> {
     let mut table = layer;
     for part in path {
         let next = table.entry((*part).to_owned()).or_insert_with(|| Map::<String, Value>::new().into());
@@ -306,5 +338,5 @@ fn put(layer: &mut Map<String, Value>, path: &[&str], key: &str, value: Value) {
         };
         table = inner;
     }
-    table.insert(key.to_owned(), value);
+    table
 }

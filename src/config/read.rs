@@ -2,10 +2,12 @@
 //! origin for `promptmill config`; a secret is masked before it is kept.
 
 use std::ops::RangeInclusive;
+use std::str::FromStr as _;
 use std::time::Duration;
 
 use ::config::{Map, Value, ValueKind};
 
+use super::knobs;
 use super::layers::DEFAULT;
 use super::problem::Problem;
 
@@ -40,7 +42,11 @@ pub(super) fn name(path: &[&str], key: &str) -> String {
 
 fn section_name(path: &[&str]) -> String {
     match path {
-        ["models", model] => format!("models.\"{model}\""),
+        [section, name, rest @ ..] if knobs::named(section).is_some() => {
+            // As TOML quotes it: a name may hold anything.
+            let name = toml::Value::from(*name).to_string();
+            [&[*section, &name], rest].concat().join(".")
+        }
         path => path.join("."),
     }
 }
@@ -139,6 +145,24 @@ impl Reader {
             return None;
         };
         Some(text)
+    }
+
+    /// Reads a list of texts; in a variable it is written as in a file.
+    pub(super) fn list(&mut self, path: &[&str], key: &str) -> Vec<String> {
+        let Some(kind) = self.take(path, key) else { return Vec::new() };
+        let texts = match kind {
+            ValueKind::Array(values) => {
+                values.into_iter().map(|value| as_text(value.kind)).collect::<Option<Vec<String>>>()
+            }
+            ValueKind::String(text) => in_brackets(&text),
+            _ => None,
+        };
+        let Some(texts) = texts else {
+            self.problem(path, key, "must be a list of texts, such as [\"one\", \"two\"]");
+            return Vec::new();
+        };
+        self.read_as(texts.clone());
+        texts
     }
 
     pub(super) fn text(&mut self, path: &[&str], key: &str) -> String {
@@ -287,6 +311,15 @@ impl Reader {
     }
 }
 
+fn as_text(kind: ValueKind) -> Option<String> {
+    if let ValueKind::String(text) = kind { Some(text) } else { None }
+}
+
+/// Reads a list of texts as it stands in a variable.
+fn in_brackets(text: &str) -> Option<Vec<String>> {
+    text.trim().starts_with('[').then(|| toml::Value::from_str(text.trim()).ok()?.try_into().ok())?
+}
+
 fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let digits = text.find(|letter: char| !letter.is_ascii_digit() && letter != '_').unwrap_or(text.len());
@@ -322,6 +355,9 @@ fn shown(kind: &ValueKind) -> toml::Value {
         ValueKind::I64(number) => (*number).into(),
         ValueKind::Float(number) => (*number).into(),
         ValueKind::String(text) => text.clone().into(),
+        ValueKind::Array(values) => {
+            toml::Value::Array(values.iter().map(|value| shown(&value.kind)).collect())
+        }
         _ => toml::Value::String(String::new()),
     }
 }

@@ -88,6 +88,8 @@ pub struct WorkerSettings {
     pub bytes_in_flight_max: i64,
     /// `checkpoint_seconds`.
     pub checkpoint: Duration,
+    /// `tools_max`: at least 1.
+    pub tools_max: usize,
     /// `state_dir`, or where it is by the surroundings; `None`: nowhere.
     pub state_dir: Option<PathBuf>,
 }
@@ -164,6 +166,19 @@ impl Models {
         self.0.get(name).or_else(|| self.0.get(undated(name)))
     }
 }
+
+/// `[queues."NAME"]`: what is set for the jobs of one queue.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Queue {
+    /// `tools`: what its jobs may have run; each is in `[tools]`.
+    pub tools: Vec<String>,
+    /// `profile`: the account that its jobs are asked with; `None`: the default one.
+    pub profile: Option<String>,
+}
+
+/// The queues that something is set for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Queues(pub BTreeMap<String, Queue>);
 
 /// `log.format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::ask::{Ask, Role, Turn};
 use super::marker::{self, Continues, FaultKind, Length, Script, Stop};
 use super::shape;
+use super::tools::{self, Scripted, Use};
 use super::words::{self, Tokens};
 
 /// Words of the answer to a prompt without markers.
@@ -108,17 +109,24 @@ pub struct Talk<'a> {
 
 /// Returns the whole answer to a prompt, however many calls it takes.
 pub fn whole(prompt: &str) -> Result<String, String> {
-    Ok(whole_of(&marker::read(prompt)?, prompt).text)
+    Ok(whole_of(&marker::read(prompt)?, prompt, "").text)
 }
 
-fn whole_of(script: &Script, prompt: &str) -> Tokens {
+/// `told`: what the scripted tools gave, which comes first.
+fn whole_of(script: &Script, prompt: &str, told: &str) -> Tokens {
     let seed = script.seed.as_deref().unwrap_or(prompt);
-    match &script.length {
+    let mut whole = words::of_text(told);
+    if !whole.is_empty() && script.length != Length::Usual {
+        whole.append(&words::of_text("\n\n"));
+    }
+    whole.append(&match &script.length {
+        Length::Usual if !script.tools.is_empty() => Tokens::default(),
         Length::Usual => words::of_words(seed, USUAL_WORDS),
         Length::Words(count) => words::of_words(seed, *count),
         Length::Tokens(count) => words::of_tokens(seed, *count),
         Length::Say(text) => words::of_text(text),
-    }
+    });
+    whole
 }
 
 impl<'a> Talk<'a> {
@@ -144,11 +152,12 @@ impl<'a> Talk<'a> {
         let script = marker::read(prompt)?;
         // What a marker says that the answer is comes before what it should look like.
         let schema = schema.filter(|_| script.length == Length::Usual);
+        let told = if script.tools.is_empty() { String::new() } else { tools::told(&turns[question..]) };
         let whole = match schema {
             Some(schema) => {
                 words::of_text(&shape::json(schema, script.seed.as_deref().unwrap_or(prompt), None))
             }
-            None => whole_of(&script, prompt),
+            None => whole_of(&script, prompt, &told),
         };
         let mut talk = Self {
             prompt,
@@ -162,13 +171,16 @@ impl<'a> Talk<'a> {
             schema,
             shown: false,
         };
-        for turn in &turns[question + 1..] {
+        for (at, turn) in turns.iter().enumerate().skip(question + 1) {
             if turn.role != Role::Assistant {
                 talk.anchor = anchor_in(&turn.text);
                 continue;
             }
             talk.pauses += turn.server_tools;
             if !turn.tool_uses.is_empty() {
+                if let Some(calls) = talk.script.tools.get(talk.tool_turns) {
+                    tools::check_echo(at, turn, talk.script.thinking > 0, &talk.uses(calls))?;
+                }
                 talk.tool_turns += 1;
             } else if schema.is_some() {
                 talk.shown |= turn.text.trim() == talk.whole.text;
@@ -252,17 +264,22 @@ impl<'a> Talk<'a> {
             let thinking = words::of_tokens("thinking", self.script.thinking);
             answer.blocks.push(Block::Thinking(thinking, true));
         }
-        match &self.script.stop {
-            Some(stop) if stop.reason == "pause_turn" && self.pauses < stop.count => {
+        let calls = self.script.tools.get(self.tool_turns);
+        match (&self.script.stop, calls) {
+            (Some(stop), _) if stop.reason == "pause_turn" && self.pauses < stop.count => {
                 answer.blocks.extend(self.tool_blocks("server_tool_use", "web_search", 1));
                 stop.reason.clone_into(&mut answer.stop_reason);
             }
-            Some(stop) if stop.reason == "tool_use" && self.tool_turns < stop.turns => {
-                let name = ask.tool.as_deref().unwrap_or("get_weather");
+            (_, Some(calls)) => {
+                answer.blocks.extend(self.scripted_blocks(calls));
+                "tool_use".clone_into(&mut answer.stop_reason);
+            }
+            (Some(stop), _) if stop.reason == "tool_use" && self.tool_turns < stop.turns => {
+                let name = ask.tools.first().map_or("get_weather", String::as_str);
                 answer.blocks.extend(self.tool_blocks("tool_use", name, stop.count));
                 stop.reason.clone_into(&mut answer.stop_reason);
             }
-            stop => {
+            (stop, None) => {
                 let text = self.rest();
                 if !text.is_empty() {
                     answer.blocks.push(Block::Text(text));
@@ -304,7 +321,6 @@ impl<'a> Talk<'a> {
 
     fn tool_blocks(&self, kind: &'static str, name: &str, count: usize) -> Vec<Block> {
         let turn = self.tool_turns + self.pauses;
-        let prefix = if kind == "tool_use" { "toolu" } else { "srvtoolu" };
         let mut blocks = vec![Block::Text(words::of_text(LEAD))];
         for number in 0..count {
             let subject = words::of_words(&format!("{turn}/{number}/{}", self.prompt), 3).text;
@@ -312,10 +328,43 @@ impl<'a> Talk<'a> {
                 "get_weather" => json!({ "location": subject }),
                 _ => json!({ "query": subject }),
             };
-            let id = format!("{prefix}_{turn:02}{number:02}{}", &fingerprint(self.prompt));
+            let id = self.call_id(kind, number);
             blocks.push(Block::Tool(kind, id, name.to_owned(), words::of_text(&input.to_string())));
         }
         blocks
+    }
+
+    fn scripted_blocks(&self, calls: &[Scripted]) -> Vec<Block> {
+        let mut blocks = vec![Block::Text(words::of_text(LEAD))];
+        blocks.extend(
+            calls
+                .iter()
+                .zip(self.uses(calls))
+                .map(|(call, said)| Block::Tool("tool_use", said.id, said.name, words::of_text(&call.input))),
+        );
+        blocks
+    }
+
+    /// The calls of the turn that comes now, as a client sends them back.
+    fn uses(&self, calls: &[Scripted]) -> Vec<Use> {
+        let said = calls.iter().enumerate().map(|(number, call)| Use {
+            id: self.call_id("tool_use", number),
+            name: call.name.clone(),
+            input: call.value(),
+        });
+        said.collect()
+    }
+
+    fn call_id(&self, kind: &str, number: usize) -> String {
+        let prefix = if kind == "tool_use" { "toolu" } else { "srvtoolu" };
+        let turn = self.tool_turns + self.pauses;
+        format!("{prefix}_{turn:02}{number:02}{}", fingerprint(self.prompt))
+    }
+
+    /// Names a scripted call that the request declares no tool for.
+    pub fn undeclared(&self, declared: &[String]) -> Option<&str> {
+        let mut calls = self.script.tools.iter().flatten().map(|call| call.name.as_str());
+        calls.find(|name| !declared.iter().any(|known| known == name))
     }
 }
 
@@ -343,15 +392,10 @@ impl Answer {
 
     /// Keeps `max_tokens`.
     fn limit(&mut self, max_tokens: usize) {
-        let mut left = max_tokens;
         if self.blocks.iter().map(Block::tokens).sum::<usize>() <= max_tokens && max_tokens > 0 {
             return;
         }
-        self.blocks.retain_mut(|block| {
-            block.truncate(left);
-            left -= block.tokens();
-            block.tokens() > 0
-        });
+        cut(&mut self.blocks, max_tokens);
         "max_tokens".clone_into(&mut self.stop_reason);
         self.stop_sequence = None;
         self.stop_details = Value::Null;
@@ -382,15 +426,21 @@ impl Answer {
 
     /// Returns the first tokens of the content, the last block left as it is cut.
     pub fn first(&self, tokens: usize) -> Vec<Block> {
-        let mut left = tokens;
         let mut blocks = self.blocks.clone();
-        blocks.retain_mut(|block| {
-            block.truncate(left);
-            left -= block.tokens();
-            block.tokens() > 0
-        });
+        cut(&mut blocks, tokens);
         blocks
     }
+}
+
+/// Leaves so many tokens. A call without a word of input is said with what stands before it.
+fn cut(blocks: &mut Vec<Block>, tokens: usize) {
+    let mut left = tokens;
+    blocks.retain_mut(|block| {
+        let silent = block.tokens() == 0 && left > 0;
+        block.truncate(left);
+        left -= block.tokens();
+        silent || block.tokens() > 0
+    });
 }
 
 /// Whether a turn is the user's own question, not a tool's result or a wish to go on.

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::models::{self, Model, Thinking};
 use super::problem::Problem;
 use super::shape;
+use super::tools::{self, Given, Use};
 
 /// The API versions that the stand-in knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,10 +50,12 @@ pub struct Turn {
     pub role: Role,
     /// Its text blocks, one after the other.
     pub text: String,
-    /// Ids of its `tool_use` blocks.
-    pub tool_uses: Vec<String>,
-    /// Ids that its `tool_result` blocks answer.
-    pub tool_results: Vec<String>,
+    /// Its `tool_use` blocks.
+    pub tool_uses: Vec<Use>,
+    /// Its `tool_result` blocks.
+    pub tool_results: Vec<Given>,
+    /// Whether its first block is thinking.
+    pub thinks_first: bool,
     /// Number of its `server_tool_use` blocks.
     pub server_tools: usize,
 }
@@ -72,8 +75,8 @@ pub struct Ask {
     pub stop_sequences: Vec<String>,
     /// The JSON schema that the answer is to follow.
     pub schema: Option<Value>,
-    /// Name of the first of `tools`.
-    pub tool: Option<String>,
+    /// Names of `tools`.
+    pub tools: Vec<String>,
     /// Size of the input.
     pub input_tokens: u64,
 }
@@ -87,8 +90,14 @@ pub enum Purpose {
     Count,
 }
 
-/// Starts every signature of a thinking block that the stand-in writes.
-pub const SIGNATURE: &str = "c3RhbmQtaW4";
+/// Returns the signature of a thinking block: of this text, and no other.
+pub fn signature(thinking: &str) -> String {
+    // FNV-1a: an older conversation must be understood by a newer version.
+    let hash = thinking.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("c3RhbmQtaW4{hash:016x}0dGhvdWdodA==")
+}
 
 /// Every field of a body, those of betas too.
 const FIELDS: &str = "model max_tokens messages system cache_control container context_management diagnostics \
@@ -135,6 +144,7 @@ impl Ask {
         let room = if purpose == Purpose::Count { usize::MAX } else { max_tokens };
         check_thinking(body, model, room)?;
         check_tools(body, model)?;
+        let tools = tools::declared(body, &turns)?;
         check_end(&turns, model, body)?;
         let input_tokens = input_tokens(body);
         if purpose == Purpose::Message && input_tokens > model.context as u64 {
@@ -149,7 +159,7 @@ impl Ask {
             stream: flag(body, "stream")?,
             stop_sequences: stop_sequences(body)?,
             schema: shape::asked(body)?,
-            tool: body.get("tools").and_then(|tools| tools[0]["name"].as_str()).map(str::to_owned),
+            tools,
             turns,
             input_tokens,
         })
@@ -209,21 +219,7 @@ fn turns(body: &Map<String, Value>, version: Version) -> Result<Vec<Turn>, Probl
     if turns.iter().find(|turn| turn.role != Role::System).is_none_or(|turn| turn.role != Role::User) {
         return Err(Problem::invalid("messages: first message must use the \"user\" role"));
     }
-    for (at, pair) in turns.windows(2).enumerate() {
-        let open: Vec<&str> = pair[0]
-            .tool_uses
-            .iter()
-            .filter(|id| !pair[1].tool_results.contains(id))
-            .map(String::as_str)
-            .collect();
-        if !open.is_empty() {
-            return Err(Problem::invalid(format!(
-                "messages.{at}: `tool_use` ids were found without `tool_result` blocks immediately after: {}. Each \
-                 `tool_use` block must have a corresponding `tool_result` block in the next message.",
-                open.join(", ")
-            )));
-        }
-    }
+    tools::check_results(&turns)?;
     Ok(turns)
 }
 
@@ -238,8 +234,14 @@ fn turn(at: usize, message: &Value, last: bool, version: Version) -> Result<Turn
         }
         None => return Err(Problem::invalid(format!("messages.{at}.role: Field required"))),
     };
-    let mut turn =
-        Turn { role, text: String::new(), tool_uses: Vec::new(), tool_results: Vec::new(), server_tools: 0 };
+    let mut turn = Turn {
+        role,
+        text: String::new(),
+        tool_uses: Vec::new(),
+        tool_results: Vec::new(),
+        thinks_first: false,
+        server_tools: 0,
+    };
     let empty = match message.get("content") {
         None => return Err(Problem::invalid(format!("messages.{at}.content: Field required"))),
         Some(Value::String(text)) => {
@@ -248,7 +250,7 @@ fn turn(at: usize, message: &Value, last: bool, version: Version) -> Result<Turn
         }
         Some(Value::Array(blocks)) => {
             for (position, block) in blocks.iter().enumerate() {
-                turn.block(&format!("messages.{at}.content.{position}"), block, version)?;
+                turn.block(&format!("messages.{at}.content.{position}"), position, block, version)?;
             }
             blocks.is_empty()
         }
@@ -268,8 +270,9 @@ fn turn(at: usize, message: &Value, last: bool, version: Version) -> Result<Turn
 }
 
 impl Turn {
-    fn block(&mut self, path: &str, block: &Value, version: Version) -> Result<(), Problem> {
+    fn block(&mut self, path: &str, position: usize, block: &Value, version: Version) -> Result<(), Problem> {
         let word = |name: &str| block.get(name).and_then(Value::as_str).unwrap_or("");
+        self.thinks_first |= position == 0 && matches!(word("type"), "thinking" | "redacted_thinking");
         match word("type") {
             "" => return Err(Problem::invalid(format!("{path}.type: Field required"))),
             "text" => {
@@ -292,15 +295,30 @@ impl Turn {
                 }
                 self.text.push_str(text);
             }
-            "thinking" if !word("signature").starts_with(SIGNATURE) => {
+            "thinking" if word("signature") != signature(word("thinking")) => {
                 return Err(Problem::invalid(format!("{path}: Invalid `signature` in `thinking` block")));
             }
             "document" if self.role == Role::Assistant && version == Version::New => {
                 let sentence = format!("{path}: `document` blocks are not permitted in assistant messages");
                 return Err(Problem::invalid(sentence));
             }
-            "tool_use" => self.tool_uses.push(word("id").to_owned()),
-            "tool_result" => self.tool_results.push(word("tool_use_id").to_owned()),
+            "tool_use" if self.role != Role::Assistant => {
+                let sentence = format!("{path}: `tool_use` blocks can only be in `assistant` messages");
+                return Err(Problem::invalid(sentence));
+            }
+            "tool_result" if self.role != Role::User => {
+                let sentence = format!("{path}: `tool_result` blocks can only be in `user` messages");
+                return Err(Problem::invalid(sentence));
+            }
+            "tool_use" => self.tool_uses.push(Use {
+                id: word("id").to_owned(),
+                name: word("name").to_owned(),
+                input: block.get("input").cloned().unwrap_or_default(),
+            }),
+            "tool_result" => {
+                let leads = self.tool_results.len() == position;
+                self.tool_results.push(Given::read(path, position, block, leads)?);
+            }
             "server_tool_use" => self.server_tools += 1,
             _ => {}
         }

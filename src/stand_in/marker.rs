@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::problem::{Problem, Shape};
+use super::tools::Scripted;
 
 /// Longest answer that may be asked for, in tokens or words.
 const LENGTH_MAX: usize = 1_000_000;
@@ -22,6 +23,8 @@ pub struct Script {
     pub seed: Option<String>,
     /// `stop`.
     pub stop: Option<Stop>,
+    /// `tool`: the calls of each turn, `next` between turns.
+    pub tools: Vec<Vec<Scripted>>,
     /// `thinking`: tokens of thinking before the answer.
     pub thinking: usize,
     /// `continue`.
@@ -219,12 +222,22 @@ pub fn read(prompt: &str) -> Result<Script, String> {
         if !behind.starts_with(|c: char| c.is_ascii_lowercase()) {
             continue;
         }
+        if let Some(tool) = behind.strip_prefix("tool ") {
+            let (call, behind) =
+                Scripted::read(tool).map_err(|why| format!("[[{}: {why}", start_of(behind)))?;
+            rest = behind;
+            script.call(call);
+            continue;
+        }
         let Some((inside, behind)) = behind.split_once("]]") else {
             return Err(format!("[[{}: the marker is not closed with ]]", start_of(behind)));
         };
         rest = behind;
         let marker = Marker::split(inside);
         script.take(&marker).map_err(|why| format!("[[{}]]: {why}", start_of(inside)))?;
+    }
+    if script.tools.last().is_some_and(Vec::is_empty) {
+        return Err("[[next]]: there is no [[tool …]] behind it".to_owned());
     }
     Ok(script)
 }
@@ -319,6 +332,14 @@ fn number(value: &str, name: &str) -> Result<usize, String> {
 }
 
 impl Script {
+    fn call(&mut self, call: Scripted) {
+        self.names.push(name_of("tool", Some(&call.name)));
+        match self.tools.last_mut() {
+            Some(turn) => turn.push(call),
+            None => self.tools.push(vec![call]),
+        }
+    }
+
     fn take(&mut self, marker: &Marker<'_>) -> Result<(), String> {
         if self.setting(marker)? {
             if marker.times.is_some() && !matches!(marker.name, "say" | "seed") {
@@ -348,6 +369,13 @@ impl Script {
             "say" => self.length = Length::Say(marker.rest.to_owned()),
             "seed" => self.seed = Some(marker.rest.to_owned()),
             "stop" => self.stop = Some(stop(marker)?),
+            "next" => {
+                marker.only(&[], 0)?;
+                if self.tools.last().is_none_or(Vec::is_empty) {
+                    return Err("there is no [[tool …]] before it".to_owned());
+                }
+                self.tools.push(Vec::new());
+            }
             "cache" => {
                 marker.only(&["read", "write"], 0)?;
                 self.cache_read = marker.number("read")?.unwrap_or(0) as u64;
@@ -527,6 +555,9 @@ mod tests {
             ("[[error 200]]", "[[error 200]]: 200 is not a status between 400 and 599"),
             ("[[delay 5]]", "[[delay 5]]: \"5\" is not a time such as 200ms or 2s, at most one hour"),
             ("[[cut before=3]]", "[[cut before=3]]: before= is no option of this marker"),
+            ("[[next]] [[tool a]]", "[[next]]: there is no [[tool …]] before it"),
+            ("[[tool a]] [[next]]", "[[next]]: there is no [[tool …]] behind it"),
+            ("[[tool a {}", "[[tool a {}: the marker is not closed with ]]"),
             ("[[words 4", "[[words 4: the marker is not closed with ]]"),
             ("[[words 4 x2]]", "[[words 4 x2]]: only faults can be counted with xN"),
         ];

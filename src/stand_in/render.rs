@@ -10,9 +10,10 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Block, Usage};
-use super::ask::SIGNATURE;
+use super::ask;
 use super::marker::{End, FaultKind, Garbage, Script};
 use super::problem::Problem;
+use super::words::Tokens;
 
 /// Bytes in one write of a long answer.
 const WRITE_BYTES: usize = 16 * 1024;
@@ -193,7 +194,7 @@ fn whole_block(block: &Block) -> Value {
     match block {
         Block::Text(tokens) => json!({ "type": "text", "text": tokens.text }),
         Block::Thinking(tokens, whole) => {
-            json!({ "type": "thinking", "thinking": tokens.text, "signature": signature(*whole) })
+            json!({ "type": "thinking", "thinking": tokens.text, "signature": signature(tokens, *whole) })
         }
         Block::Tool(kind, id, name, input) => {
             let input: Value = serde_json::from_str(&input.text).unwrap_or_else(|_| json!({}));
@@ -202,8 +203,8 @@ fn whole_block(block: &Block) -> Value {
     }
 }
 
-fn signature(whole: bool) -> String {
-    if whole { format!("{SIGNATURE}hdCBpdCB3YXMgdGhvdWdodA==") } else { String::new() }
+fn signature(thinking: &Tokens, whole: bool) -> String {
+    if whole { ask::signature(&thinking.text) } else { String::new() }
 }
 
 /// Writes events.
@@ -370,8 +371,8 @@ impl Pen {
         if kind == "text_delta" {
             self.garbage_in_text();
         }
-        if let Block::Thinking(_, true) = block {
-            let delta = json!({ "type": "signature_delta", "signature": signature(true) });
+        if let Block::Thinking(thinking, true) = block {
+            let delta = json!({ "type": "signature_delta", "signature": signature(thinking, true) });
             self.event(
                 "content_block_delta",
                 &json!({ "type": "content_block_delta", "index": index, "delta": delta }),

@@ -256,6 +256,10 @@ impl Call {
             Ok(talk) => talk,
             Err(why) => return self.refuse_message(&Problem::invalid(why), seen),
         };
+        if let Some(name) = talk.undeclared(&ask.tools) {
+            let why = format!("[[tool {name}]]: the request declares no tool of this name");
+            return self.refuse_message(&Problem::invalid(why), seen);
+        }
         talk.prompt[..talk.prompt.floor_char_boundary(PROMPT_SHOWN)].clone_into(&mut seen.prompt);
         seen.continued = talk.continues();
         seen.lost_place = talk.lost;

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says by panicking what went wrong")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -250,6 +251,43 @@ fn a_models_name_may_have_dots_and_dashes() {
 }
 
 #[test]
+fn a_queue_is_named_as_people_name_queues() {
+    let config = place()
+        .file("[queues.\"big/jobs\"]\n[queues.bulk]\nprofile = 'default'\n[queues.\"say \\\"x\\\"\"]\n")
+        .var("PROMPTMILL_QUEUES__BIG_JOBS__PROFILE", "default")
+        .var("PROMPTMILL_QUEUES__DEFAULT__PROFILE", "default")
+        .var("PROMPTMILL_QUEUES__a__b__PROFILE", "default")
+        .flag("queues.later.profile", "default")
+        .good();
+    let names: Vec<&str> = config.queues.0.keys().map(String::as_str).collect();
+    assert_eq!(names, ["a__b", "big/jobs", "bulk", "default", "later", "say \"x\""]);
+    assert!(config.queues.0.iter().all(|(name, queue)| queue.profile.is_some() != name.contains('x')));
+    assert_eq!(origin(&config, "queues.\"big/jobs\".profile"), "PROMPTMILL_QUEUES__BIG_JOBS__PROFILE");
+    assert_eq!(place().file(&to_toml(&config)).good().queues, config.queues);
+    // What stands for any name in the list of defaults is none.
+    assert!(place().good().queues.0.is_empty());
+}
+
+#[test]
+fn a_named_section_refuses_what_it_does_not_know() {
+    for (place, says) in [
+        (place().file("[queues.bulk]\nprofil = 'x'"), "did you mean queues.\"NAME\".profile?"),
+        (place().file("[queues]\nprofile = 'x'"), "queues.profile ("),
+        (place().file("[queues]\nprofile = 'x'"), "is a queue: write [queues.\"NAME\"]"),
+        (place().file("[queue.bulk]\nprofile = 'x'"), "did you mean [queues]?"),
+        (place().var("PROMPTMILL_QUEUES__BULK__PROFILE", "x"), "BULK is no known queue"),
+        (place().var("PROMPTMILL_QUEUES__PROFILE", "x"), "did you mean PROMPTMILL_QUEUES__NAME__PROFILE?"),
+        (
+            place().var("PROMPTMILL_QUEUES__DEFAULT__PROFIL", "x"),
+            "did you mean PROMPTMILL_QUEUES__NAME__PROFILE?",
+        ),
+        (place().flag("queues.profile", "x"), "did you mean queues.\"NAME\".profile?"),
+    ] {
+        assert!(place.refused().contains(says), "{} | {says}", place.refused());
+    }
+}
+
+#[test]
 fn known_models_come_with_their_facts_and_without_their_dates() {
     let config = place().good();
     assert!(config.models.get("claude-haiku-4-5-20251001").unwrap().prefill);
@@ -394,12 +432,21 @@ fn what_config_prints_is_a_file_that_says_the_same() {
 
 #[test]
 fn every_knob_is_read_by_somebody() {
-    let config = place().good();
+    // One of each kind, of a name that all of them may have.
+    let named: BTreeSet<&str> =
+        knobs().iter().filter_map(|knob| knob.section.strip_suffix(".\"NAME\"")).collect();
+    let part = |section: &&str| {
+        // A tool that does nothing is refused.
+        let least = if *section == "tools" { "\ncommand = ['true']" } else { "" };
+        format!("[{section}.claude-sonnet-5-5]{least}")
+    };
+    let parts: Vec<String> = named.iter().map(part).collect();
+    let config = place().file(&parts.join("\n")).good();
     for knob in knobs() {
         let section = knob.section.replace("NAME", "claude-sonnet-5-5");
         let read = config.entries.iter().any(|entry| entry.section == section && entry.key == knob.key);
         // A table without entries has no line of its own.
-        assert!(read || knob.name() == "api.headers", "{} is read by nobody", knob.name());
+        assert!(read || knob.key == "headers", "{} is read by nobody", knob.name());
     }
 }
 

@@ -15,3 +15,4 @@ mod stand_in;
 mod store;
 mod support;
 mod tidy;
+mod tools;

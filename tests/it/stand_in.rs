@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says by panicking what went wrong")]
 
 mod shape;
-
+mod tools;
 
 use std::collections::BTreeSet;
 use std::sync::Once;

@@ -307,7 +307,7 @@ fn is_local(base: &str) -> bool {
 
 /// TLS with the roots that were built in and those of the system: a container without a CA store
 /// still reaches the API, and a company's own root is still trusted.
-fn tls() -> Result<rustls::ClientConfig, SetupError> {
+pub(crate) fn tls() -> Result<rustls::ClientConfig, SetupError> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().cloned());
     let system = rustls_native_certs::load_native_certs();

@@ -571,7 +571,7 @@ mod tests {
     const SCHEMA: &str = r#"{"type":"object","properties":{"b":{"type":"string","maxLength":9},"a":{"type":"null"}},"required":["b","a"]}"#;
 
     fn facts(structured: bool) -> ModelFacts {
-        ModelFacts { max_tokens: 1, prefill: true, window: None, structured }
+        ModelFacts { max_tokens: 1, binding: false, prefill: true, window: None, structured }
     }
 
     #[test]
