@@ -33,6 +33,7 @@ use self::sqlite::SqliteStore;
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 use crate::domain::pace::{Each, Grant, Take};
+use crate::domain::tool::{Asked, ToolResult};
 
 /// Why a database operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -380,8 +381,37 @@ pub trait Store: Send + Sync {
     /// as late.
     async fn settle(&self, settlements: &[Arc<Settlement>], worker: WorkerId) -> Result<Written, StoreError>;
 
-    /// Puts jobs back, with the ledger row of the call that led there, fenced.
+    /// Puts jobs back, with the ledger row of the call that led there, fenced. One that waits for tools
+    /// ([`Back::Waiting`](crate::domain::ledger::Back::Waiting)) has its calls in `tool_calls` from then
+    /// on; it is pending at once where each of them has its result already.
     async fn release(&self, releases: &[Arc<Release>], worker: WorkerId) -> Result<Written, StoreError>;
+
+    /// Says, before this worker starts tools, that it does: their calls stand in `tool_calls`, taken by
+    /// it, fenced. One that stands there already keeps what it has; one that is answered stays as it is.
+    /// `false`: the lease is lost, and nothing may be started.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] where somebody else holds the job's row just now.
+    async fn open_tools(&self, lease: &Lease, asked: &Asked, worker: WorkerId) -> Result<bool, StoreError>;
+
+    /// Writes what a tool gave, fenced; the first result of a call stays. The call is found by the
+    /// ledger's row of its reply (claim and seq) and its place there. `false`: the lease is lost.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] where somebody else holds the job's row just now, [`StoreError::Refused`]
+    /// where blocks are not a JSON array.
+    async fn answer_tool(
+        &self,
+        lease: &Lease,
+        claim: i64,
+        seq: i32,
+        position: i32,
+        result: &ToolResult,
+    ) -> Result<bool, StoreError>;
+
+    /// Makes waiting jobs pending whose tool calls are all answered, at most `limit`; returns how many.
+    /// The answers do so themselves: this finds what slipped through.
+    async fn promote_answered(&self, limit: i64) -> Result<u64, StoreError>;
 
     /// Adds what a worker had from the API to the result of a job that was taken from it: text and
     /// content where it was cancelled or expired, once, and the sums over the ledger in any case, which

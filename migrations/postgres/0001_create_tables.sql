@@ -1,4 +1,4 @@
--- The contract: what people write (jobs), change (job_state, queues, gates) and read (results, calls, views).
+-- The contract: what people write (jobs), change (job_state, tool_calls, queues, gates) and read (results, calls, views).
 -- Run inside one transaction with search_path = <schema>, pg_temp. Nothing here names the schema: the functions
 -- keep that search_path. PostgreSQL 13 or newer. There is no older binary to run beside this.
 --
@@ -87,6 +87,8 @@ CREATE TABLE job_state (
 CREATE INDEX job_state_claimable ON job_state (queue, model, priority DESC, batch DESC, (job_id + 0)) WHERE state = 'pending';
 CREATE INDEX job_state_scheduled ON job_state (available_at) WHERE state = 'scheduled';
 CREATE INDEX job_state_running   ON job_state (claimed_by, job_id) WHERE state = 'running';
+-- For counting them, and for finding those whose calls are all answered.
+CREATE INDEX job_state_waiting   ON job_state (queue, job_id) WHERE state = 'waiting';
 CREATE INDEX job_state_deadline  ON job_state (deadline_at) WHERE deadline_at IS NOT NULL AND state <> 'done';
 CREATE INDEX job_state_batch     ON job_state (batch, state) WHERE batch <> '' AND state <> 'done';
 
@@ -166,6 +168,31 @@ CREATE TABLE calls (
     content        json,
     CONSTRAINT calls_job_id_claim_seq PRIMARY KEY (job_id, claim, seq)
 );
+
+-- Calls of your tools, each found by the ledger's row of the reply that made it (claim, seq). A job that waits for them
+-- goes on when each has a result: UPDATE tool_calls SET result = '...' WHERE job_id = ... AND call_id = '...'.
+-- People may update result, result_content, is_error, taken_by and taken_at; all columns but worker are promised.
+CREATE TABLE tool_calls (
+    job_id         bigint NOT NULL,
+    claim          bigint NOT NULL,
+    seq            integer NOT NULL,
+    position       integer NOT NULL,              -- among the calls of its reply, from 0
+    run            bigint NOT NULL,
+    call_id        text NOT NULL,
+    name           text NOT NULL,
+    is_error       boolean NOT NULL DEFAULT false,
+    taken_by       text,                          -- whoever works on it: a tool server's name, or 'worker <id>'
+    taken_at       timestamptz,
+    created_at     timestamptz NOT NULL DEFAULT now(),
+    answered_at    timestamptz,                   -- set by itself
+    worker         bigint,                        -- who opened it: tells our rows from other people's
+    input          json,
+    result         text,                          -- '' is an answer
+    result_content json CONSTRAINT result_content_is_a_json_array CHECK (json_typeof(result_content) = 'array'),
+    CONSTRAINT tool_calls_job_id_claim_seq_position PRIMARY KEY (job_id, claim, seq, position),
+    CONSTRAINT result_or_result_content CHECK (result IS NULL OR result_content IS NULL)
+);
+CREATE INDEX tool_calls_open ON tool_calls (job_id, run) WHERE result IS NULL AND result_content IS NULL;
 
 -- Text of running streams, each row only what came since the last. The worker's own.
 CREATE TABLE checkpoints (
@@ -280,6 +307,11 @@ BEGIN
     DELETE FROM results WHERE job_id = ANY (ARRAY(SELECT id FROM old_jobs));
     DELETE FROM calls WHERE job_id = ANY (ARRAY(SELECT id FROM old_jobs));
     DELETE FROM checkpoints WHERE job_id = ANY (ARRAY(SELECT id FROM old_jobs));
+    -- Whoever is just now changing one waits for the job_state row, finds it gone, and deletes its own.
+    DELETE FROM tool_calls
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM tool_calls
+                              WHERE job_id = ANY (ARRAY(SELECT id FROM old_jobs))
+                                FOR UPDATE SKIP LOCKED));
     RETURN NULL;
 END $$;
 CREATE TRIGGER jobs_deleted AFTER DELETE ON jobs
@@ -287,10 +319,29 @@ CREATE TRIGGER jobs_deleted AFTER DELETE ON jobs
 
 CREATE FUNCTION jobs_truncated() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
-    TRUNCATE job_state, results, calls, checkpoints;
+    TRUNCATE job_state, results, calls, checkpoints, tool_calls;
     RETURN NULL;
 END $$;
 CREATE TRIGGER jobs_truncated BEFORE TRUNCATE ON jobs FOR EACH STATEMENT EXECUTE FUNCTION jobs_truncated();
+
+-- How many calls a job waits for. A plan that was made while the table was empty must not be kept.
+CREATE FUNCTION open_tool_calls_of(job bigint, of_run bigint) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+BEGIN
+    RETURN (SELECT count(*) FROM tool_calls
+             WHERE job_id = job AND run = of_run AND result IS NULL AND result_content IS NULL);
+END $$;
+
+-- Nobody is going to answer the calls of a job any more. A row that somebody just now answers is passed by: to wait for
+-- it here would be a deadlock, since it waits for the job_state row that is ours. It stays, as an answer in time does.
+CREATE FUNCTION forget_open_tool_calls(job bigint) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+BEGIN
+    DELETE FROM tool_calls
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM tool_calls
+                              WHERE job_id = job AND result IS NULL AND result_content IS NULL
+                                FOR UPDATE SKIP LOCKED));
+END $$;
 
 -- What people may do to a job. The worker's own changes also change claims or claimed_by, and promotion is told by
 -- its time, so they never come here.
@@ -298,6 +349,7 @@ CREATE FUNCTION job_state_by_hand() RETURNS trigger LANGUAGE plpgsql SECURITY DE
 DECLARE
     right_now timestamptz := clock_timestamp();
     moved boolean := NEW.available_at <> OLD.available_at;
+    unanswered bigint;
 BEGIN
     IF NEW.state = 'cancelled' THEN
         IF OLD.state = 'done' THEN RETURN NULL; END IF;
@@ -323,6 +375,7 @@ BEGIN
     ELSIF OLD.state = 'done' AND NEW.state = 'pending' THEN
         DELETE FROM results WHERE job_id = OLD.job_id;
         DELETE FROM checkpoints WHERE job_id = OLD.job_id;
+        PERFORM forget_open_tool_calls(OLD.job_id);
         IF NOT moved THEN NEW.available_at := right_now; END IF;
         IF NEW.available_at > right_now THEN NEW.state := 'scheduled'; END IF;
         NEW.run := OLD.run + 1;
@@ -337,6 +390,15 @@ BEGIN
           FROM jobs j
           LEFT JOIN queues q ON q.name = j.queue
          WHERE j.id = OLD.job_id;
+    ELSIF OLD.state = 'waiting' AND NEW.state = 'pending' THEN
+        unanswered := open_tool_calls_of(OLD.job_id, OLD.run);
+        IF unanswered > 0 THEN
+            RAISE EXCEPTION 'job % waits for % tool %: it goes on when each has one (UPDATE tool_calls SET result = ''...'' WHERE job_id = % AND call_id = ''...''; open_tool_calls shows them); set state to ''cancelled'' to cancel it',
+                OLD.job_id, unanswered, CASE unanswered WHEN 1 THEN 'result' ELSE 'results' END, OLD.job_id
+                USING ERRCODE = 'check_violation';
+        END IF;
+        NEW.available_at := right_now;
+        NEW.reason := NULL;
     ELSIF OLD.state IN ('pending', 'scheduled') AND NEW.state IN ('pending', 'scheduled') THEN
         IF NEW.state = 'pending' AND NOT moved THEN
             NEW.available_at := least(right_now, OLD.available_at);
@@ -408,6 +470,100 @@ CREATE TRIGGER job_state_taken_away AFTER UPDATE ON job_state FOR EACH ROW
     WHEN (OLD.claimed_by IS NOT NULL AND NEW.claims <> OLD.claims)
     EXECUTE FUNCTION job_state_taken_away();
 
+-- A job that waited for tool results ends without them: by a cancel, a deadline, or another worker's answer.
+CREATE FUNCTION job_state_waits_no_more() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    PERFORM forget_open_tool_calls(OLD.job_id);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER job_state_waits_no_more AFTER UPDATE ON job_state FOR EACH ROW
+    WHEN (OLD.state = 'waiting' AND NEW.state = 'done')
+    EXECUTE FUNCTION job_state_waits_no_more();
+
+-- What people may do to a tool call. A worker that answers one of its running job's own says when; nobody else does.
+CREATE FUNCTION tool_calls_by_hand() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    job_is text;
+BEGIN
+    IF OLD.result IS NOT NULL OR OLD.result_content IS NOT NULL THEN
+        IF NEW.result IS DISTINCT FROM OLD.result OR NEW.result_content::text IS DISTINCT FROM OLD.result_content::text
+           OR NEW.is_error <> OLD.is_error OR NEW.taken_by IS DISTINCT FROM OLD.taken_by
+           OR NEW.taken_at IS DISTINCT FROM OLD.taken_at OR NEW.answered_at IS DISTINCT FROM OLD.answered_at THEN
+            RAISE EXCEPTION 'tool call % of job % is answered, and an answered call is not changed; add: AND result IS NULL AND result_content IS NULL',
+                OLD.call_id, OLD.job_id USING ERRCODE = 'check_violation';
+        END IF;
+        RETURN NEW;
+    END IF;
+    IF NEW.result IS NULL AND NEW.result_content IS NULL THEN
+        IF NEW.answered_at IS NOT NULL THEN
+            RAISE EXCEPTION 'answered_at is set by itself when a result is: leave it out' USING ERRCODE = 'check_violation';
+        END IF;
+        RETURN NEW;
+    END IF;
+    SELECT s.state INTO job_is FROM job_state s WHERE s.job_id = OLD.job_id AND s.run = OLD.run;
+    IF NEW.answered_at IS NOT NULL THEN
+        IF job_is IS DISTINCT FROM 'running' THEN
+            RAISE EXCEPTION 'answered_at is set by itself when a result is: leave it out' USING ERRCODE = 'check_violation';
+        END IF;
+        RETURN NEW;
+    END IF;
+    IF job_is IS DISTINCT FROM 'waiting' THEN
+        RAISE EXCEPTION 'job % does not wait for the result of tool call % (it is %): only the calls in open_tool_calls are answered',
+            OLD.job_id, OLD.call_id, coalesce(job_is, 'gone or run again') USING ERRCODE = 'check_violation';
+    END IF;
+    NEW.answered_at := clock_timestamp();
+    RETURN NEW;
+END $$;
+CREATE TRIGGER tool_calls_by_hand
+    BEFORE UPDATE OF result, result_content, is_error, taken_by, taken_at, answered_at ON tool_calls
+    FOR EACH ROW EXECUTE FUNCTION tool_calls_by_hand();
+
+-- The last answer sends a waiting job on. Two servers may answer its last two calls at the same moment: whoever counts
+-- holds the job_state row, and so sees what the one before has committed. Whoever changes anything of a call keeps the
+-- job from being deleted meanwhile; where it was, the call goes too.
+CREATE FUNCTION tool_calls_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+    SET enable_seqscan = off AS $$
+DECLARE
+    job record;
+    job_is record;
+BEGIN
+    -- Everybody locks in the same order.
+    FOR job IN
+        SELECT n.job_id, bool_or(n.answered_at IS NOT NULL) AS answered FROM new_calls n GROUP BY n.job_id ORDER BY n.job_id
+    LOOP
+        IF job.answered THEN
+            SELECT s.state, s.run INTO job_is FROM job_state s WHERE s.job_id = job.job_id FOR NO KEY UPDATE;
+        ELSE
+            SELECT s.state, s.run INTO job_is FROM job_state s WHERE s.job_id = job.job_id FOR KEY SHARE;
+        END IF;
+        IF NOT FOUND THEN
+            DELETE FROM tool_calls t USING new_calls n
+             WHERE n.job_id = job.job_id
+               AND t.job_id = n.job_id AND t.claim = n.claim AND t.seq = n.seq AND t.position = n.position;
+        ELSIF job.answered AND job_is.state = 'waiting' AND open_tool_calls_of(job.job_id, job_is.run) = 0 THEN
+            UPDATE job_state SET state = 'pending' WHERE job_id = job.job_id;
+        END IF;
+    END LOOP;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER tool_calls_changed AFTER UPDATE ON tool_calls
+    REFERENCING NEW TABLE AS new_calls FOR EACH STATEMENT EXECUTE FUNCTION tool_calls_changed();
+
+CREATE FUNCTION tool_calls_deleted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+DECLARE
+    job_is text;
+BEGIN
+    SELECT s.state INTO job_is FROM job_state s
+     WHERE s.job_id = OLD.job_id AND s.run = OLD.run AND s.state IN ('running', 'waiting');
+    IF FOUND THEN
+        RAISE EXCEPTION 'job % is % and needs its tool calls: answer them, or set its job_state.state to ''cancelled''', OLD.job_id, job_is
+            USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN OLD;
+END $$;
+CREATE TRIGGER tool_calls_stay_with_their_job BEFORE DELETE ON tool_calls FOR EACH ROW WHEN (pg_trigger_depth() = 0)
+    EXECUTE FUNCTION tool_calls_deleted();
+
 -- What nobody may do.
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 BEGIN
@@ -424,6 +580,14 @@ CREATE TRIGGER job_state_is_not_truncated BEFORE TRUNCATE ON job_state FOR EACH 
     EXECUTE FUNCTION refuse('job_state rows go with their jobs: TRUNCATE jobs instead');
 CREATE TRIGGER results_are_not_truncated BEFORE TRUNCATE ON results FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0)
     EXECUTE FUNCTION refuse('a done job keeps its result: TRUNCATE jobs instead');
+
+CREATE TRIGGER tool_calls_come_with_a_reply BEFORE INSERT ON tool_calls FOR EACH ROW WHEN (NEW.worker IS NULL)
+    EXECUTE FUNCTION refuse('tool_calls rows come with the reply of the model that makes the calls: UPDATE them to answer; nobody inserts them');
+CREATE TRIGGER tool_calls_are_not_changed
+    BEFORE UPDATE OF job_id, claim, seq, position, run, call_id, name, created_at, worker, input ON tool_calls
+    FOR EACH ROW EXECUTE FUNCTION refuse('tool calls are not changed: only result, result_content, is_error, taken_by and taken_at may be updated');
+CREATE TRIGGER tool_calls_are_not_truncated BEFORE TRUNCATE ON tool_calls FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0)
+    EXECUTE FUNCTION refuse('tool calls go with their jobs: TRUNCATE jobs instead');
 
 CREATE FUNCTION job_state_deleted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
@@ -464,7 +628,17 @@ CREATE TRIGGER gates_by_hand BEFORE UPDATE ON gates FOR EACH ROW WHEN (NEW.gener
 
 -- Else any role could hang them on a table of its own and have them run as the owner.
 REVOKE EXECUTE ON FUNCTION jobs_inserted(), jobs_deleted(), jobs_truncated(), job_state_by_hand(), refuse(),
-    job_state_taken_away(), job_state_deleted(), results_deleted(), gates_by_hand() FROM PUBLIC;
+    job_state_taken_away(), job_state_waits_no_more(), job_state_deleted(), results_deleted(), gates_by_hand(),
+    tool_calls_by_hand(), tool_calls_changed(), tool_calls_deleted(), open_tool_calls_of(bigint, bigint),
+    forget_open_tool_calls(bigint) FROM PUBLIC;
+
+-- What you are asked: calls of your tools that have no result yet, and whose job waits for it.
+CREATE VIEW open_tool_calls AS
+SELECT t.job_id, t.claim, t.seq, t.position, s.queue, nullif(s.batch, '') AS batch, t.call_id, t.name, t.input,
+       t.taken_by, t.taken_at, t.created_at
+  FROM tool_calls t
+  JOIN job_state s ON s.job_id = t.job_id AND s.run = t.run
+ WHERE t.result IS NULL AND t.result_content IS NULL AND s.state = 'waiting';
 
 -- Each job with where it is and why it waits. No big columns.
 CREATE VIEW job_overview AS
@@ -481,6 +655,10 @@ SELECT j.id, j.queue, j.batch, j.key, s.state, r.outcome, r.stop_reason,
                      (SELECT coalesce(g.reason, g.scope || ' is ' || g.state) FROM gates g
                        WHERE g.state <> 'flowing' AND s.batch <> '' AND g.scope = 'batch:' || s.queue || '/' || s.batch),
                      CASE WHEN q.paused THEN 'queue paused' END)
+            WHEN s.state = 'waiting' THEN
+            (SELECT 'waits for ' || count(*) || CASE count(*) WHEN 1 THEN ' tool result' ELSE ' tool results' END
+               FROM tool_calls t
+              WHERE t.job_id = s.job_id AND t.run = s.run AND t.result IS NULL AND t.result_content IS NULL)
             ELSE s.reason END AS reason,
        r.error, r.input_tokens, r.output_tokens, r.cache_creation_input_tokens, r.cache_read_input_tokens,
        j.created_at, r.started_at, r.finished_at

@@ -1,4 +1,4 @@
--- The contract: what people write (jobs), change (job_state, queues, gates) and read (results, calls, views).
+-- The contract: what people write (jobs), change (job_state, tool_calls, queues, gates) and read (results, calls, views).
 -- Times are milliseconds since 1970, UTC. There is no older binary to run beside this.
 --
 -- Defaults, CHECKs and triggers run in the SQLite library of whoever writes: nothing newer than 3.37 in them, hence
@@ -107,6 +107,8 @@ CREATE TABLE job_state (
 CREATE INDEX job_state_claimable ON job_state (queue, model, priority DESC, batch DESC, job_id) WHERE state = 'pending';
 CREATE INDEX job_state_scheduled ON job_state (available_at) WHERE state = 'scheduled';
 CREATE INDEX job_state_running   ON job_state (claimed_by, job_id) WHERE state = 'running';
+-- For counting them, and for finding those whose calls are all answered.
+CREATE INDEX job_state_waiting   ON job_state (queue, job_id) WHERE state = 'waiting';
 CREATE INDEX job_state_deadline  ON job_state (deadline_at) WHERE deadline_at IS NOT NULL AND state <> 'done';
 CREATE INDEX job_state_batch     ON job_state (batch, state) WHERE batch <> '' AND state <> 'done';
 
@@ -186,6 +188,32 @@ CREATE TABLE calls (
     content        TEXT,
     CONSTRAINT calls_job_id_claim_seq PRIMARY KEY (job_id, claim, seq)
 ) STRICT;
+
+-- Calls of your tools, each found by the ledger's row of the reply that made it (claim, seq). A job that waits for them
+-- goes on when each has a result: UPDATE tool_calls SET result = '...' WHERE job_id = ... AND call_id = '...'.
+-- People may update result, result_content, is_error, taken_by and taken_at; all columns but worker are promised.
+CREATE TABLE tool_calls (
+    job_id         INTEGER NOT NULL,
+    claim          INTEGER NOT NULL,
+    seq            INTEGER NOT NULL,
+    position       INTEGER NOT NULL,             -- among the calls of its reply, from 0
+    run            INTEGER NOT NULL,
+    call_id        TEXT    NOT NULL,
+    name           TEXT    NOT NULL,
+    is_error       INTEGER NOT NULL DEFAULT 0 CONSTRAINT is_error_is_true_or_false CHECK (is_error IN (0, 1)),
+    taken_by       TEXT,                         -- whoever works on it: a tool server's name, or 'worker <id>'
+    taken_at       INTEGER CONSTRAINT taken_at_is_milliseconds CHECK (taken_at BETWEEN 100000000000 AND 253402300799999),
+    created_at     INTEGER NOT NULL DEFAULT (CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)),
+    answered_at    INTEGER,                      -- set by itself
+    worker         INTEGER,                      -- who opened it: tells our rows from other people's
+    input          TEXT CONSTRAINT input_is_json CHECK (input IS NULL OR json_valid(input)),
+    result         TEXT,                         -- '' is an answer
+    result_content TEXT CONSTRAINT result_content_is_a_json_array
+        CHECK (result_content IS NULL OR CASE WHEN json_valid(result_content) THEN json_type(result_content) = 'array' ELSE 0 END),
+    CONSTRAINT tool_calls_job_id_claim_seq_position PRIMARY KEY (job_id, claim, seq, position),
+    CONSTRAINT result_or_result_content CHECK (result IS NULL OR result_content IS NULL)
+) STRICT;
+CREATE INDEX tool_calls_open ON tool_calls (job_id, run) WHERE result IS NULL AND result_content IS NULL;
 
 -- Text of running streams, each row only what came since the last. The worker's own.
 CREATE TABLE checkpoints (
@@ -314,6 +342,7 @@ CREATE TRIGGER jobs_deleted AFTER DELETE ON jobs BEGIN
     DELETE FROM results WHERE job_id = OLD.id;
     DELETE FROM calls WHERE job_id = OLD.id;
     DELETE FROM checkpoints WHERE job_id = OLD.id;
+    DELETE FROM tool_calls WHERE job_id = OLD.id;
     DELETE FROM job_keys WHERE key = OLD.key;
 END;
 
@@ -330,6 +359,13 @@ WHEN NEW.claims = OLD.claims AND NEW.claimed_by IS OLD.claimed_by AND OLD.state 
         WHEN OLD.state IN ('pending', 'scheduled') AND NEW.state IN ('pending', 'scheduled')
             THEN CASE WHEN OLD.state = 'pending' AND NEW.state = 'scheduled' AND NEW.available_at <= CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)
                       THEN RAISE(ABORT, 'the job is pending and due: to schedule it, set available_at to a later time, in milliseconds since 1970') END
+        WHEN OLD.state = 'waiting' AND NEW.state = 'pending'
+            THEN CASE (SELECT count(*) FROM tool_calls t
+                        WHERE t.job_id = OLD.job_id AND t.run = OLD.run AND t.result IS NULL AND t.result_content IS NULL)
+                 WHEN 0 THEN NULL
+                 WHEN 1 THEN RAISE(ABORT, 'the job waits for 1 tool result: it goes on when its call has one (UPDATE tool_calls SET result = ''...'' WHERE job_id = ... AND call_id = ''...''; open_tool_calls shows it); set state to ''cancelled'' to cancel it')
+                 -- A sentence cannot hold a number here.
+                 ELSE RAISE(ABORT, 'the job waits for several tool results: it goes on when each of its calls has one (UPDATE tool_calls SET result = ''...'' WHERE job_id = ... AND call_id = ''...''; open_tool_calls shows them); set state to ''cancelled'' to cancel it') END
         WHEN NEW.state = OLD.state
             THEN RAISE(ABORT, 'available_at can be moved only while a job is pending or scheduled; add: AND state IN (''pending'', ''scheduled'')')
         WHEN NEW.state IN ('pending', 'scheduled')
@@ -356,12 +392,15 @@ CREATE TRIGGER job_state_cancelled AFTER UPDATE OF state ON job_state WHEN NEW.s
     UPDATE job_state
        SET state = 'done', available_at = OLD.available_at, claims = claims + 1, claimed_by = NULL, reason = NULL
      WHERE job_id = OLD.job_id;
+    DELETE FROM tool_calls
+     WHERE job_id = OLD.job_id AND OLD.state = 'waiting' AND result IS NULL AND result_content IS NULL;
 END;
 
 CREATE TRIGGER job_state_run_again AFTER UPDATE OF state ON job_state
 WHEN OLD.state = 'done' AND NEW.state = 'pending' AND NEW.claims = OLD.claims AND NEW.claimed_by IS OLD.claimed_by BEGIN
     DELETE FROM results WHERE job_id = OLD.job_id;
     DELETE FROM checkpoints WHERE job_id = OLD.job_id;
+    DELETE FROM tool_calls WHERE job_id = OLD.job_id AND result IS NULL AND result_content IS NULL;
     UPDATE job_state
        SET state = CASE WHEN NEW.available_at <> OLD.available_at
                          AND NEW.available_at > CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)
@@ -392,6 +431,53 @@ WHEN OLD.state IN ('pending', 'scheduled') AND NEW.state IN ('pending', 'schedul
        SET state = CASE WHEN available_at > CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER) AND available_at <> OLD.available_at THEN 'scheduled' ELSE 'pending' END,
            available_at = CASE WHEN available_at <> OLD.available_at THEN available_at ELSE min(available_at, CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)) END
      WHERE job_id = OLD.job_id;
+END;
+
+CREATE TRIGGER job_state_answered AFTER UPDATE OF state ON job_state
+WHEN OLD.state = 'waiting' AND NEW.state = 'pending' AND NEW.claims = OLD.claims AND NEW.claimed_by IS OLD.claimed_by BEGIN
+    UPDATE job_state
+       SET available_at = CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER), reason = NULL
+     WHERE job_id = OLD.job_id;
+END;
+
+-- A job that waited for tool results ends without them: by a deadline, or another worker's answer. (A cancel is told by
+-- a state of its own.)
+CREATE TRIGGER job_state_waits_no_more AFTER UPDATE OF state ON job_state
+WHEN OLD.state = 'waiting' AND NEW.state = 'done' BEGIN
+    DELETE FROM tool_calls WHERE job_id = OLD.job_id AND result IS NULL AND result_content IS NULL;
+END;
+
+-- What people may do to a tool call. A worker that answers one of its running job's own says when; nobody else does.
+CREATE TRIGGER tool_calls_by_hand
+BEFORE UPDATE OF result, result_content, is_error, taken_by, taken_at, answered_at ON tool_calls BEGIN
+    SELECT CASE
+        WHEN OLD.result IS NOT NULL OR OLD.result_content IS NOT NULL
+            THEN CASE WHEN NEW.result IS NOT OLD.result OR NEW.result_content IS NOT OLD.result_content
+                        OR NEW.is_error <> OLD.is_error OR NEW.taken_by IS NOT OLD.taken_by OR NEW.taken_at IS NOT OLD.taken_at
+                        OR (OLD.answered_at IS NOT NULL AND NEW.answered_at IS NOT OLD.answered_at)
+                      THEN RAISE(ABORT, 'the tool call is answered, and an answered call is not changed; add: AND result IS NULL AND result_content IS NULL') END
+        WHEN NEW.result IS NULL AND NEW.result_content IS NULL
+            THEN CASE WHEN NEW.answered_at IS NOT NULL
+                      THEN RAISE(ABORT, 'answered_at is set by itself when a result is: leave it out') END
+        WHEN NEW.answered_at IS NOT NULL
+            THEN CASE WHEN NOT EXISTS (SELECT 1 FROM job_state WHERE job_id = OLD.job_id AND run = OLD.run AND state = 'running')
+                      THEN RAISE(ABORT, 'answered_at is set by itself when a result is: leave it out') END
+        WHEN NOT EXISTS (SELECT 1 FROM job_state WHERE job_id = OLD.job_id AND run = OLD.run AND state = 'waiting')
+            THEN RAISE(ABORT, 'the job does not wait for the result of this tool call: only the calls in open_tool_calls are answered')
+    END;
+END;
+
+-- The last answer sends a waiting job on.
+CREATE TRIGGER tool_calls_answered AFTER UPDATE OF result, result_content ON tool_calls
+WHEN OLD.result IS NULL AND OLD.result_content IS NULL AND NEW.answered_at IS NULL
+     AND (NEW.result IS NOT NULL OR NEW.result_content IS NOT NULL) BEGIN
+    UPDATE tool_calls
+       SET answered_at = CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)
+     WHERE job_id = NEW.job_id AND claim = NEW.claim AND seq = NEW.seq AND position = NEW.position;
+    UPDATE job_state
+       SET state = 'pending'
+     WHERE job_id = NEW.job_id AND state = 'waiting'
+       AND NOT EXISTS (SELECT 1 FROM tool_calls t WHERE t.job_id = NEW.job_id AND t.run = NEW.run AND t.result IS NULL AND t.result_content IS NULL);
 END;
 
 -- A running job is taken from its worker: by a cancel, a deadline, the rescue, or another worker's answer. The call
@@ -452,6 +538,18 @@ WHEN EXISTS (SELECT 1 FROM job_state WHERE job_id = OLD.job_id AND state = 'done
     SELECT RAISE(ABORT, 'a done job keeps its result: DELETE FROM jobs to remove both, or set its job_state.state to ''pending'' to run it again');
 END;
 
+CREATE TRIGGER tool_calls_come_with_a_reply BEFORE INSERT ON tool_calls WHEN NEW.worker IS NULL BEGIN
+    SELECT RAISE(ABORT, 'tool_calls rows come with the reply of the model that makes the calls: UPDATE them to answer; nobody inserts them');
+END;
+CREATE TRIGGER tool_calls_are_not_changed
+BEFORE UPDATE OF job_id, claim, seq, position, run, call_id, name, created_at, worker, input ON tool_calls BEGIN
+    SELECT RAISE(ABORT, 'tool calls are not changed: only result, result_content, is_error, taken_by and taken_at may be updated');
+END;
+CREATE TRIGGER tool_calls_stay_with_their_job BEFORE DELETE ON tool_calls
+WHEN EXISTS (SELECT 1 FROM job_state WHERE job_id = OLD.job_id AND run = OLD.run AND state IN ('running', 'waiting')) BEGIN
+    SELECT RAISE(ABORT, 'the job is running or waiting and needs its tool calls: answer them, or set its job_state.state to ''cancelled''');
+END;
+
 -- A gate that a person changes: daemons see it by its generation, which they move themselves.
 CREATE TRIGGER gates_by_hand AFTER UPDATE ON gates WHEN NEW.generation = OLD.generation BEGIN
     UPDATE gates
@@ -462,6 +560,16 @@ CREATE TRIGGER gates_by_hand AFTER UPDATE ON gates WHEN NEW.generation = OLD.gen
            counters = CASE WHEN state <> 'flowing' THEN counters END
      WHERE scope = NEW.scope;
 END;
+
+-- What you are asked: calls of your tools that have no result yet, and whose job waits for it.
+CREATE VIEW open_tool_calls AS
+SELECT t.job_id, t.claim, t.seq, t.position, s.queue, nullif(s.batch, '') AS batch, t.call_id, t.name, t.input,
+       t.taken_by, t.taken_at, t.created_at,
+       strftime('%Y-%m-%dT%H:%M:%fZ', t.taken_at / 1000.0, 'unixepoch') AS taken_at_text,
+       strftime('%Y-%m-%dT%H:%M:%fZ', t.created_at / 1000.0, 'unixepoch') AS created_at_text
+  FROM tool_calls t
+  JOIN job_state s ON s.job_id = t.job_id AND s.run = t.run
+ WHERE t.result IS NULL AND t.result_content IS NULL AND s.state = 'waiting';
 
 -- Each job with where it is and why it waits. No big columns.
 CREATE VIEW job_overview AS
@@ -484,6 +592,10 @@ SELECT o.*,
                              (SELECT coalesce(g.reason, g.scope || ' is ' || g.state) FROM gates g
                                WHERE g.state <> 'flowing' AND s.batch <> '' AND g.scope = 'batch:' || s.queue || '/' || s.batch),
                              CASE WHEN q.paused THEN 'queue paused' END)
+                    WHEN s.state = 'waiting' THEN
+                    (SELECT 'waits for ' || count(*) || CASE count(*) WHEN 1 THEN ' tool result' ELSE ' tool results' END
+                       FROM tool_calls t
+                      WHERE t.job_id = s.job_id AND t.run = s.run AND t.result IS NULL AND t.result_content IS NULL)
                     ELSE s.reason END AS reason,
                r.error, r.input_tokens, r.output_tokens, r.cache_creation_input_tokens, r.cache_read_input_tokens,
                j.created_at, r.started_at, r.finished_at

@@ -10,7 +10,7 @@ use super::open::{Absent, Context};
 use super::out::{Out, time_rfc3339};
 use super::results::json_of;
 use crate::domain::job::JobId;
-use crate::store::{CallRow, Desk, JobRow, Texts};
+use crate::store::{CallRow, Desk, JobRow, Texts, ToolRow};
 
 /// Tells a job's whole story: what was asked, each call to the API, and how it ended.
 #[derive(Debug, clap::Args)]
@@ -29,6 +29,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let job = find(&*desk, &args.job).await?;
     let id = job.id;
     let calls = desk.calls(id).await.with_context(|| format!("failed to read the calls of job {id}"))?;
+    let tools = desk.tools(id).await.with_context(|| format!("failed to read the tool calls of job {id}"))?;
     let result = desk
         .results(&[id], Texts::Whole)
         .await
@@ -42,9 +43,11 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
             None => Value::Null,
         };
         let calls: Vec<Value> = calls.iter().map(call_json).collect();
-        out.line(&json!({"job": job_json(&job), "calls": calls, "result": result}).to_string())?;
+        let tools: Vec<Value> = tools.iter().map(tool_json).collect();
+        let all = json!({"job": job_json(&job), "calls": calls, "tool_calls": tools, "result": result});
+        out.line(&all.to_string())?;
     } else {
-        out.text(&story::tell(&job, &calls, result.as_ref(), texts))?;
+        out.text(&story::tell(&job, &calls, &tools, result.as_ref(), texts))?;
     }
     out.flush()?;
     Ok(Exit::Good)
@@ -77,6 +80,15 @@ fn job_json(job: &JobRow) -> Value {
         "policy": job.asked.policy, "metadata": job.asked.metadata,
         "created_at": time_rfc3339(job.created_at), "run_at": job.asked.run_at.map(time_rfc3339),
         "available_at": time_rfc3339(job.available_at), "deadline_at": job.deadline_at.map(time_rfc3339),
+    })
+}
+
+fn tool_json(tool: &ToolRow) -> Value {
+    json!({
+        "run": tool.run, "claim": tool.claim, "seq": tool.seq, "position": tool.position,
+        "call_id": tool.call_id, "name": tool.name, "input": tool.input, "result": tool.result,
+        "is_error": tool.is_error, "taken_by": tool.taken_by, "taken_at": tool.taken_at.map(time_rfc3339),
+        "created_at": time_rfc3339(tool.created_at), "answered_at": tool.answered_at.map(time_rfc3339),
     })
 }
 

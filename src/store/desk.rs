@@ -69,6 +69,37 @@ impl Inserted {
     }
 }
 
+/// A row of `tool_calls`. What was asked and given is cut to 4,000 characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolRow {
+    /// `run`.
+    pub run: i64,
+    /// `claim` of the ledger's row that brought it.
+    pub claim: i64,
+    /// `seq` of that row.
+    pub seq: i64,
+    /// `position`, from 0.
+    pub position: i64,
+    /// `call_id`.
+    pub call_id: String,
+    /// `name`.
+    pub name: String,
+    /// `input`: JSON text.
+    pub input: Option<String>,
+    /// `result`, or `result_content`: JSON text.
+    pub result: Option<String>,
+    /// `is_error`.
+    pub is_error: bool,
+    /// `taken_by`.
+    pub taken_by: Option<String>,
+    /// `taken_at`.
+    pub taken_at: Option<Moment>,
+    /// `created_at`.
+    pub created_at: Moment,
+    /// `answered_at`.
+    pub answered_at: Option<Moment>,
+}
+
 /// Which results to list. Empty lists and `None` do not narrow.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResultFilter {
@@ -487,6 +518,9 @@ pub trait Desk: Send + Sync {
 
     /// Returns the ledger of a job over all its runs, oldest first.
     async fn calls(&self, job: JobId) -> Result<Vec<CallRow>, StoreError>;
+
+    /// Returns the tool calls of a job over all its runs, in the order of the ledger.
+    async fn tools(&self, job: JobId) -> Result<Vec<ToolRow>, StoreError>;
 
     /// Returns matching jobs with ids above `after`, lowest first.
     async fn select(&self, which: &JobFilter, after: JobId, limit: i64) -> Result<Vec<JobId>, StoreError>;

@@ -10,6 +10,7 @@ mod gates;
 mod listen;
 mod migrate;
 mod rates;
+mod tools;
 mod upkeep;
 mod write;
 
@@ -30,11 +31,12 @@ use super::held::Held;
 use super::lanes::Lanes;
 use super::migrations::Meta;
 use super::{
-    Backlog, GateRow, Me, Migrate, Peer, Rescued, Store, StoreError, StoreSettings, Wanted, Written, op,
+    Backlog, GateRow, Me, Migrate, Peer, Rescued, Store, StoreError, StoreSettings, Wanted, Written, op, row,
 };
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 use crate::domain::pace::{Each, Grant, Take};
+use crate::domain::tool::{Asked, ToolResult};
 
 /// A Postgres database with our schema in it.
 pub struct PostgresStore {
@@ -251,6 +253,25 @@ impl Store for PostgresStore {
 
     async fn release(&self, releases: &[Arc<Release>], worker: WorkerId) -> Result<Written, StoreError> {
         self.release_jobs(releases, worker).await
+    }
+
+    async fn open_tools(&self, lease: &Lease, asked: &Asked, worker: WorkerId) -> Result<bool, StoreError> {
+        self.open_tool_calls(lease, asked, worker).await
+    }
+
+    async fn answer_tool(
+        &self,
+        lease: &Lease,
+        claim: i64,
+        seq: i32,
+        position: i32,
+        result: &ToolResult,
+    ) -> Result<bool, StoreError> {
+        self.answer_tool_call(lease, row::tool_answer(claim, seq, position, result)).await
+    }
+
+    async fn promote_answered(&self, limit: i64) -> Result<u64, StoreError> {
+        self.run(limit, |conn, limit| Box::pin(tools::promote_answered(conn, *limit))).await
     }
 
     async fn fill(&self, lease: &Lease, answer: &Answer) -> Result<bool, StoreError> {

@@ -84,7 +84,9 @@ GRANT UPDATE (state, priority, available_at) ON {schema}.job_state TO {operator}
 GRANT INSERT, UPDATE ON {schema}.queues, {schema}.gates TO {operator};
 GRANT UPDATE (rate, cap) ON {schema}.rates TO {operator};
 
--- Tool: answers tool calls; in this version there are none to answer.
+-- Tool: sees the tool calls, and answers them.
+GRANT SELECT ON {schema}.open_tool_calls, {schema}.tool_calls TO {tool};
+GRANT UPDATE (result, result_content, is_error, taken_by, taken_at) ON {schema}.tool_calls TO {tool};
 
 -- Worker: the daemon, and the commands of whoever runs it. No DDL.
 GRANT INSERT ({ENQUEUED}), DELETE
@@ -92,7 +94,7 @@ GRANT INSERT ({ENQUEUED}), DELETE
 -- Lets it lock rows of jobs; the update itself is refused by a trigger.
 GRANT UPDATE (id) ON {schema}.jobs TO {worker};
 GRANT UPDATE ON {schema}.job_state TO {worker};
-GRANT INSERT, UPDATE ON {schema}.results, {schema}.queues TO {worker};
+GRANT INSERT, UPDATE ON {schema}.results, {schema}.tool_calls, {schema}.queues TO {worker};
 GRANT INSERT, UPDATE, DELETE
    ON {schema}.calls, {schema}.checkpoints, {schema}.gates, {schema}.rates, {schema}.workers TO {worker};
 

@@ -7,9 +7,12 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use crate::domain::job::{Claimed, JobId, Lease};
-use crate::domain::ledger::{Answer, Call, Checkpoint, PastCall, Release};
+use crate::domain::ledger::{Answer, Back, Call, Checkpoint, PastCall, Release};
+use crate::domain::reply::{sanitise, sanitise_json};
+use crate::domain::tool::{Asked, PastTool, ToolCall, ToolContent, ToolResult};
 use crate::store::Rescued;
 
 /// Longest delay that is written: far beyond any hint of a server, and no overflow in a database.
@@ -104,6 +107,36 @@ struct ReleaseRow<'a> {
     deferrals: i32,
     reason: Option<&'a str>,
     called: bool,
+    asked_claim: Option<i64>,
+    asked_seq: Option<i32>,
+    tools: Option<Vec<ToolRow>>,
+}
+
+/// A row of `tool_calls`, but for what says where it belongs. Read by people, so without what no SQL
+/// text can hold; what the API sent stands in the ledger.
+#[derive(Debug, Serialize)]
+struct ToolRow {
+    position: i32,
+    call_id: String,
+    name: String,
+    input: String,
+}
+
+/// A result on its way into `tool_calls`.
+#[derive(Debug)]
+pub(crate) struct ToolAnswer {
+    /// Of the ledger's row.
+    pub(crate) claim: i64,
+    /// Of the ledger's row.
+    pub(crate) seq: i32,
+    /// Place among its calls.
+    pub(crate) position: i32,
+    /// `result`.
+    pub(crate) result: Option<String>,
+    /// `result_content`.
+    pub(crate) result_content: Option<String>,
+    /// `is_error`.
+    pub(crate) is_error: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -239,6 +272,10 @@ pub(crate) fn answer(lease: &Lease, answer: &Answer, now: Instant) -> Row {
 /// Returns the row of a release.
 pub(crate) fn release(release: &Release) -> Row {
     let lease = release.lease;
+    let asked = match &release.back {
+        Back::Waiting(asked) => Some(asked),
+        Back::Now | Back::After(_) => None,
+    };
     let json = json(&ReleaseRow {
         job_id: lease.job.0,
         claim: lease.claim,
@@ -248,8 +285,64 @@ pub(crate) fn release(release: &Release) -> Row {
         deferrals: release.deferrals,
         reason: release.reason.as_deref(),
         called: release.call.is_some(),
+        asked_claim: asked.map(|asked| asked.claim),
+        asked_seq: asked.map(|asked| asked.seq),
+        tools: asked.map(tool_rows),
     });
     Row { lease, json }
+}
+
+/// Returns the calls of a reply as one JSON array.
+pub(crate) fn tools(asked: &Asked) -> String {
+    json(&tool_rows(asked))
+}
+
+fn tool_rows(asked: &Asked) -> Vec<ToolRow> {
+    let row = |call: &ToolCall| ToolRow {
+        position: call.position,
+        call_id: sanitise(&call.call_id).0,
+        name: sanitise(&call.name).0,
+        input: sanitise_json(&call.input).0,
+    };
+    asked.tools.iter().map(row).collect()
+}
+
+/// Returns a result as it is written.
+pub(crate) fn tool_answer(claim: i64, seq: i32, position: i32, result: &ToolResult) -> ToolAnswer {
+    let (text, blocks) = match &result.content {
+        ToolContent::Text(text) => (Some(sanitise(text).0), None),
+        ToolContent::Blocks(blocks) => (None, Some(sanitise_json(blocks).0)),
+    };
+    ToolAnswer { claim, seq, position, result: text, result_content: blocks, is_error: result.is_error }
+}
+
+/// Returns the result of a tool call as other people's programs wrote it, if they did. What cannot be
+/// shown to the model is the account of a failure: one row must not stop a claim, nor send what the
+/// API refuses.
+pub(crate) fn tool_result(
+    result: Option<&[u8]>,
+    result_content: Option<&[u8]>,
+    is_error: bool,
+) -> Option<ToolResult> {
+    let failed = |why: &str| ToolResult { content: ToolContent::Text(why.to_owned()), is_error: true };
+    if let Some(bytes) = result_content {
+        return Some(match std::str::from_utf8(bytes) {
+            Ok(json) if is_blocks(json) => {
+                ToolResult { content: ToolContent::Blocks(json.to_owned()), is_error }
+            }
+            Ok(_) => failed("the tool's result cannot be shown: it is not a JSON array of content blocks"),
+            Err(_) => failed("the tool's result cannot be shown: it is not UTF-8"),
+        });
+    }
+    Some(match std::str::from_utf8(result?) {
+        Ok(text) => ToolResult { content: ToolContent::Text(text.to_owned()), is_error },
+        Err(_) => failed("the tool's result cannot be shown: it is not UTF-8"),
+    })
+}
+
+fn is_blocks(json: &str) -> bool {
+    serde_json::from_str::<Vec<&RawValue>>(json)
+        .is_ok_and(|blocks| blocks.iter().all(|block| block.get().starts_with('{')))
 }
 
 /// Returns a duration in whole milliseconds, at most some 292 million years.
@@ -275,6 +368,16 @@ pub(crate) fn hand_out(claimed: &mut [Claimed], calls: Vec<(JobId, PastCall)>) {
     for (job, call) in calls {
         if let Some(&at) = at.get(&job) {
             claimed[at].calls.push(call);
+        }
+    }
+}
+
+/// Gives each claimed job its tool calls, in the order they came.
+pub(crate) fn hand_out_tools(claimed: &mut [Claimed], tools: Vec<(JobId, PastTool)>) {
+    let at: HashMap<JobId, usize> = claimed.iter().enumerate().map(|(at, job)| (job.lease.job, at)).collect();
+    for (job, tool) in tools {
+        if let Some(&at) = at.get(&job) {
+            claimed[at].tools.push(tool);
         }
     }
 }

@@ -20,6 +20,7 @@ mod migrate;
 mod place;
 mod rates;
 mod reopen;
+mod tools;
 mod upkeep;
 mod write;
 
@@ -41,11 +42,12 @@ use tokio::time::Instant;
 use super::held::Held;
 use super::lanes::Lanes;
 use super::{
-    Backlog, GateRow, Me, Migrate, Peer, Rescued, Store, StoreError, StoreSettings, Wanted, Written, op,
+    Backlog, GateRow, Me, Migrate, Peer, Rescued, Store, StoreError, StoreSettings, Wanted, Written, op, row,
 };
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 use crate::domain::pace::{Each, Grant, Take};
+use crate::domain::tool::{Asked, ToolResult};
 use crate::failpoint::failpoint;
 
 /// A SQLite file with our schema in it.
@@ -297,6 +299,28 @@ impl Store for SqliteStore {
 
     async fn release(&self, releases: &[Arc<Release>], worker: WorkerId) -> Result<Written, StoreError> {
         self.release_jobs(releases, worker).await
+    }
+
+    async fn open_tools(&self, lease: &Lease, asked: &Asked, worker: WorkerId) -> Result<bool, StoreError> {
+        self.open_tool_calls(lease, asked, worker).await
+    }
+
+    async fn answer_tool(
+        &self,
+        lease: &Lease,
+        claim: i64,
+        seq: i32,
+        position: i32,
+        result: &ToolResult,
+    ) -> Result<bool, StoreError> {
+        self.answer_tool_call(lease, row::tool_answer(claim, seq, position, result)).await
+    }
+
+    async fn promote_answered(&self, limit: i64) -> Result<u64, StoreError> {
+        if !self.read((), |conn, ()| Box::pin(tools::is_any_answered(conn))).await? {
+            return Ok(0);
+        }
+        self.write(limit, |conn, limit| Box::pin(tools::promote_answered(conn, *limit))).await
     }
 
     async fn fill(&self, lease: &Lease, answer: &Answer) -> Result<bool, StoreError> {

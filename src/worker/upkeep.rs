@@ -33,6 +33,9 @@ const STEPS_MAX: usize = 20;
 const GATES_PRUNED_EVERY: Duration = Duration::from_hours(1);
 /// Other workers are looked at at least this often.
 const PEERS_EVERY_MAX: Duration = Duration::from_secs(5);
+/// Waiting jobs whose tool calls are all answered are looked for this often. An answer sends its job on
+/// by itself; two in one serializable moment may each take the other for missing.
+const ANSWERED_EVERY: Duration = Duration::from_secs(5);
 /// How often it is looked whether this version may still use the tables.
 const SCHEMA_EVERY: Duration = Duration::from_secs(2);
 
@@ -119,10 +122,10 @@ pub async fn share_rates(mill: Arc<Mill>, stop: CancellationToken) {
 pub async fn tick(mill: Arc<Mill>, wake: Wake, stop: CancellationToken) {
     let mut peers = Peers::default();
     let mut ailing = false;
-    let (mut looked, mut pruned) = (Seldom::default(), Seldom::default());
+    let (mut looked, mut pruned, mut swept) = (Seldom::default(), Seldom::default(), Seldom::default());
     loop {
         leave_if_outdated(&mill, &wake, &mut looked).await;
-        match round(&mill, &wake, &mut peers).await {
+        match round(&mill, &wake, &mut peers, &mut swept).await {
             Ok(()) => ailing = false,
             Err(err) => {
                 if !std::mem::replace(&mut ailing, true) {
@@ -154,7 +157,7 @@ async fn prune_gates(mill: &Mill, pruned: &mut Seldom) {
     }
 }
 
-async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreError> {
+async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers, swept: &mut Seldom) -> Result<(), StoreError> {
     drop_lost(mill).await?;
     keep_notes(mill).await?;
     // Many jobs may be due at the same time: a step a second would be the slowest part of the mill.
@@ -169,6 +172,9 @@ async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreE
         }
     }
     promote_overdue(mill, wake).await?;
+    if swept.is_due(ANSWERED_EVERY) && mill.store.promote_answered(STEP).await? > 0 {
+        wake.notify_one();
+    }
     for job in mill.store.expire(STEP).await? {
         failpoint!("expire");
         tracing::info!(job.id = %job, "job {job} ended: its deadline passed");

@@ -8,15 +8,23 @@ use crate::cli::out::{cell, cell_number, count, duration, number, one_line, prin
 use crate::domain::ledger::CallKind;
 use crate::domain::outcome::Outcome;
 use crate::domain::seam::Seam;
-use crate::store::{CallRow, JobRow, ResultRow, Texts};
+use crate::store::{CallRow, JobRow, ResultRow, Texts, ToolRow};
 
 /// Characters of a prompt or an answer, unless all of it is wanted.
 const TEXT_MAX: usize = 400;
+/// Characters of what a tool was asked or gave, unless all of it is wanted.
+const TOOL_MAX: usize = 200;
 
 /// Returns the whole story.
-pub fn tell(job: &JobRow, calls: &[CallRow], result: Option<&ResultRow>, texts: Texts) -> String {
+pub fn tell(
+    job: &JobRow,
+    calls: &[CallRow],
+    tools: &[ToolRow],
+    result: Option<&ResultRow>,
+    texts: Texts,
+) -> String {
     let mut lines = Vec::new();
-    head(&mut lines, job, result);
+    head(&mut lines, job, tools, result);
     asked(&mut lines, job, texts);
     if calls.is_empty() {
         lines.push("\nNo call was made yet.".to_owned());
@@ -28,6 +36,10 @@ pub fn tell(job: &JobRow, calls: &[CallRow], result: Option<&ResultRow>, texts: 
                 lines.push(format!("Run {}: the job was run again.", call.run));
             }
             lines.push(format!("{:>3}. {}", at + 1, sentence(call)));
+            let of_call = |tool: &&ToolRow| (tool.claim, tool.seq) == (call.claim, call.seq);
+            lines.extend(
+                tools.iter().filter(of_call).map(|tool| format!("     {}", tool_sentence(tool, texts))),
+            );
         }
     }
     if let Some(result) = result {
@@ -39,16 +51,19 @@ pub fn tell(job: &JobRow, calls: &[CallRow], result: Option<&ResultRow>, texts: 
     text
 }
 
-fn head(lines: &mut Vec<String>, job: &JobRow, result: Option<&ResultRow>) {
+fn head(lines: &mut Vec<String>, job: &JobRow, tools: &[ToolRow], result: Option<&ResultRow>) {
+    let open = tools.iter().filter(|tool| tool.run == job.run && tool.result.is_none()).count();
     let state = match (job.state.as_str(), result) {
         ("done", Some(result)) => format!("is done: {}", result.outcome),
         ("pending", _) => "is pending: it may be claimed now".to_owned(),
         ("scheduled", _) => format!("is scheduled: it is due at {}", time(job.available_at)),
         ("running", _) => "is running".to_owned(),
-        ("waiting", _) => "waits for tool results".to_owned(),
+        ("waiting", _) => format!("waits for {}", count(open as i64, "tool result", "tool results")),
         (state, _) => format!("is {state}"),
     };
-    let why = job.reason.as_deref().map(|reason| format!(" ({})", one_line(reason, 300))).unwrap_or_default();
+    // What a job waits for is all the reason there is.
+    let why = job.reason.as_deref().filter(|_| job.state != "waiting");
+    let why = why.map(|reason| format!(" ({})", one_line(reason, 300))).unwrap_or_default();
     lines.push(format!("Job {} {state}{why}.", job.id));
     if job.arrived > 0 {
         lines.push(format!("  arrived so far: {}", count(job.arrived, "character", "characters")));
@@ -97,7 +112,11 @@ fn asked(lines: &mut Vec<String>, job: &JobRow, texts: Texts) {
 }
 
 fn excerpt(text: &str, texts: Texts) -> String {
-    if texts == Texts::Whole { printable(text).into_owned() } else { one_line(text, TEXT_MAX) }
+    excerpt_of(text, texts, TEXT_MAX)
+}
+
+fn excerpt_of(text: &str, texts: Texts, most: usize) -> String {
+    if texts == Texts::Whole { printable(text).into_owned() } else { one_line(text, most) }
 }
 
 fn ledger(calls: &[CallRow]) -> String {
@@ -187,6 +206,30 @@ fn sentence(call: &CallRow) -> String {
     }
     more.insert(0, format!("{}.", ended.trim_end_matches('.')));
     printable(&format!("{did}. {}", more.join(" "))).into_owned()
+}
+
+/// What a tool was asked, and what it gave.
+fn tool_sentence(tool: &ToolRow, texts: Texts) -> String {
+    let input = tool.input.as_deref().map(|input| excerpt_of(input, texts, TOOL_MAX)).unwrap_or_default();
+    let asked = printable(&format!("{} ({})", tool.name, tool.call_id)).into_owned();
+    let by = tool.taken_by.as_deref().map(|by| printable(by).into_owned());
+    let became = match (&tool.result, tool.answered_at) {
+        (Some(result), at) => {
+            let by = by.map(|by| format!(" by {by}")).unwrap_or_default();
+            let after =
+                at.map(|at| format!(" after {}", duration(at.0 - tool.created_at.0))).unwrap_or_default();
+            let how = if tool.is_error { " with an error" } else { "" };
+            format!("answered{by}{after}{how}: {}", excerpt_of(result, texts, TOOL_MAX))
+        }
+        (None, _) => match by {
+            Some(by) => {
+                let at = tool.taken_at.map(|at| format!(" at {}", time(at))).unwrap_or_default();
+                format!("taken by {by}{at}, no result yet")
+            }
+            None => "no result yet".to_owned(),
+        },
+    };
+    format!("- tool {asked} {input}: {became}")
 }
 
 /// How a continuation was joined, in words; `None` where the note says something else.
@@ -299,7 +342,35 @@ mod tests {
         overloaded.error = Some("Overloaded.".into());
         overloaded.retry_after_ms = Some(2000);
         let calls = [call(1, "ask", "max_tokens"), call(2, "continue", "end_turn"), overloaded];
-        insta::assert_snapshot!(tell(&job(), &calls, None, Texts::Start));
+        insta::assert_snapshot!(tell(&job(), &calls, &[], None, Texts::Start));
+    }
+
+    #[test]
+    fn a_tool_call_stands_under_the_reply_that_made_it_with_what_it_gave() {
+        let tool = |position, result: Option<&str>| ToolRow {
+            run: 1,
+            claim: 1,
+            seq: 1,
+            position,
+            call_id: format!("toolu_{position}"),
+            name: "weather".into(),
+            input: Some(r#"{"city":"Paris"}"#.into()),
+            result: result.map(str::to_owned),
+            is_error: position == 1,
+            taken_by: (position < 3).then(|| "a server".into()),
+            taken_at: Some(Moment(1_790_000_003_000)),
+            created_at: Moment(1_790_000_002_300),
+            answered_at: result.map(|_| Moment(1_790_000_005_300)),
+        };
+        let tools = [
+            tool(0, Some(&"sunny ".repeat(100))),
+            tool(1, Some("no such city")),
+            tool(2, None),
+            tool(3, None),
+        ];
+        let waiting = JobRow { state: "waiting".into(), ..job() };
+        let calls = [call(1, "ask", "tool_use"), call(2, "tool", "end_turn")];
+        insta::assert_snapshot!(tell(&waiting, &calls, &tools, None, Texts::Start));
     }
 
     #[test]
@@ -317,6 +388,6 @@ mod tests {
 
     #[test]
     fn a_job_that_was_never_asked_says_so() {
-        assert!(tell(&job(), &[], None, Texts::Start).contains("No call was made yet."));
+        assert!(tell(&job(), &[], &[], None, Texts::Start).contains("No call was made yet."));
     }
 }

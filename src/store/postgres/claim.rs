@@ -4,10 +4,11 @@
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection as _, Executor as _, Row as _};
 
-use super::PostgresStore;
+use super::{PostgresStore, tools};
 use crate::domain::job::{Claimed, JobId, Lease, Tally};
 use crate::domain::ledger::PastCall;
 use crate::domain::outcome::Usage;
+use crate::domain::tool::PastTool;
 use crate::store::lanes::{Cursor, LANES_MAX, Lane, Lanes, PROBE_BYTES, SCANS_MAX, Scan, Take};
 use crate::store::{StoreError, Wanted, row};
 
@@ -117,8 +118,9 @@ impl PostgresStore {
     async fn with_ledger(&self, mut claimed: Vec<Claimed>) -> Result<Vec<Claimed>, StoreError> {
         let again: Vec<Lease> = claimed.iter().map(|job| job.lease).filter(|lease| lease.claim > 1).collect();
         if !again.is_empty() {
-            let calls = self.run(again, |conn, leases| Box::pin(past_calls(conn, leases))).await?;
+            let (calls, tools) = self.run(again, |conn, leases| Box::pin(past(conn, leases))).await?;
             row::hand_out(&mut claimed, calls);
+            row::hand_out_tools(&mut claimed, tools);
         }
         self.held.give(&claimed);
         Ok(claimed)
@@ -406,6 +408,14 @@ fn claimed(found: &PgRow) -> sqlx::Result<Claimed> {
         calls: Vec::new(),
         tools: Vec::new(),
     })
+}
+
+/// What these runs were through: their calls, and what their tools were asked.
+type Past = (Vec<(JobId, PastCall)>, Vec<(JobId, PastTool)>);
+
+async fn past(conn: &mut PgConnection, leases: &[Lease]) -> sqlx::Result<Past> {
+    let calls = past_calls(conn, leases).await?;
+    Ok((calls, tools::past(conn, leases).await?))
 }
 
 /// Reads the ledger of these runs, oldest first.

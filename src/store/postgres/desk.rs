@@ -17,7 +17,7 @@ use crate::store::op::said;
 use crate::store::{
     BatchLine, Behind, CallRow, Desk, FaultLine, Flow, Freed, GateLine, Inserted, JobFilter, JobRow, Listed,
     Moment, NewJob, OutcomeLine, QueueLine, ReasonLine, ResultFilter, ResultRow, StateCounts, StoreError,
-    Texts, WorkerLine, row,
+    Texts, ToolRow, WorkerLine, row,
 };
 
 /// SQLSTATE `insufficient_privilege`.
@@ -509,6 +509,34 @@ impl Desk for PostgresStore {
         .await
         .map_err(said)?;
         rows.iter().map(call).collect::<sqlx::Result<_>>().map_err(said)
+    }
+
+    async fn tools(&self, job: JobId) -> Result<Vec<ToolRow>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT run, claim, seq::bigint AS seq, position::bigint AS position, call_id, name,
+                    left(input::text, 4000) AS input, left(coalesce(result, result_content::text), 4000) AS result,
+                    is_error, taken_by,
+                    (extract(epoch FROM taken_at) * 1000)::bigint AS taken_at,
+                    (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
+                    (extract(epoch FROM answered_at) * 1000)::bigint AS answered_at
+               FROM tool_calls
+              WHERE job_id = $1
+              ORDER BY run, claim, seq, position",
+        )
+        .bind(job.0)
+        .fetch_all(self.pool())
+        .await
+        .map_err(said)?;
+        let row = |row: &PgRow| {
+            Ok(fields!(row => ToolRow {
+                run, claim, seq, position, call_id, name, input, result, is_error, taken_by,
+            } with {
+                taken_at: moment(row, "taken_at")?,
+                created_at: Moment(row.try_get("created_at")?),
+                answered_at: moment(row, "answered_at")?,
+            }))
+        };
+        rows.iter().map(row).collect::<sqlx::Result<_>>().map_err(said)
     }
 
     async fn select(&self, which: &JobFilter, after: JobId, limit: i64) -> Result<Vec<JobId>, StoreError> {

@@ -323,7 +323,8 @@ async fn settle(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written>
                     coalesce(a.cache_read_input_tokens, d.cache_read_input_tokens),
                     coalesce(a.calls, d.calls), coalesce(a.continuations, d.continuations), d.seams, d.failures,
                     d.sanitised, d.error_type, d.error_code, d.error, d.request_id,
-                    coalesce(a.started_at, now() - d.started_ago * interval '1 millisecond'), d.stop_details::json,
+                    CASE WHEN a.calls IS NOT NULL THEN a.started_at
+                         ELSE now() - d.started_ago * interval '1 millisecond' END, d.stop_details::json,
                     d.text, d.content::json, d.output::json
                FROM d
                JOIN held h ON h.job_id = d.job_id AND h.claim = d.claim
@@ -331,10 +332,10 @@ async fn settle(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written>
                -- A job that was claimed before may have spent what its worker does not know of.
                LEFT JOIN LATERAL (
                     SELECT count(*) AS calls, count(*) FILTER (WHERE kind IN ('continue', 'regenerate')) AS continuations,
-                           min(sent_at) AS started_at, sum(input_tokens) AS input_tokens,
-                           sum(output_tokens) AS output_tokens,
-                           sum(cache_creation_input_tokens) AS cache_creation_input_tokens,
-                           sum(cache_read_input_tokens) AS cache_read_input_tokens
+                           min(sent_at) AS started_at, coalesce(sum(input_tokens), 0) AS input_tokens,
+                           coalesce(sum(output_tokens), 0) AS output_tokens,
+                           coalesce(sum(cache_creation_input_tokens), 0) AS cache_creation_input_tokens,
+                           coalesce(sum(cache_read_input_tokens), 0) AS cache_read_input_tokens
                       FROM (SELECT kind, sent_at, input_tokens, output_tokens, cache_creation_input_tokens,
                                    cache_read_input_tokens
                               FROM calls o
@@ -346,7 +347,7 @@ async fn settle(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written>
                                    cache_creation_input_tokens, cache_read_input_tokens
                               FROM call c
                              WHERE (NOT h.own OR d.claim > 1 OR d.calls = 0) AND c.job_id = d.job_id) every
-                    HAVING count(*) > 0) a ON true
+                    ) a ON NOT h.own OR d.claim > 1 OR d.calls = 0
          ), ",
         ledger!(),
         "SELECT job_id, claim, fate FROM fate",
@@ -365,20 +366,45 @@ async fn release(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written
              SELECT *
                FROM json_to_recordset($3::json) AS d(
                     job_id bigint, claim bigint, run bigint, delay_ms bigint, failures integer, deferrals integer,
-                    reason text, called boolean)
+                    reason text, called boolean, asked_claim bigint, asked_seq integer, tools json)
+         ), tool AS MATERIALIZED (
+             SELECT d.job_id, d.claim AS by_claim, d.run, d.asked_claim AS claim, d.asked_seq AS seq, t.position,
+                    t.call_id, t.name, t.input,
+                    EXISTS (SELECT FROM tool_calls o
+                             WHERE o.job_id = d.job_id AND o.claim = d.asked_claim AND o.seq = d.asked_seq
+                               AND o.position = t.position AND o.answered_at IS NOT NULL
+                            OFFSET 0) AS answered
+               FROM d
+              CROSS JOIN LATERAL json_to_recordset(d.tools) AS t(position integer, call_id text, name text, input text)
+              WHERE d.tools IS NOT NULL
          ), ",
         calls!(),
         ", ",
-        fence!("false", "s.state IN ('pending', 'scheduled')"),
-        ", back AS (
-             UPDATE job_state s
-                SET state = CASE WHEN d.delay_ms IS NULL THEN 'pending' ELSE 'scheduled' END,
-                    available_at = coalesce(now() + d.delay_ms * interval '1 millisecond', s.available_at),
-                    claimed_by = NULL, failures = d.failures, deferrals = d.deferrals, reason = d.reason,
-                    crashes = CASE WHEN d.called THEN 0 ELSE s.crashes END
+        fence!("false", "s.state IN ('pending', 'scheduled', 'waiting')"),
+        ", next AS MATERIALIZED (
+             SELECT d.job_id, d.delay_ms, d.failures, d.deferrals, d.called, n.state,
+                    CASE WHEN d.tools IS NULL OR n.state = 'waiting' THEN d.reason END AS reason
                FROM held h
                JOIN d ON d.job_id = h.job_id AND d.claim = h.claim
-              WHERE s.job_id = h.job_id AND s.job_id = ANY (ARRAY(SELECT job_id FROM held))
+              CROSS JOIN LATERAL (
+                    SELECT CASE WHEN d.delay_ms IS NOT NULL THEN 'scheduled'
+                                WHEN EXISTS (SELECT FROM tool t
+                                              WHERE t.job_id = d.job_id AND t.by_claim = d.claim AND NOT t.answered)
+                                THEN 'waiting' ELSE 'pending' END AS state) n
+         ), back AS (
+             UPDATE job_state s
+                SET state = n.state,
+                    available_at = coalesce(now() + n.delay_ms * interval '1 millisecond', s.available_at),
+                    claimed_by = NULL, failures = n.failures, deferrals = n.deferrals, reason = n.reason,
+                    crashes = CASE WHEN n.called THEN 0 ELSE s.crashes END
+               FROM next n
+              WHERE s.job_id = n.job_id AND s.job_id = ANY (ARRAY(SELECT job_id FROM held))
+         ), opened AS (
+             INSERT INTO tool_calls (job_id, claim, seq, position, run, call_id, name, input, worker)
+             SELECT t.job_id, t.claim, t.seq, t.position, t.run, t.call_id, t.name, t.input::json, $2
+               FROM tool t
+               JOIN held h ON h.job_id = t.job_id AND h.claim = t.by_claim
+                 ON CONFLICT DO NOTHING
          ), ",
         ledger!(),
         "SELECT job_id, claim, fate FROM fate",

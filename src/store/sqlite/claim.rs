@@ -6,10 +6,11 @@ use std::collections::HashMap;
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::{SqliteStore, text};
+use super::{SqliteStore, text, tools};
 use crate::domain::job::{Claimed, JobId, Lease, Tally};
 use crate::domain::ledger::PastCall;
 use crate::domain::outcome::Usage;
+use crate::domain::tool::PastTool;
 use crate::store::lanes::{Cursor, LANES_MAX, Lane, Lanes, PROBE_BYTES, SCANS_MAX, Scan, Take};
 use crate::store::{StoreError, Wanted, row};
 
@@ -118,8 +119,9 @@ impl SqliteStore {
     async fn with_ledger(&self, mut claimed: Vec<Claimed>) -> Result<Vec<Claimed>, StoreError> {
         let again: Vec<Lease> = claimed.iter().map(|job| job.lease).filter(|lease| lease.claim > 1).collect();
         if !again.is_empty() {
-            let calls = self.read(again, |conn, leases| Box::pin(past_calls(conn, leases))).await?;
+            let (calls, tools) = self.read(again, |conn, leases| Box::pin(past(conn, leases))).await?;
             row::hand_out(&mut claimed, calls);
+            row::hand_out_tools(&mut claimed, tools);
         }
         self.held.give(&claimed);
         Ok(claimed)
@@ -383,6 +385,14 @@ fn garbled(found: &SqliteRow) -> sqlx::Result<Option<&'static str>> {
         }
     }
     Ok(None)
+}
+
+/// What these runs were through: their calls, and what their tools were asked.
+type Past = (Vec<(JobId, PastCall)>, Vec<(JobId, PastTool)>);
+
+async fn past(conn: &mut SqliteConnection, leases: &[Lease]) -> sqlx::Result<Past> {
+    let calls = past_calls(conn, leases).await?;
+    Ok((calls, tools::past(conn, leases).await?))
 }
 
 /// Reads the ledger of these runs, oldest first.

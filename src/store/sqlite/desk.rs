@@ -16,7 +16,7 @@ use crate::store::op::said;
 use crate::store::{
     BatchLine, Behind, CallRow, Desk, FaultLine, Flow, Freed, GateLine, Inserted, JobFilter, JobRow, Listed,
     Moment, NewJob, OutcomeLine, QueueLine, ReasonLine, ResultFilter, ResultRow, StateCounts, StoreError,
-    Texts, WorkerLine, row,
+    Texts, ToolRow, WorkerLine, row,
 };
 
 #[async_trait]
@@ -526,6 +526,32 @@ impl Desk for SqliteStore {
         .await
         .map_err(said)?;
         rows.iter().map(call).collect::<sqlx::Result<_>>().map_err(said)
+    }
+
+    async fn tools(&self, job: JobId) -> Result<Vec<ToolRow>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT run, claim, seq, position, call_id, name, substr(input, 1, 4000) AS input,
+                    substr(coalesce(result, result_content), 1, 4000) AS result, is_error, taken_by, taken_at,
+                    created_at, answered_at
+               FROM tool_calls
+              WHERE job_id = $1
+              ORDER BY run, claim, seq, position",
+        )
+        .bind(job.0)
+        .fetch_all(&self.reader())
+        .await
+        .map_err(said)?;
+        let row = |row: &SqliteRow| {
+            Ok(fields!(row => ToolRow { run, claim, seq, position, call_id, name, is_error } with {
+                input: text(row, "input")?,
+                result: text(row, "result")?,
+                taken_by: text(row, "taken_by")?,
+                taken_at: moment(row, "taken_at")?,
+                created_at: Moment(row.try_get("created_at")?),
+                answered_at: moment(row, "answered_at")?,
+            }))
+        };
+        rows.iter().map(row).collect::<sqlx::Result<_>>().map_err(said)
     }
 
     async fn select(&self, which: &JobFilter, after: JobId, limit: i64) -> Result<Vec<JobId>, StoreError> {

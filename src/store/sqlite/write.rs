@@ -259,15 +259,32 @@ async fn recount(conn: &mut SqliteConnection, jobs: &str) -> sqlx::Result<()> {
     .map(drop)
 }
 
+/// Whether a job that is put back, `d`, waits for a tool.
+macro_rules! unanswered {
+    () => {
+        "d.value ->> 'asked_claim' IS NOT NULL
+         AND EXISTS (SELECT 1 FROM json_each(d.value -> 'tools') t
+                  WHERE NOT EXISTS (SELECT 1 FROM tool_calls o
+                                     WHERE o.job_id = d.value ->> 'job_id' AND o.claim = d.value ->> 'asked_claim'
+                                       AND o.seq = d.value ->> 'asked_seq' AND o.position = t.value ->> 'position'
+                                       AND o.answered_at IS NOT NULL))"
+    };
+}
+
 async fn release(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Written> {
     let back: Vec<i64> = sqlx::query_scalar(concat!(
         "UPDATE job_state
-            SET state = CASE WHEN d.value ->> 'delay_ms' IS NULL THEN 'pending' ELSE 'scheduled' END,
+            SET state = CASE WHEN d.value ->> 'delay_ms' IS NOT NULL THEN 'scheduled'
+                             WHEN ",
+        unanswered!(),
+        " THEN 'waiting' ELSE 'pending' END,
                 available_at = coalesce(",
         now!(),
         " + (d.value ->> 'delay_ms'), available_at),
                 claimed_by = NULL, failures = d.value ->> 'failures', deferrals = d.value ->> 'deferrals',
-                reason = d.value ->> 'reason',
+                reason = CASE WHEN d.value ->> 'asked_claim' IS NULL OR ",
+        unanswered!(),
+        " THEN d.value ->> 'reason' END,
                 crashes = CASE WHEN d.value ->> 'called' THEN 0 ELSE crashes END
            FROM jsonb_each(jsonb($1)) d
           WHERE job_id = d.value ->> 'job_id' AND claims = d.value ->> 'claim' AND run = d.value ->> 'run'
@@ -278,9 +295,29 @@ async fn release(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Wri
     .fetch_all(&mut *conn)
     .await?;
     let fates =
-        Fates::look(conn, &batch.rows, &back, |state| matches!(state, "pending" | "scheduled")).await?;
+        Fates::look(conn, &batch.rows, &back, |state| matches!(state, "pending" | "scheduled" | "waiting"))
+            .await?;
     fates.write_calls(conn, batch).await?;
+    open_tools(conn, &fates.ended_rows(&batch.rows), batch.worker).await?;
     Ok(fates.written)
+}
+
+/// Puts down what jobs wait for from now on.
+async fn open_tools(conn: &mut SqliteConnection, back: &str, worker: WorkerId) -> sqlx::Result<()> {
+    sqlx::query(
+        "INSERT INTO tool_calls (job_id, claim, seq, position, run, call_id, name, input, worker)
+         SELECT d.value ->> 'job_id', d.value ->> 'asked_claim', d.value ->> 'asked_seq', t.value ->> 'position',
+                d.value ->> 'run', t.value ->> 'call_id', t.value ->> 'name', t.value ->> 'input', $2
+           FROM json_each($1) d
+          CROSS JOIN json_each(d.value, '$.tools') t
+          WHERE d.value ->> 'asked_claim' IS NOT NULL
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(back)
+    .bind(worker.0)
+    .execute(conn)
+    .await
+    .map(drop)
 }
 
 /// What became of the leases of a batch.

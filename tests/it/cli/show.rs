@@ -5,6 +5,7 @@ use crate::support::{Ground, on_both};
 
 on_both! {
     a_story_tells_calls_and_result,
+    a_story_tells_what_a_job_waits_for,
     a_job_is_found_by_its_key,
     a_job_that_is_not_there_is_told,
     control_characters_stay_out_of_sight,
@@ -34,6 +35,36 @@ async fn a_story_tells_calls_and_result(ground: &Ground) {
     assert_eq!(json["calls"].as_array().expect("an array").len(), 2);
     assert_eq!(json["calls"][0]["stop_reason"], "max_tokens");
     assert_eq!(json["result"]["text"], "It is this.");
+}
+
+async fn a_story_tells_what_a_job_waits_for(ground: &Ground) {
+    ground.run("INSERT INTO jobs (prompt) VALUES ('What is the weather?')").await;
+    ground
+        .run(
+            "UPDATE job_state SET state = 'running', claims = 1, claimed_by = 7;
+             INSERT INTO calls (job_id, claim, seq, run, kind, stop_reason) VALUES (1, 1, 1, 1, 'ask', 'tool_use');
+             INSERT INTO tool_calls (job_id, claim, seq, position, run, call_id, name, input, worker)
+             VALUES (1, 1, 1, 0, 1, 'toolu_a', 'weather', '{\"city\":\"Paris\"}', 7),
+                    (1, 1, 1, 1, 1, 'toolu_b', 'weather', '{\"city\":\"Rome\"}', 7);
+             UPDATE job_state SET state = 'waiting', claimed_by = NULL",
+        )
+        .await;
+    ground
+        .run("UPDATE tool_calls SET result = 'sunny', taken_by = 'a server' WHERE call_id = 'toolu_a'")
+        .await;
+    let desk = Desk::new(ground);
+    let out = desk.mill(&["show", "1"]).good();
+    for part in [
+        "Job 1 waits for 1 tool result.",
+        "- tool weather (toolu_a) {\"city\":\"Paris\"}: answered by a server after",
+        ": sunny",
+        "- tool weather (toolu_b) {\"city\":\"Rome\"}: no result yet",
+    ] {
+        assert!(out.contains(part), "{part} is not in:\n{out}");
+    }
+    let json = desk.mill(&["show", "1", "--json"]).json();
+    assert_eq!(json["tool_calls"][0]["result"], "sunny");
+    assert_eq!(json["tool_calls"][1]["answered_at"], serde_json::Value::Null);
 }
 
 async fn a_job_is_found_by_its_key(ground: &Ground) {

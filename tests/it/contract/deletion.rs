@@ -9,7 +9,7 @@ on_both! {
     other_jobs_stay,
 }
 
-const PARTS: [&str; 4] = ["job_state", "results", "calls", "checkpoints"];
+const PARTS: [&str; 5] = ["job_state", "results", "calls", "checkpoints", "tool_calls"];
 
 async fn whole_jobs(ground: &Ground, keys: &[&str]) {
     for key in keys {
@@ -17,6 +17,12 @@ async fn whole_jobs(ground: &Ground, keys: &[&str]) {
     }
     ground.run("INSERT INTO calls (job_id, claim, seq, run, kind) SELECT id, 1, 1, 1, 'ask' FROM jobs").await;
     ground.run("INSERT INTO checkpoints (job_id, claim, seq, part, content) SELECT id, 1, 2, 1, 'half' FROM jobs").await;
+    ground
+        .run(
+            "INSERT INTO tool_calls (job_id, claim, seq, position, run, call_id, name, worker)
+             SELECT id, 1, 1, 0, 1, 'toolu', 'weather', 7 FROM jobs",
+        )
+        .await;
     ground.run("UPDATE job_state SET state = 'cancelled'").await;
 }
 

@@ -6,5 +6,6 @@ mod refusals;
 mod roles;
 mod shape;
 mod shells;
+mod tools;
 mod transitions;
 mod views;

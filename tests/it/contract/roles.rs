@@ -109,8 +109,10 @@ async fn a_reader_reads_and_an_operator_turns() {
         "queues",
         "gates",
         "rates",
+        "tool_calls",
         "workers",
         "meta",
+        "open_tool_calls",
         "job_overview",
         "batch_progress",
     ] {
@@ -149,6 +151,45 @@ async fn a_reader_reads_and_an_operator_turns() {
 }
 
 #[tokio::test]
+async fn a_tool_server_answers_and_may_do_nothing_else() {
+    let ground = ground_with_roles().await;
+    ground.run("INSERT INTO jobs (prompt) VALUES ('a')").await;
+    ground
+        .run(
+            "UPDATE job_state SET state = 'running', claims = 1, claimed_by = 7;
+             INSERT INTO tool_calls (job_id, claim, seq, position, run, call_id, name, worker)
+             VALUES (1, 1, 1, 0, 1, 'toolu', 'weather', 7);
+             UPDATE job_state SET state = 'waiting', claimed_by = NULL",
+        )
+        .await;
+    let tool = connect("promptmill_tool").await;
+    for sql in [
+        "SELECT prompt FROM MILL.jobs",
+        "SELECT state FROM MILL.job_state",
+        "UPDATE MILL.job_state SET state = 'pending'",
+        "UPDATE MILL.tool_calls SET name = 'another'",
+        "UPDATE MILL.tool_calls SET result = 'x', answered_at = now()",
+        "INSERT INTO MILL.tool_calls (job_id) VALUES (1)",
+        "DELETE FROM MILL.tool_calls",
+        "TRUNCATE MILL.tool_calls",
+    ] {
+        let sentence = attempt(&tool, &ground, sql).await.unwrap_err();
+        assert!(sentence.contains("permission denied"), "{sql}: {sentence}");
+    }
+    for sql in [
+        "SELECT job_id, call_id, name, input FROM MILL.open_tool_calls",
+        "UPDATE MILL.tool_calls SET taken_by = 'me', taken_at = now()
+          WHERE (job_id, claim, seq, position) IN (SELECT job_id, claim, seq, position FROM MILL.open_tool_calls)",
+        "UPDATE MILL.tool_calls SET result = 'sunny' WHERE job_id = 1 AND call_id = 'toolu'",
+    ] {
+        assert!(attempt(&tool, &ground, sql).await.unwrap() > 0, "{sql}");
+    }
+    assert_eq!(ground.line("SELECT state FROM job_state").await, "pending");
+    tool.close().await;
+    ground.close().await;
+}
+
+#[tokio::test]
 async fn a_worker_works_without_ddl() {
     let ground = ground_with_roles().await;
     let pool = connect("promptmill_worker").await;
@@ -164,6 +205,10 @@ async fn a_worker_works_without_ddl() {
         "DELETE FROM MILL.checkpoints",
         "INSERT INTO MILL.results (job_id, run, queue, outcome) VALUES (1, 1, 'default', 'complete')",
         "UPDATE MILL.job_state SET state = 'done', claimed_by = NULL WHERE job_id = 1",
+        "INSERT INTO MILL.tool_calls (job_id, claim, seq, position, run, call_id, name, worker, taken_by)
+         VALUES (2, 1, 1, 0, 1, 'toolu', 'weather', 1, 'worker 1')
+             ON CONFLICT (job_id, claim, seq, position) DO UPDATE SET taken_by = excluded.taken_by",
+        "UPDATE MILL.tool_calls SET result = 'sunny', answered_at = now()",
         "INSERT INTO MILL.gates (scope, state, generation) VALUES ('key:f', 'blocked', 1)",
         "INSERT INTO MILL.rates (scope, kind, rate, learnt, level) VALUES ('rate:f/c', 'input', 60, 60, 4)",
         "UPDATE MILL.rates SET level = 3, at = now()",

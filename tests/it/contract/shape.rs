@@ -37,6 +37,7 @@ async fn both_databases_have_the_same_tables_and_columns() {
         "queues",
         "rates",
         "results",
+        "tool_calls",
         "workers",
     ];
     assert_eq!(tables.iter().map(String::as_str).collect::<Vec<_>>(), expected);
@@ -52,7 +53,10 @@ async fn sqlite_views_add_only_readable_times() {
     let (sqlite, postgres) = (Ground::sqlite().await, Ground::postgres().await);
     let views = relations(&sqlite, "view").await;
     assert_eq!(views, relations(&postgres, "view").await);
-    assert_eq!(views.iter().map(String::as_str).collect::<Vec<_>>(), ["batch_progress", "job_overview"]);
+    assert_eq!(
+        views.iter().map(String::as_str).collect::<Vec<_>>(),
+        ["batch_progress", "job_overview", "open_tool_calls"]
+    );
     for view in &views {
         let (more, same): (Vec<String>, Vec<String>) =
             sqlite.columns(view).await.into_iter().partition(|column| column.ends_with("_text"));

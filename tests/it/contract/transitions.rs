@@ -308,6 +308,12 @@ async fn everything_else_is_refused_with_a_sentence(ground: &Ground) {
         let sentence = to(state).await;
         assert!(sentence.contains("'cancelled'"), "{state}: {sentence}");
     }
+    ground
+        .run(
+            "INSERT INTO tool_calls (job_id, claim, seq, position, run, call_id, name, worker)
+             VALUES (1, 1, 1, 0, 1, 'toolu', 'weather', 7)",
+        )
+        .await;
     ground.run("UPDATE job_state SET state = 'waiting', claimed_by = NULL WHERE job_id = 1").await;
     for state in ["pending", "scheduled", "running", "done"] {
         let sentence = to(state).await;

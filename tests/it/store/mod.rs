@@ -6,6 +6,7 @@ mod model;
 mod open;
 mod rates;
 mod settle;
+mod tools;
 mod upkeep;
 
 use std::sync::Arc;

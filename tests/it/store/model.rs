@@ -21,7 +21,7 @@ use step::Step;
 use crate::support::Ground;
 
 /// What has to come up among the sequences: a test of what never happens would say nothing.
-const MUST_BE_SEEN: [&str; 10] = [
+const MUST_BE_SEEN: [&str; 19] = [
     "a settle in time",
     "a write that was lost",
     "a late append",
@@ -32,6 +32,15 @@ const MUST_BE_SEEN: [&str; 10] = [
     "a person refused",
     "a rescue after progress",
     "a job quarantined",
+    "a job that waits",
+    "a wait that was lost",
+    "a wait for what is answered",
+    "a tool started",
+    "a tool of another claim started again",
+    "an answer by its worker",
+    "the last answer",
+    "an answer refused",
+    "a waiting job cancelled",
 ];
 
 fn any_sequence_leaves_what_the_model_says(ground: impl Future<Output = Ground>) {

@@ -6,12 +6,13 @@ use promptmill::domain::outcome::Outcome;
 
 use super::rules;
 
-/// `job_state.state`. `waiting` comes with the tools.
+/// `job_state.state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     Pending,
     Scheduled,
     Running,
+    Waiting,
     Done,
 }
 
@@ -21,6 +22,7 @@ impl State {
             Self::Pending => "pending",
             Self::Scheduled => "scheduled",
             Self::Running => "running",
+            Self::Waiting => "waiting",
             Self::Done => "done",
         }
     }
@@ -64,6 +66,29 @@ impl Row {
 
     pub fn is_lost(&self) -> bool {
         self.error == Some("lost")
+    }
+}
+
+/// A row of `tool_calls`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tool {
+    pub run: i64,
+    /// Who said last that it works on it.
+    pub taken_by: Option<String>,
+    pub result: Option<String>,
+}
+
+/// The calls of one reply: its row of the ledger, and how many there are.
+#[derive(Debug, Clone, Copy)]
+pub struct Turn {
+    pub claim: i64,
+    pub seq: i32,
+    pub calls: i32,
+}
+
+impl Turn {
+    pub fn keys(self) -> impl Iterator<Item = (i64, i32, i32)> {
+        (0..self.calls).map(move |position| (self.claim, self.seq, position))
     }
 }
 
@@ -135,6 +160,8 @@ pub struct Job {
     pub ledger: BTreeMap<(i64, i32), Row>,
     /// By (claim, seq, part); part 0 is the head.
     pub parts: BTreeMap<(i64, i32, i32), usize>,
+    /// By (claim, seq, position).
+    pub tools: BTreeMap<(i64, i32, i32), Tool>,
 }
 
 impl Job {
@@ -157,6 +184,7 @@ impl Job {
             result: None,
             ledger: BTreeMap::new(),
             parts: BTreeMap::new(),
+            tools: BTreeMap::new(),
         }
     }
 
@@ -246,6 +274,7 @@ impl Job {
             !held && self.state != State::Done && self.run == lease.run && rules::is_answer(said.outcome);
         if adopted {
             self.taken_away();
+            self.waits_no_more();
             self.claims += 1;
         }
         if held || adopted {
@@ -322,6 +351,92 @@ impl Job {
         Fate::Done
     }
 
+    /// Waits for the calls of a reply, unless all of them are answered.
+    pub fn wait(
+        &mut self,
+        lease: Claim,
+        turn: Turn,
+        failures: i32,
+        deferrals: i32,
+        call: Option<&Paid>,
+    ) -> Fate {
+        let held = self.holds(lease);
+        let due = self.due;
+        let fate = self.release(lease, false, failures, deferrals, call);
+        if !held {
+            return fate;
+        }
+        self.open(turn, None);
+        self.due = due;
+        if turn.keys().any(|key| self.tools[&key].result.is_none()) {
+            self.state = State::Waiting;
+        } else {
+            self.reason = false;
+        }
+        fate
+    }
+
+    /// A worker says that it starts the tools of a reply; `false`: the lease is lost.
+    pub fn open_tools(&mut self, lease: Claim, turn: Turn, by: &str) -> bool {
+        let held = self.holds(lease);
+        if held {
+            self.open(turn, Some(by));
+        }
+        held
+    }
+
+    fn open(&mut self, turn: Turn, by: Option<&str>) {
+        for key in turn.keys() {
+            let new = Tool { run: self.run, taken_by: None, result: None };
+            let tool = self.tools.entry(key).or_insert(new);
+            if by.is_some() && tool.result.is_none() {
+                tool.taken_by = by.map(str::to_owned);
+            }
+        }
+    }
+
+    /// A worker writes what a tool gave; `false`: the lease is lost.
+    pub fn answer_tool(&mut self, lease: Claim, key: (i64, i32, i32), result: &str) -> bool {
+        let held = self.holds(lease);
+        if held && let Some(tool) = self.tools.get_mut(&key) {
+            tool.result.get_or_insert_with(|| result.to_owned());
+        }
+        held
+    }
+
+    /// A tool server answers; `false`: refused.
+    pub fn answer(&mut self, key: (i64, i32, i32), result: &str) -> bool {
+        let Some(tool) = self.tools.get_mut(&key) else { return false };
+        if tool.result.is_some() || tool.run != self.run || self.state != State::Waiting {
+            return false;
+        }
+        tool.result = Some(result.to_owned());
+        if self.open_calls() == 0 {
+            (self.state, self.due, self.reason) = (State::Pending, true, false);
+        }
+        true
+    }
+
+    /// How many calls of this run have no result.
+    pub fn open_calls(&self) -> usize {
+        self.tools.values().filter(|tool| tool.run == self.run && tool.result.is_none()).count()
+    }
+
+    /// The reply whose calls are open, if there is one.
+    pub fn open_turn(&self) -> Option<Turn> {
+        let open = |&(_, tool): &(_, &Tool)| tool.run == self.run && tool.result.is_none();
+        let (&(claim, seq, _), _) = self.tools.iter().rfind(open)?;
+        let calls = self.tools.range((claim, seq, 0)..=(claim, seq, i32::MAX)).count() as i32;
+        Some(Turn { claim, seq, calls })
+    }
+
+    /// Nobody will answer what it waits for.
+    fn waits_no_more(&mut self) {
+        if self.state == State::Waiting {
+            self.tools.retain(|_, tool| tool.result.is_some());
+        }
+    }
+
     /// What a worker had when the job was taken from it; returns whether its text was added.
     pub fn fill(&mut self, lease: Claim, text: Option<&str>) -> bool {
         // The worker is back: it would have written the call, had it made one. One of which text was
@@ -395,13 +510,14 @@ impl Job {
             return;
         }
         self.taken_away();
+        self.waits_no_more();
         self.end_as(outcome);
     }
 
     /// A person says `pending`: run again, run now, nothing; `false`: refused.
     pub fn make_pending(&mut self, later: bool) -> bool {
         match self.state {
-            State::Running => return false,
+            State::Running | State::Waiting => return false,
             State::Pending => {}
             State::Scheduled => (self.state, self.due) = (State::Pending, true),
             State::Done => {
@@ -413,6 +529,7 @@ impl Job {
                 self.deadline = self.deadline.map(|_| false);
                 self.result = None;
                 self.parts.clear();
+                self.tools.retain(|_, tool| tool.result.is_some());
             }
         }
         true
@@ -432,6 +549,7 @@ impl Job {
         self.gone = true;
         self.ledger.clear();
         self.parts.clear();
+        self.tools.clear();
         self.result = None;
     }
 }

@@ -2,6 +2,7 @@
 
 mod compare;
 mod people;
+mod tools;
 mod workers;
 mod writes;
 
@@ -15,7 +16,7 @@ use promptmill::domain::outcome::{Outcome, Usage};
 use promptmill::store::{Migrate, Store, open};
 
 use super::super::{me, settings};
-use super::job::{Claim, Job, Paid, Said, State, Sums};
+use super::job::{Claim, Job, Paid, Said, State, Sums, Turn};
 use super::queue::Model;
 use super::step::{End, Pick, Step};
 use crate::support::Ground;
@@ -105,6 +106,7 @@ struct Hand {
 enum Closed {
     Settled(Arc<Settlement>, Said, Option<Paid>),
     Released(Arc<Release>, Option<Paid>),
+    Waits(Arc<Release>, Option<Paid>, Turn),
 }
 
 struct Play<'a> {
@@ -187,6 +189,13 @@ impl Play<'_> {
             Step::Settle { ends } => self.settle(ends).await?,
             Step::SettleAgain { lease } => self.settle_again(*lease).await?,
             Step::Release { lease, later, call } => self.release(*lease, *later, *call).await?,
+            Step::Wait { lease, calls, call } => self.wait(*lease, *calls, *call).await?,
+            Step::OpenTools { lease, calls } => self.open_tools(*lease, *calls).await?,
+            Step::AnswerTool { lease, call } => self.answer_tool(*lease, *call).await?,
+            Step::RunTools { lease, calls, answered, waits } => {
+                self.run_tools(*lease, *calls, *answered, *waits).await?;
+            }
+            Step::Answer { job, call } => self.answer(*job, *call).await?,
             Step::ReleaseAgain { lease } => self.release_again(*lease).await?,
             Step::Fill { lease, text } => self.fill(*lease, *text).await?,
             Step::Absolve { lease } => self.absolve(*lease).await?,
@@ -217,6 +226,7 @@ impl Play<'_> {
                 self.rescue(worker, 100).await?;
             }
         }
+        self.answer_all().await?;
         self.enlist(0).await;
         while self.model.there().any(|job| job.state == State::Pending) {
             let before = self.hands.len();

@@ -63,6 +63,11 @@ pub enum Step {
         queue: u8,
         most: Option<i32>,
     },
+    /// A tool server answers the n-th call of a job.
+    Answer {
+        job: Pick,
+        call: u8,
+    },
     // Workers.
     Claim {
         worker: u8,
@@ -94,8 +99,30 @@ pub enum Step {
         later: bool,
         call: bool,
     },
+    /// Puts a job back until somebody has answered so many calls, or those that are open.
+    Wait {
+        lease: Pick,
+        calls: i32,
+        call: bool,
+    },
     ReleaseAgain {
         lease: Pick,
+    },
+    /// Says that it starts so many tools, or those that are open.
+    OpenTools {
+        lease: Pick,
+        calls: i32,
+    },
+    AnswerTool {
+        lease: Pick,
+        call: u8,
+    },
+    /// Starts tools, has so many of them answer, and goes on or waits for the others.
+    RunTools {
+        lease: Pick,
+        calls: i32,
+        answered: usize,
+        waits: bool,
     },
     Fill {
         lease: Pick,
@@ -176,6 +203,7 @@ fn by_people() -> impl Strategy<Value = Step> {
         2 => pick().prop_map(|job| Step::MoveToNow { job }),
         2 => (pick(), 0..3_i32).prop_map(|(job, priority)| Step::SetPriority { job, priority }),
         2 => pick().prop_map(|job| Step::Delete { job }),
+        6 => (pick(), 0..4_u8).prop_map(|(job, call)| Step::Answer { job, call }),
         2 => (0..2_u8, prop::bool::weighted(0.3)).prop_map(|(queue, paused)| Step::Pause { queue, paused }),
         2 => (0..2_u8, prop::option::of(1..3_i32)).prop_map(|(queue, most)| Step::Limit { queue, most }),
     ]
@@ -194,7 +222,13 @@ fn by_workers() -> impl Strategy<Value = Step> {
         2 => pick().prop_map(|lease| Step::SettleAgain { lease }),
         5 => (pick(), any::<bool>(), any::<bool>())
             .prop_map(|(lease, later, call)| Step::Release { lease, later, call }),
+        6 => (pick(), 1..3_i32, prop::bool::weighted(0.8))
+            .prop_map(|(lease, calls, call)| Step::Wait { lease, calls, call }),
         1 => pick().prop_map(|lease| Step::ReleaseAgain { lease }),
+        8 => (pick(), 1..3_i32, 0..3_usize, prop::bool::weighted(0.3)).prop_map(
+            |(lease, calls, answered, waits)| Step::RunTools { lease, calls, answered, waits }),
+        3 => (pick(), 1..3_i32).prop_map(|(lease, calls)| Step::OpenTools { lease, calls }),
+        4 => (pick(), 0..4_u8).prop_map(|(lease, call)| Step::AnswerTool { lease, call }),
         8 => (pick(), prop::bool::weighted(0.8)).prop_map(|(lease, text)| Step::Fill { lease, text }),
         1 => pick().prop_map(|lease| Step::Absolve { lease }),
         1 => worker().prop_map(|worker| Step::Retire { worker }),

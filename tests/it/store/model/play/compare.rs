@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::super::job::{Job, Row, State};
+use super::super::job::{Job, Row, State, Tool};
 use super::Play;
 use crate::support::Ground;
 
@@ -18,6 +18,7 @@ impl Play<'_> {
             of("results", self.results()),
             of("calls", self.calls()),
             of("checkpoints", self.parts()),
+            of("tool_calls", self.tools()),
             of("workers", self.workers()),
         ]
         .concat();
@@ -105,6 +106,20 @@ impl Play<'_> {
         self.model.there().flat_map(lines).collect()
     }
 
+    fn tools(&self) -> Vec<String> {
+        let lines = |job: &Job| {
+            let id = job.id;
+            let line = |(&(claim, seq, position), tool): (&(i64, i32, i32), &Tool)| {
+                let by = or_null(tool.taken_by.as_ref());
+                let result = or_null(tool.result.as_ref());
+                let answered = if tool.result.is_some() { "answered" } else { "open" };
+                format!("{id}|{claim}|{seq}|{position}|{}|{by}|{result}|{answered}", tool.run)
+            };
+            job.tools.iter().map(line).collect::<Vec<String>>()
+        };
+        self.model.there().flat_map(lines).collect()
+    }
+
     fn workers(&self) -> Vec<String> {
         self.model.workers.iter().filter(|one| one.1).map(|one| one.0.to_string()).collect()
     }
@@ -116,6 +131,7 @@ job_state: job, state, run, claims, failures, deferrals, crashes, holder, priori
 results: job, run, outcome, text, error, failures, calls, tokens
 calls: job, claim, seq, run, late, error, text?, tokens
 checkpoints: job, claim, seq, part, bytes
+tool_calls: job, claim, seq, position, run, taken by, result, answered?
 workers: id";
 
 /// Reads all tables, each row with its table's name, in one go.
@@ -140,6 +156,10 @@ fn tables(ground: &Ground) -> String {
          SELECT 'checkpoints', job_id, claim, seq, part, length(content)
            FROM checkpoints
           ORDER BY job_id, claim, seq, part;
+         SELECT 'tool_calls', job_id, claim, seq, position, run, taken_by, result,
+                CASE WHEN answered_at IS NULL THEN 'open' ELSE 'answered' END
+           FROM tool_calls
+          ORDER BY job_id, claim, seq, position;
          SELECT 'workers', id FROM workers ORDER BY id"
     )
 }

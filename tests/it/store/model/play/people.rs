@@ -70,8 +70,10 @@ impl Play<'_> {
         let (later, now) = (ground.at(3600 + self.clock), ground.at(-3600 - self.clock));
         match *step {
             Step::Cancel { job } => {
-                if self.job(job).is_some_and(|at| self.model.jobs[at].state == State::Running) {
-                    self.see("a running job cancelled");
+                match self.job(job).map(|at| self.model.jobs[at].state) {
+                    Some(State::Running) => self.see("a running job cancelled"),
+                    Some(State::Waiting) => self.see("a waiting job cancelled"),
+                    _ => {}
                 }
                 let change = |job: &mut Job| {
                     job.take_away(Outcome::Cancelled);
@@ -89,7 +91,7 @@ impl Play<'_> {
             Step::RunAgainLater { job } => {
                 let set = format!("state = 'pending', available_at = {later}");
                 let change = |job: &mut Job| match job.state {
-                    State::Running | State::Done => job.make_pending(true),
+                    State::Running | State::Waiting | State::Done => job.make_pending(true),
                     State::Pending | State::Scheduled => job.move_to(true),
                 };
                 self.by_hand(job, "makes pending, for later,", &set, change).await?;
@@ -187,7 +189,9 @@ impl Play<'_> {
             self.model.jobs.iter_mut().filter(|job| !job.gone && job.state == State::Scheduled && job.due);
         let count = due.map(|job| job.state = State::Pending).count() as u64;
         let promoted = self.stage.stores[0].promote(100).await.map_err(|error| error.to_string())?;
-        same("how many are due", &count, &promoted)
+        same("how many are due", &count, &promoted)?;
+        let swept = self.stage.stores[0].promote_answered(100).await.map_err(|error| error.to_string())?;
+        same("how many wait for nothing", &0, &swept)
     }
 
     pub(super) async fn expire(&mut self, limit: i64) -> Result<(), String> {
@@ -199,10 +203,12 @@ impl Play<'_> {
         for id in ended {
             let job = self.model.jobs.iter_mut().find(|job| job.id == id.0 && late(job));
             let job = job.ok_or("a job was ended that is not past its deadline")?;
-            let running = job.state == State::Running;
+            let was = job.state;
             job.take_away(Outcome::Expired);
-            if running {
-                self.see("a running job expired");
+            match was {
+                State::Running => self.see("a running job expired"),
+                State::Waiting => self.see("a waiting job expired"),
+                _ => {}
             }
         }
         Ok(())

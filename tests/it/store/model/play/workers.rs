@@ -5,7 +5,7 @@ use promptmill::store::{Blocked, Rooms, Wanted};
 
 use super::super::job::{Claim, Job, State};
 use super::super::step::Pick;
-use super::{Hand, Play, claim, newest, same, tokens};
+use super::{Hand, Play, claim, newest, same, tokens, tools};
 
 impl Play<'_> {
     /// What a claim may take. A batch that nobody has makes each one look afresh: what was seen
@@ -92,7 +92,16 @@ impl Play<'_> {
             .iter()
             .map(|past| (past.claim, past.seq, past.late, tokens(past.usage), past.error_type.clone()))
             .collect();
-        same("what was paid before", &paid, &calls)
+        same("what was paid before", &paid, &calls)?;
+        let rows = job.tools.iter().filter(|(_, tool)| tool.run == lease.run);
+        let asked: Vec<_> =
+            rows.map(|(&key, tool)| (key, tool.taken_by.is_some(), tool.result.clone())).collect();
+        let tools: Vec<_> = got
+            .tools
+            .iter()
+            .map(|tool| ((tool.claim, tool.seq, tool.call.position), tool.taken, tools::text(tool)))
+            .collect();
+        same("what tools were asked", &asked, &tools)
     }
 
     pub(super) async fn heartbeat(&mut self, slot: u8) -> Result<(), String> {

@@ -18,7 +18,7 @@ use super::{Closed, Hand, Play, claim, same};
 const HEAD: &str = r#"{"kind":"ask","model":"m","max_tokens":10,"messages":3}"#;
 
 impl Play<'_> {
-    fn title(&self, at: usize) -> String {
+    pub(super) fn title(&self, at: usize) -> String {
         let hand = &self.hands[at];
         format!("{} (job {}, claim {})", self.name(hand.worker), hand.job + 1, hand.lease.claim)
     }
@@ -43,7 +43,7 @@ impl Play<'_> {
     }
 
     /// The call that is under way is over: its row, here and in the model. The next one begins.
-    fn paid(&mut self, at: usize, fails: bool) -> (Call, Paid) {
+    pub(super) fn paid(&mut self, at: usize, fails: bool) -> (Call, Paid) {
         self.spent += 1;
         let spent = [self.spent, 2 * self.spent + 1, 3 * self.spent, self.spent % 7];
         let hand = &mut self.hands[at];
@@ -232,23 +232,25 @@ impl Play<'_> {
     }
 
     pub(super) async fn release_again(&mut self, pick: Pick) -> Result<(), String> {
-        let released = |hand: &Hand| matches!(hand.closed, Some(Closed::Released(..)));
+        let released = |hand: &Hand| matches!(hand.closed, Some(Closed::Released(..) | Closed::Waits(..)));
         let Some(at) = self.hand(pick, released) else { return Ok(()) };
         self.tell(format!("{} puts it back again", self.title(at)));
         self.write_released(at).await
     }
 
-    async fn write_released(&mut self, at: usize) -> Result<(), String> {
+    pub(super) async fn write_released(&mut self, at: usize) -> Result<(), String> {
         let hand = &self.hands[at];
-        let Some(Closed::Released(back, paid)) = &hand.closed else { return Ok(()) };
-        let later = back.back.delay().is_some();
-        let fate = self.model.jobs[hand.job].release(
-            claim(&hand.lease),
-            later,
-            back.failures,
-            back.deferrals,
-            paid.as_ref(),
-        );
+        let (lease, job) = (claim(&hand.lease), &mut self.model.jobs[hand.job]);
+        let (back, fate) = match &hand.closed {
+            Some(Closed::Released(back, paid)) => {
+                let later = back.back.delay().is_some();
+                (back, job.release(lease, later, back.failures, back.deferrals, paid.as_ref()))
+            }
+            Some(Closed::Waits(back, paid, turn)) => {
+                (back, job.wait(lease, *turn, back.failures, back.deferrals, paid.as_ref()))
+            }
+            _ => return Ok(()),
+        };
         let store = self.store(hand.worker);
         let written = store.release(std::slice::from_ref(back), WorkerId(hand.worker)).await;
         self.check_written(&[(self.hands[at].lease, fate)], &written.map_err(|error| error.to_string())?)
