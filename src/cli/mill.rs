@@ -101,6 +101,7 @@ pub fn defaults(config: &Config) -> Defaults {
         max_tokens: config.defaults.max_tokens,
         policy: config.defaults.policy.clone(),
         mcp_servers: config.api.mcp_servers,
+        cache_turns: config.api.cache_turns,
         models: layers(config).facts(&Catalogue::default()),
     }
 }

@@ -140,6 +140,7 @@ fn api(r: &mut Reader, around: &Surroundings) -> ApiSettings {
         response_max_bytes: r.bytes(&s, "response_max_bytes", &(1024..=4096 * MIB)) as usize,
         event_max_bytes: r.bytes(&s, "event_max_bytes", &(1024..=4096 * MIB)) as usize,
         mcp_servers: r.flag(&s, "mcp_servers"),
+        cache_turns: r.flag(&s, "cache_turns"),
     }
 }
 

@@ -51,6 +51,8 @@ pub struct ApiSettings {
     pub event_max_bytes: usize,
     /// `mcp_servers`.
     pub mcp_servers: bool,
+    /// `cache_turns`.
+    pub cache_turns: bool,
 }
 
 impl ApiSettings {

@@ -53,6 +53,14 @@ impl Size {
     }
 }
 
+/// Says whether it takes a count to know that a request's body fits into a window of so many tokens.
+pub fn needs_count(body: &[u8], window: i64) -> bool {
+    // Nearly every body is small text: that is seen without reading it as JSON.
+    let names = |word: &str| memchr::memmem::find(body, word.as_bytes()).is_some();
+    let small = (estimate_tokens(body.len()) as f64) < COUNT_FROM * window as f64;
+    !(small && !names("\"image\"") && !names("\"document\"")) && Size::of(body).needs_count(window)
+}
+
 /// Guesses how many tokens a text of so many bytes is.
 pub fn estimate_tokens(bytes: usize) -> i64 {
     (bytes as f64 / BYTES_PER_TOKEN).ceil() as i64

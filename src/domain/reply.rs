@@ -47,6 +47,11 @@ impl Block {
         Self { kind: "text".to_owned(), json, text: Some(text.to_owned()), whole: true }
     }
 
+    /// Whether it is the model's thinking, shown or not.
+    pub fn is_thinking(&self) -> bool {
+        matches!(self.kind.as_str(), "thinking" | "redacted_thinking")
+    }
+
     /// Reads the blocks of a JSON array text, as `calls.content` holds them. What is not a block
     /// is left out.
     pub fn read_all(json: &str) -> Vec<Self> {

@@ -4,21 +4,28 @@
 //! Replies read back from the ledger are pushed the same way ([`Talk::resume`]), so that a job
 //! that goes on after a crash stands where an undisturbed one would.
 
+mod note;
+mod past;
+mod request;
+mod spoken;
 mod turn;
+mod window;
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde_json::value::RawValue;
 
-use crate::domain::job::{Job, OnCrash, OnMaxTokens, Tally, json_string, message, user_message};
-use crate::domain::ledger::{Answer, CallKind, PastCall};
+use crate::domain::job::{Job, OnCrash, OnMaxTokens, OnToolUse, Tally, user_message};
+use crate::domain::ledger::{Answer, CallKind};
 use crate::domain::outcome::{Fault, Outcome, Usage};
 use crate::domain::reply::{Block, Reply, sanitise, sanitise_json};
+use crate::domain::schema;
 use crate::domain::seam::{How, Seam};
 use crate::domain::stop::StopReason;
+use crate::domain::tool::{Asked, ToolResult};
 
-use turn::Turn;
+use spoken::Spoken;
+use turn::{Joined, Turn};
 
 /// One request to the API, ready to be sent.
 #[derive(Debug, Clone)]
@@ -46,6 +53,8 @@ pub struct Request {
 pub enum Step {
     /// Ask the API.
     Ask(Request),
+    /// Have these tool calls answered.
+    Tools(Asked),
     /// The conversation is over.
     Done(Verdict),
 }
@@ -75,8 +84,11 @@ enum Next {
     Continue,
     Resume,
     Regenerate,
-    Pause,
+    Tool,
+    Repair,
     Nudge,
+    Fallback,
+    Pause,
 }
 
 impl Next {
@@ -86,8 +98,25 @@ impl Next {
             Self::Continue => CallKind::Continue,
             Self::Resume => CallKind::Resume,
             Self::Regenerate => CallKind::Regenerate,
-            Self::Pause => CallKind::Pause,
+            Self::Tool => CallKind::Tool,
+            Self::Repair => CallKind::Repair,
             Self::Nudge => CallKind::Nudge,
+            Self::Fallback => CallKind::Fallback,
+            Self::Pause => CallKind::Pause,
+        }
+    }
+
+    const fn of(kind: CallKind) -> Self {
+        match kind {
+            CallKind::Ask => Self::Ask,
+            CallKind::Continue => Self::Continue,
+            CallKind::Resume => Self::Resume,
+            CallKind::Regenerate => Self::Regenerate,
+            CallKind::Tool => Self::Tool,
+            CallKind::Repair => Self::Repair,
+            CallKind::Nudge => Self::Nudge,
+            CallKind::Fallback => Self::Fallback,
+            CallKind::Pause => Self::Pause,
         }
     }
 
@@ -95,30 +124,56 @@ impl Next {
     const fn joins(self) -> bool {
         matches!(self, Self::Continue | Self::Resume)
     }
+
+    /// Whether the reply to it belongs to the turn that is there already.
+    const fn goes_on(self) -> bool {
+        self.joins() || matches!(self, Self::Pause)
+    }
+}
+
+/// Where a conversation stands.
+#[derive(Debug, Clone)]
+enum State {
+    /// A call is to be made, or under way.
+    Asking(Next),
+    /// Tool calls are to be answered.
+    Calling(Asked),
+    /// It is over.
+    Over(Verdict),
 }
 
 /// The conversation of one job.
 #[derive(Debug, Clone)]
 pub struct Talk {
     job: Job,
+    /// What was said after the job's own messages, before the turn in the making.
+    past: Vec<Spoken>,
+    /// How many of the job's own messages are left out, the oldest first.
+    dropped: usize,
     /// The assistant's turn so far.
     turn: Turn,
-    next: Next,
+    state: State,
     /// How the next continuation is asked for.
     how: How,
     /// `max_tokens` of the next call.
     room: i64,
     nudged: bool,
-    verdict: Option<Verdict>,
+    fell_back: bool,
+    /// Whether what is to be sent next is known to fit into the model's window.
+    fits: bool,
+    repairs: i32,
     /// Output tokens of the turn so far.
     said: i64,
     /// Continuations and regenerations.
     continuations: i32,
-    pauses: i32,
+    /// Turns that paused or asked for tools.
+    turns: i32,
     seams: i32,
     sanitised: i32,
     calls: i32,
     usage: Usage,
+    /// The structured output, once there is one that fits its schema.
+    output: Option<String>,
     last: Last,
     started: Option<Instant>,
 }
@@ -135,104 +190,31 @@ struct Last {
 }
 
 impl Talk {
-    /// Stands where the ledger of this run says: replies with a stop reason count; a partial row
-    /// counts only where it is the newest or was gone on with, text-only and long enough; what a
-    /// regeneration dropped does not; error rows feed counters alone. The model of the first counted row stays the run's.
-    pub fn resume(job: Job, calls: &[PastCall], now: Instant) -> Self {
-        let mut talk = Self {
+    /// Begins the conversation of a job.
+    fn new(job: Job) -> Self {
+        Self {
+            past: Vec::new(),
+            dropped: 0,
             turn: Turn::default(),
-            next: Next::Ask,
+            state: State::Asking(Next::Ask),
             how: if job.prefill { How::Prefill } else { How::Anchor },
             room: job.max_tokens,
             nudged: false,
-            verdict: None,
+            fell_back: false,
+            fits: false,
+            repairs: 0,
             said: 0,
             continuations: 0,
-            pauses: 0,
+            turns: 0,
             seams: 0,
             sanitised: 0,
             calls: 0,
             usage: Usage::default(),
+            output: None,
             last: Last::default(),
-            started: calls.iter().filter_map(|call| call.sent_ago).max().and_then(|ago| now.checked_sub(ago)),
+            started: None,
             job,
-        };
-        let mut first = true;
-        for (at, call) in calls.iter().enumerate() {
-            talk.calls += 1;
-            talk.usage += call.usage;
-            talk.last.request_id = call.request_id.clone().or(talk.last.request_id.take());
-            let next = calls[at + 1..].iter().find(|later| later.content.is_some() && !later.late);
-            let built_on = next.is_none_or(|later| CallKind::parse(&later.kind) == Some(CallKind::Resume));
-            let Some(reply) = talk.counted(call, built_on) else { continue };
-            if std::mem::take(&mut first)
-                && let Some(model) = &call.model
-            {
-                talk.job.model.clone_from(model);
-            }
-            if let Some(how) = call.request.as_deref().and_then(noted_how) {
-                talk.how = how;
-            }
-            if let Some(room) = call.max_tokens {
-                talk.room = room;
-            }
-            talk.next = match CallKind::parse(&call.kind) {
-                Some(CallKind::Regenerate) => {
-                    talk.turn = Turn::default();
-                    Next::Regenerate
-                }
-                Some(CallKind::Continue) => Next::Continue,
-                Some(CallKind::Resume) => Next::Resume,
-                Some(CallKind::Pause) => Next::Pause,
-                Some(CallKind::Nudge) => {
-                    talk.nudged = true;
-                    Next::Nudge
-                }
-                _ => Next::Ask,
-            };
-            talk.take(reply);
         }
-        if let Some(verdict) = talk.crash_verdict(calls) {
-            talk.verdict = Some(verdict);
-        }
-        talk
-    }
-
-    /// The reply of a row of the ledger, where it counts. `built_on`: nothing followed it, or what
-    /// followed went on with it.
-    fn counted(&self, call: &PastCall, built_on: bool) -> Option<Reply> {
-        let content = call.content.as_deref().filter(|_| !call.late)?;
-        let reply = Reply {
-            usage: call.usage,
-            content: Block::read_all(content),
-            stop: call.stop_reason.as_deref().map(StopReason::from),
-            stop_details: call.stop_details.clone(),
-            model: call.model.clone(),
-            container: call.container.clone(),
-            ..Reply::default()
-        };
-        if reply.stop.is_some() && !call.partial {
-            return Some(reply);
-        }
-        (built_on && self.worth_resuming(&reply)).then_some(Reply { stop: None, ..reply })
-    }
-
-    /// Whether the text of a lost stream could be gone on with: plain text, by a policy that wants it.
-    pub fn is_resumable(&self) -> bool {
-        let job = &self.job;
-        !job.tools && !job.structured && !job.thinking && job.policy.on_crash == OnCrash::Resume
-    }
-
-    /// Whether what a lost stream left is enough to go on with.
-    fn worth_resuming(&self, reply: &Reply) -> bool {
-        let text_only = reply.content.iter().all(|block| matches!(block.kind.as_str(), "text" | "thinking"));
-        text_only && self.is_resumable() && reply.text().chars().count() >= RESUME_MIN
-    }
-
-    fn crash_verdict(&self, calls: &[PastCall]) -> Option<Verdict> {
-        let lost = calls.last().is_some_and(|call| call.late || call.error_type.as_deref() == Some("lost"));
-        let (outcome, fault) = crate::domain::retry::after_crash(self.job.policy.on_crash)?;
-        lost.then_some(Verdict { outcome, fault: Some(fault) })
     }
 
     /// The job, with the model that this run asks.
@@ -242,10 +224,17 @@ impl Talk {
 
     /// Returns what is to be done next.
     pub fn next(&self) -> Step {
-        match &self.verdict {
-            Some(verdict) => Step::Done(verdict.clone()),
-            None => Step::Ask(self.request()),
+        match &self.state {
+            State::Asking(next) => Step::Ask(self.request(*next)),
+            State::Calling(asked) => Step::Tools(asked.clone()),
+            State::Over(verdict) => Step::Done(verdict.clone()),
         }
+    }
+
+    /// Whether the text of a lost stream could be gone on with: plain text, by a policy that wants it.
+    pub fn is_resumable(&self) -> bool {
+        let job = &self.job;
+        !job.tools && !job.structured && !job.thinking && job.policy.on_crash == OnCrash::Resume
     }
 
     /// Counts a call, whole or not: what was paid for is summed whatever became of it.
@@ -258,10 +247,22 @@ impl Talk {
         self.started.get_or_insert(sent);
     }
 
-    /// Takes a whole reply; returns what the ledger should note of how it was joined.
-    pub fn push(&mut self, reply: Reply) -> Option<String> {
+    /// Takes a whole reply, which the ledger's row `claim`, `seq` will hold; returns what that row
+    /// should note of how it was joined.
+    pub fn push(&mut self, reply: Reply, claim: i64, seq: i32) -> Option<String> {
         debug_assert!(reply.stop.is_some(), "a reply without a stop reason is a failure, not an answer");
-        self.take(reply)
+        self.take(reply, claim, seq)
+    }
+
+    /// Takes the results of the tool calls that [`Step::Tools`] named, in their order.
+    pub fn answer_tools(&mut self, results: &[ToolResult]) {
+        if let State::Calling(asked) = &self.state {
+            debug_assert_eq!(asked.tools.len(), results.len(), "each call has one result");
+            let answer = Spoken::User(spoken::results_message(asked, results));
+            self.past.extend_from_slice(self.turn.spoken());
+            self.past.push(answer);
+            self.ask(Next::Tool);
+        }
     }
 
     /// The model refused a trailing assistant message: from now on the other way.
@@ -269,16 +270,22 @@ impl Talk {
         self.how = How::Anchor;
     }
 
-    fn take(&mut self, reply: Reply) -> Option<String> {
+    fn ask(&mut self, next: Next) {
+        self.fits = false;
+        self.state = State::Asking(next);
+    }
+
+    fn take(&mut self, reply: Reply, claim: i64, seq: i32) -> Option<String> {
+        let State::Asking(next) = self.state else { return None };
         let Reply { content, stop, stop_sequence, stop_details, model, container, usage, .. } = reply;
         self.sanitised += content.iter().map(|block| sanitise_json(&block.json).1).sum::<i32>();
-        let joined = if self.next.joins() {
+        if !next.goes_on() {
+            self.turn = Turn::default();
+            self.said = 0;
+        }
+        let joined = if next.joins() {
             Some(self.turn.go_on(content, self.how))
         } else {
-            if matches!(self.next, Next::Ask | Next::Regenerate | Next::Nudge) {
-                self.turn = Turn::default();
-                self.said = 0;
-            }
             self.turn.say(content);
             None
         };
@@ -291,55 +298,51 @@ impl Talk {
             request_id: self.last.request_id.take(),
             stop: stop.clone(),
         };
-        let note = joined.as_ref().map(|joined| {
-            if joined.seam == Seam::Plain {
-                self.seams += 1;
-            }
-            format!(r#"{{"how":"{}","seam":"{}"}}"#, self.how.as_str(), joined.seam.as_str())
-        });
-        match joined {
-            Some(joined) if joined.repeated => {
-                self.end_truncated(
-                    "repetition",
-                    "the model said again what it had said: the answer is cut there",
-                );
-            }
-            Some(joined) if joined.silent && self.how == How::Anchor && ends_turn(stop.as_ref()) => {
-                self.end_truncated(
-                    "no_progress",
-                    "the model was asked to go on with the cut answer and said nothing",
-                );
-            }
-            Some(joined) if joined.added < PROGRESS_MIN && matches!(stop, Some(StopReason::MaxTokens)) => {
-                self.end_truncated("no_progress", "a continuation brought fewer than 32 new characters");
-            }
-            _ => self.judge(stop),
+        if joined.is_some_and(|joined| joined.seam == Seam::Plain) {
+            self.seams += 1;
         }
-        note
+        let note = self.note(next, joined.map(|joined| joined.seam));
+        match joined {
+            Some(joined) if self.leads_nowhere(joined, stop.as_ref()) => {}
+            _ => self.judge(stop, claim, seq),
+        }
+        note.text()
+    }
+
+    /// Ends the conversation where a continuation brought nothing new.
+    fn leads_nowhere(&mut self, joined: Joined, stop: Option<&StopReason>) -> bool {
+        if joined.repeated {
+            self.end_truncated(
+                "repetition",
+                "the model said again what it had said: the answer is cut there",
+            );
+        } else if joined.silent && self.how == How::Anchor && ends_turn(stop) {
+            self.end_truncated(
+                "no_progress",
+                "the model was asked to go on with the cut answer and said nothing",
+            );
+        } else if joined.added < PROGRESS_MIN && matches!(stop, Some(StopReason::MaxTokens)) {
+            self.end_truncated("no_progress", "a continuation brought fewer than 32 new characters");
+        } else {
+            return false;
+        }
+        true
     }
 
     /// What a stop reason means: one total match.
-    fn judge(&mut self, stop: Option<StopReason>) {
+    fn judge(&mut self, stop: Option<StopReason>, claim: i64, seq: i32) {
         match stop {
             // Only a resuming job pushes a reply without a stop reason: the text of a lost stream.
-            None => self.next = Next::Resume,
-            Some(StopReason::EndTurn | StopReason::StopSequence) if self.turn.is_answer() => {
-                if self.job.structured && self.output().is_none() {
-                    let why = "a schema was asked for, and the answer is not JSON";
-                    self.end(
-                        Outcome::InvalidOutput,
-                        Some(Fault::new("invalid_output", Some("not_json"), why)),
-                    );
-                } else {
-                    self.end(Outcome::Complete, None);
-                }
-            }
+            None => self.ask(Next::Resume),
+            Some(StopReason::ToolUse) => self.call_tools(claim, seq),
             Some(StopReason::EndTurn | StopReason::StopSequence) if self.turn.wants_tools() => {
-                self.end(Outcome::NeedsTool, None);
+                self.call_tools(claim, seq);
             }
+            Some(StopReason::EndTurn | StopReason::StopSequence) if self.turn.is_answer() => self.conclude(),
             Some(StopReason::EndTurn) if !self.nudged => {
                 self.nudged = true;
-                self.next = Next::Nudge;
+                self.past.push(Spoken::User(user_message(NUDGE)));
+                self.ask(Next::Nudge);
             }
             Some(StopReason::EndTurn | StopReason::StopSequence) => {
                 self.end(
@@ -354,16 +357,10 @@ impl Talk {
                     "the model's context window is full: the answer is cut there",
                 );
             }
-            Some(StopReason::Refusal) => {
-                self.end(
-                    Outcome::Refused,
-                    Some(Fault::new("refusal", None, "the model refused; see stop_details")),
-                );
-            }
-            Some(StopReason::ToolUse) => self.end(Outcome::NeedsTool, None),
-            Some(StopReason::PauseTurn) if self.pauses < self.job.policy.max_turns => {
-                self.pauses += 1;
-                self.next = Next::Pause;
+            Some(StopReason::Refusal) => self.refused(),
+            Some(StopReason::PauseTurn) if self.turns < self.job.policy.max_turns => {
+                self.turns += 1;
+                self.ask(Next::Pause);
             }
             Some(StopReason::PauseTurn) => {
                 let why =
@@ -377,6 +374,67 @@ impl Talk {
                 self.end(Outcome::Unreviewed, Some(Fault::new("unknown_stop_reason", None, why)));
             }
         }
+    }
+
+    /// The turn ended with calls of tools of ours.
+    fn call_tools(&mut self, claim: i64, seq: i32) {
+        let tools = self.turn.tool_calls();
+        if self.job.policy.on_tool_use == OnToolUse::Finish || tools.is_empty() {
+            return self.end(Outcome::NeedsTool, None);
+        }
+        if self.turns >= self.job.policy.max_turns {
+            let why =
+                format!("the model still asks for tools after max_turns = {}", self.job.policy.max_turns);
+            return self.end(Outcome::NeedsTool, Some(Fault::new("needs_tool", Some("max_turns"), why)));
+        }
+        self.turns += 1;
+        self.state = State::Calling(Asked { claim, seq, tools });
+    }
+
+    /// The model ended its turn with an answer: complete, unless it is not what the schema asks for.
+    fn conclude(&mut self) {
+        let found = match &self.job.schema {
+            Some(schema) => schema.check(&self.structured_text()).map(Some),
+            None if self.job.structured && !is_json(&self.structured_text()) => {
+                Err(vec!["a schema was asked for, and the answer is not JSON".to_owned()])
+            }
+            None => Ok(self.job.structured.then(|| self.structured_text())),
+        };
+        match found {
+            Ok(output) => {
+                self.output = output;
+                self.end(Outcome::Complete, None);
+            }
+            Err(errors) if self.job.schema.is_some() && self.repairs < self.job.policy.max_repairs => {
+                self.repairs += 1;
+                if self.job.tools {
+                    self.past.extend_from_slice(self.turn.spoken());
+                } else {
+                    self.past.push(Spoken::Assistant(vec![Block::text(&self.turn.text())]));
+                }
+                self.past.push(Spoken::User(user_message(&schema::repair_request(&errors))));
+                self.ask(Next::Repair);
+            }
+            Err(errors) => {
+                let code = if self.job.schema.is_some() { "schema" } else { "not_json" };
+                let fault = Fault::new("invalid_output", Some(code), errors.join("; "));
+                self.end(Outcome::InvalidOutput, Some(fault));
+            }
+        }
+    }
+
+    /// The model refused: another one is asked once, where the policy names one.
+    fn refused(&mut self) {
+        let Some(fallback) = self.job.fallback.take() else {
+            let fault = Fault::new("refusal", None, "the model refused; see stop_details");
+            return self.end(Outcome::Refused, Some(fault));
+        };
+        self.fell_back = true;
+        self.job.ask_instead(fallback);
+        self.room = self.room.min(self.job.max_tokens_ceiling);
+        self.how = if self.job.prefill { How::Prefill } else { How::Anchor };
+        self.past.iter_mut().for_each(Spoken::forget_thinking);
+        self.ask(Next::Fallback);
     }
 
     /// `max_tokens` cut the turn.
@@ -399,122 +457,46 @@ impl Talk {
             return self.end_truncated("max_output_tokens", &why);
         }
         let doubled = self.room.saturating_mul(2);
+        let ceiling = self.job.max_tokens_ceiling;
         if stitchable && policy.on_max_tokens == OnMaxTokens::Continue {
-            self.next = Next::Continue;
-            self.room = doubled.min(self.job.max_tokens_ceiling).min(left);
-        } else if self.room >= self.job.max_tokens_ceiling {
+            self.room = doubled.min(ceiling).min(left);
+            self.ask(Next::Continue);
+        } else if self.room >= ceiling {
             return self.end_truncated(
                 "max_tokens",
                 "cut at the model's maximum, and this answer cannot be stitched",
             );
         } else {
-            self.next = Next::Regenerate;
-            self.room = doubled.max(ROOM_MIN).min(self.job.max_tokens_ceiling);
+            self.room = doubled.max(ROOM_MIN).min(ceiling);
+            self.ask(Next::Regenerate);
         }
         self.continuations += 1;
     }
 
-    /// The structured output: the whole text, or the last block of it where the model said something
-    /// before it used a tool.
-    fn output(&self) -> Option<String> {
-        let is_json = |text: &str| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok();
-        let last = self.turn.blocks().iter().rev().find_map(|block| block.text.clone());
-        [Some(self.turn.text()), last].into_iter().flatten().find(|text| is_json(text))
+    /// The text that should be JSON: the whole text, or the last block of it where the model said
+    /// something before it used a tool.
+    fn structured_text(&self) -> String {
+        let whole = self.turn.text();
+        let last = self.turn.blocks().iter().rev().find_map(|block| block.text.as_deref());
+        match last {
+            Some(last) if !is_json(&whole) && is_json(last) => last.to_owned(),
+            _ => whole,
+        }
     }
 
     fn end(&mut self, outcome: Outcome, fault: Option<Fault>) {
-        self.verdict = Some(Verdict { outcome, fault });
+        self.state = State::Over(Verdict { outcome, fault });
     }
 
     fn end_truncated(&mut self, code: &str, why: &str) {
         self.end(Outcome::Truncated, Some(Fault::new("truncated", Some(code), why)));
     }
 
-    fn request(&self) -> Request {
-        let mut messages: Vec<Box<RawValue>> = Vec::new();
-        let mut prefilled = false;
-        match self.next {
-            Next::Ask | Next::Regenerate => {}
-            Next::Nudge => messages.push(user_message(NUDGE)),
-            Next::Pause => messages.extend(self.turn.verbatim()),
-            Next::Continue | Next::Resume if self.job.tools => {
-                messages.extend(self.turn.verbatim());
-                prefilled = self.how == How::Prefill;
-                if !prefilled {
-                    messages.push(user_message(&self.turn.instruction()));
-                }
-            }
-            Next::Continue | Next::Resume => {
-                let said = self.turn.text();
-                messages.push(message("assistant", json_string(said.trim_end()).get()));
-                prefilled = self.how == How::Prefill;
-                if !prefilled {
-                    messages.push(user_message(&self.turn.instruction()));
-                }
-            }
-        }
-        let body = self.body(&messages);
-        Request {
-            kind: self.next.kind(),
-            model: self.job.model.clone(),
-            body,
-            max_tokens: self.room,
-            messages: (self.job.messages.len() + messages.len()) as i32,
-            prefilled,
-            timeout: self.job.policy.timeout,
-            note: self.next.joins().then(|| format!(r#"{{"how":"{}"}}"#, self.how.as_str())),
-        }
-    }
-
-    fn body(&self, more: &[Box<RawValue>]) -> Bytes {
-        let own = self.job.messages.iter().map(|message| message.get());
-        let all = own.chain(more.iter().map(|message| message.get()));
-        let size: usize = all.clone().map(str::len).sum();
-        let mut out = String::with_capacity(size + 256);
-        out.push_str(r#"{"model":"#);
-        out.push_str(json_string(&self.job.model).get());
-        out.push_str(r#","max_tokens":"#);
-        out.push_str(&self.room.to_string());
-        out.push_str(r#","messages":["#);
-        for (at, message) in all.enumerate() {
-            if at > 0 {
-                out.push(',');
-            }
-            out.push_str(message);
-        }
-        out.push(']');
-        for (name, value) in &self.job.fields {
-            // A paused turn goes on in the container that the last reply named.
-            if name == "container" && self.container_id().is_some() {
-                continue;
-            }
-            out.push(',');
-            out.push_str(json_string(name).get());
-            out.push(':');
-            out.push_str(value.get());
-        }
-        if let Some(id) = self.container_id() {
-            out.push_str(r#","container":"#);
-            out.push_str(json_string(&id).get());
-        }
-        out.push_str(r#","stream":true}"#);
-        Bytes::from(out)
-    }
-
-    fn container_id(&self) -> Option<String> {
-        #[derive(serde::Deserialize)]
-        struct Container {
-            id: String,
-        }
-        let raw = self.last.container.as_deref()?;
-        serde_json::from_str::<Container>(raw).ok().map(|container| container.id)
-    }
-
     /// Returns what a cancelled or expired job's result is filled with: all there is, the blocks of
     /// the call that was interrupted among it.
     pub fn interrupted(mut self, arrived: Vec<Block>, tally: Tally) -> Answer {
         if !arrived.is_empty() {
-            self.take(Reply { content: arrived, ..Reply::default() });
+            self.take(Reply { content: arrived, ..Reply::default() }, 0, 0);
         }
         self.last.stop = None;
         self.answer(Verdict { outcome: Outcome::Cancelled, fault: None }, tally)
@@ -527,8 +509,7 @@ impl Talk {
         let text = (said && outcome != Outcome::Refused && self.turn.has_text())
             .then(|| sanitise(&self.turn.text()).0);
         let content = said.then(|| sanitise_json(&Block::write_all(self.turn.blocks())).0);
-        let structured = self.job.structured && outcome == Outcome::Complete;
-        let output = structured.then(|| self.output()).flatten();
+        let output = self.output.clone().filter(|_| outcome == Outcome::Complete);
         let last = &self.last;
         Answer {
             outcome,
@@ -556,12 +537,8 @@ fn ends_turn(stop: Option<&StopReason>) -> bool {
     matches!(stop, Some(StopReason::EndTurn | StopReason::StopSequence))
 }
 
-fn noted_how(note: &str) -> Option<How> {
-    #[derive(serde::Deserialize)]
-    struct Note {
-        how: String,
-    }
-    serde_json::from_str::<Note>(note).ok().and_then(|note| How::parse(&note.how))
+fn is_json(text: &str) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }
 
 #[cfg(test)]

@@ -1,25 +1,32 @@
 //! One claim to one end, in one function: resume, then ask, append and push in turns, then decide
 //! and settle. IO and pure steps alternate; nothing else is on the path.
 
+mod rows;
+mod tools;
+
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
 use super::Mill;
+use super::counting::Counted;
 use super::gate::{Permit, Refusal};
 use super::notes::Notes;
 use super::record::Kept;
 use crate::claude::Listener;
 use crate::domain::breaker::Health;
-use crate::domain::job::{Claimed, Job, Lease, Tally};
-use crate::domain::ledger::{Answer, Call, CallKind, PastCall, Release, Settlement};
-use crate::domain::outcome::{Failure, Fault, Outcome, Usage};
-use crate::domain::reply::{Block, Exchange, sanitise};
+use crate::domain::context::{self, TooLong};
+use crate::domain::job::{Claimed, Job, Lease, OnContextOverflow, OnToolUse, Tally};
+use crate::domain::ledger::{Answer, Back, Call, CallKind, Release, Settlement};
+use crate::domain::outcome::{Failure, Fault, Outcome};
+use crate::domain::reply::Block;
 use crate::domain::retry::{self, Circumstances, Class, Disposition, News};
-use crate::domain::stop::StopReason;
 use crate::domain::talk::{Request, Step, Talk, Verdict};
 use crate::failpoint::failpoint;
+
+use rows::{ledger_row, log_call, log_end, refused_by_us, unheard};
+use tools::Undone;
 
 /// How long a job waits that no claim can see to be blocked.
 const GATE_PAUSE: Duration = Duration::from_secs(5);
@@ -75,7 +82,7 @@ pub enum Ended {
 type Pending = Option<Call>;
 
 /// Takes one claimed job to its end.
-pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
+pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
     let lease = claimed.lease;
     let tally = claimed.tally;
     let job = match Job::read(&claimed, &mill.defaults()) {
@@ -85,7 +92,8 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
         }
     };
     let lane_model = job.model.clone();
-    let mut talk = Talk::resume(job, &claimed.calls, Instant::now());
+    let mut talk = Talk::resume(job, &claimed.calls, &claimed.tools, Instant::now());
+    let tools = std::mem::take(&mut claimed.tools);
     if mill.refuses_prefill(&talk.job().model) {
         talk.prefill_refused();
     }
@@ -97,7 +105,36 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
     loop {
         let request = match talk.next() {
             Step::Done(verdict) => return settle(mill, lease, talk.answer(verdict, tally), pending).await,
-            Step::Ask(request) => request,
+            Step::Tools(asked) if talk.job().policy.on_tool_use != OnToolUse::Run => {
+                let reason = waits_for(asked.tools.len());
+                return release(mill, lease, &talk, tally, Back::Waiting(asked), reason, pending).await;
+            }
+            Step::Tools(asked) => {
+                if let Some(call) = pending.take()
+                    && is_late(mill, lease, call).await
+                {
+                    return taken_away(mill, lease, &talk, tally, None).await;
+                }
+                match tools::run(mill, talk.job(), &asked, &tools, rein).await {
+                    Ok(results) => talk.answer_tools(&results),
+                    Err(Undone::Lost) => return taken_away(mill, lease, &talk, tally, None).await,
+                    Err(Undone::Stopped(why)) => {
+                        return stopped(mill, lease, &talk, tally, None, why).await;
+                    }
+                    Err(Undone::StartedBefore(fault)) => {
+                        let verdict = Verdict { outcome: Outcome::Failed, fault: Some(fault) };
+                        return settle(mill, lease, talk.answer(verdict, tally), None).await;
+                    }
+                }
+                continue;
+            }
+            Step::Ask(request) => match window_to_measure(&talk, &request) {
+                Some(window) => {
+                    measure(mill, &mut talk, &request, window, rein).await;
+                    continue;
+                }
+                None => request,
+            },
         };
         if let Some(call) = pending.take()
             && is_late(mill, lease, call).await
@@ -138,7 +175,7 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
             Ok(()) => {
                 permit.accept(call.usage, Instant::now());
                 failpoint!("push", lease.job);
-                call.request = talk.push(exchange.reply).or(call.request);
+                call.request = talk.push(exchange.reply, lease.claim, seq).or(call.request);
                 pending = Some(call);
             }
             Err(failure) => {
@@ -146,6 +183,14 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
                 let class = retry::class(&failure, request.prefilled);
                 let spent = retry::spent(&failure, &class, call.usage, permit.has_begun());
                 permit.spent(spent, Instant::now());
+                if talk.job().policy.on_context_overflow == OnContextOverflow::DropOldest
+                    && let Some(TooLong { tokens, maximum }) = too_long(&failure)
+                {
+                    permit.accept(call.usage, Instant::now());
+                    talk.measured(tokens, maximum);
+                    pending = Some(call);
+                    continue;
+                }
                 if let (Failure::Stopped, Some(why)) = (&failure, rein.why()) {
                     drop(permit);
                     return stopped(mill, lease, &talk, tally, Some(call), why).await;
@@ -161,11 +206,36 @@ pub async fn attempt(mill: &Mill, claimed: Claimed, rein: &Rein) -> Ended {
                         return settle(mill, lease, talk.answer(verdict, tally), Some(call)).await;
                     }
                     Disposition::Back { delay, tally, reason } => {
-                        return release(mill, lease, &talk, tally, delay, reason, Some(call)).await;
+                        return release(mill, lease, &talk, tally, delay.into(), reason, Some(call)).await;
                     }
                 }
             }
         }
+    }
+}
+
+/// The model's window, where the request may be too long for it and was not counted yet.
+fn window_to_measure(talk: &Talk, request: &Request) -> Option<i64> {
+    talk.window().filter(|window| context::needs_count(&request.body, *window))
+}
+
+/// Has the input counted. Where nobody can say, the API is to say whether it fits.
+async fn measure(mill: &Mill, talk: &mut Talk, request: &Request, window: i64, rein: &Rein) {
+    match mill.counting.count(&*mill.claude, request, &rein.token).await {
+        Counted::Tokens(tokens) => talk.measured(tokens, window),
+        Counted::Stopped => talk.unmeasured(),
+        Counted::Unknown { reason, .. } => {
+            tracing::debug!(job.id = %talk.job().lease.job, "the input was not counted: {reason}");
+            talk.unmeasured();
+        }
+    }
+}
+
+/// What the API said of an input that it refused for its length.
+fn too_long(failure: &Failure) -> Option<TooLong> {
+    match failure {
+        Failure::Api(error) if error.status == 400 => context::too_long(&error.message),
+        _ => None,
     }
 }
 
@@ -195,7 +265,7 @@ async fn admitted<'m>(
             // A claim passes by what blocks, but for a run that began with another model than its
             // lane names: put back at once, it would be claimed again at once.
             let pause = (talk.job().model != lane_model).then_some(GATE_PAUSE);
-            release(mill, lease, talk, tally, pause, reason, None).await
+            release(mill, lease, talk, tally, pause.into(), reason, None).await
         }
         Refusal::Missing(fault) => {
             let verdict = Verdict { outcome: Outcome::Failed, fault: Some(fault) };
@@ -293,7 +363,7 @@ async fn key_is_refused(mill: &Mill, job: &Job) -> bool {
 async fn stopped(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: Pending, why: Why) -> Ended {
     match why {
         Why::Shutdown => {
-            release(mill, lease, talk, tally, None, "its worker was shut down".to_owned(), call).await
+            release(mill, lease, talk, tally, Back::Now, "its worker was shut down".to_owned(), call).await
         }
         Why::Lost => taken_away(mill, lease, talk, tally, call).await,
     }
@@ -343,10 +413,11 @@ async fn release(
     lease: Lease,
     talk: &Talk,
     tally: Tally,
-    delay: Option<Duration>,
+    back: Back,
     reason: String,
     call: Pending,
 ) -> Ended {
+    let delay = back.delay();
     tracing::debug!(
         job.id = %lease.job,
         retry.delay_ms = delay.map(|delay| delay.as_millis() as u64),
@@ -355,8 +426,8 @@ async fn release(
     );
     let Tally { failures, deferrals, .. } = tally;
     let arrived = call.as_ref().and_then(|call| call.content.clone());
-    let back = Release { lease, back: delay.into(), failures, deferrals, reason: Some(reason), call };
-    match mill.recorder.release(back).await {
+    let release = Release { lease, back, failures, deferrals, reason: Some(reason), call };
+    match mill.recorder.release(release).await {
         Kept::Done | Kept::Bare => {
             if let Some(delay) = delay {
                 mill.delays.note(lease, delay, Instant::now());
@@ -367,6 +438,14 @@ async fn release(
             fill_with(mill, lease, talk, tally, arrived.as_deref()).await;
             Ended::Lost
         }
+    }
+}
+
+/// Why a job waits whose tool calls somebody is to answer.
+fn waits_for(calls: usize) -> String {
+    match calls {
+        1 => "waits for a tool result".to_owned(),
+        more => format!("waits for {more} tool results"),
     }
 }
 
@@ -382,137 +461,4 @@ pub async fn settle_panicked(mill: &Mill, lease: Lease, tally: Tally, rein: &Rei
     });
     let answer = Answer { outcome: Outcome::Failed, ..refused_by_us(fault, tally, &[]) };
     settle(mill, lease, answer, call).await
-}
-
-/// The answer to a job that no call is made for; earlier claims may have made some.
-fn refused_by_us(fault: Fault, tally: Tally, calls: &[PastCall]) -> Answer {
-    let mut usage = Usage::default();
-    for call in calls {
-        usage += call.usage;
-    }
-    Answer {
-        outcome: Outcome::Invalid,
-        stop_reason: None,
-        stop_sequence: None,
-        stop_details: None,
-        text: None,
-        content: None,
-        output: None,
-        sanitised: 0,
-        model: None,
-        usage,
-        calls: calls.len() as i32,
-        continuations: 0,
-        seams: 0,
-        failures: tally.failures,
-        fault: Some(Fault { message: sanitise(&fault.message).0, ..fault }),
-        request_id: None,
-        started: None,
-    }
-}
-
-/// The ledger row of a call of which nothing was heard.
-fn unheard(request: &Request, seq: i32, probe: bool, now: Instant) -> Call {
-    Call {
-        seq,
-        kind: request.kind,
-        probe,
-        model: request.model.clone(),
-        max_tokens: request.max_tokens,
-        messages: request.messages,
-        request: request.note.clone(),
-        sent: now,
-        first_token: None,
-        ended: now,
-        http_status: None,
-        request_id: None,
-        message_id: None,
-        stop_reason: None,
-        stop_details: None,
-        usage: Usage::default(),
-        usage_raw: None,
-        content: None,
-        container: None,
-        partial: false,
-        fault: None,
-        retry_after: None,
-        checkpointed: false,
-    }
-}
-
-/// The ledger row of an exchange.
-fn ledger_row(request: &Request, exchange: &Exchange, seq: i32, probe: bool) -> Call {
-    let reply = &exchange.reply;
-    let clean = |word: &String| sanitise(word).0;
-    let retry_after = match &exchange.end {
-        Err(Failure::Api(error)) => error.retry_after,
-        _ => None,
-    };
-    Call {
-        first_token: exchange.first_token,
-        ended: exchange.ended,
-        http_status: exchange.http_status,
-        request_id: exchange.request_id.as_ref().map(clean),
-        message_id: reply.message_id.as_ref().map(clean),
-        stop_reason: reply.stop.as_ref().map(|stop| sanitise(stop.as_str()).0),
-        stop_details: reply.stop_details.clone(),
-        usage: reply.usage,
-        usage_raw: reply.usage_raw.clone(),
-        content: (!reply.content.is_empty() || reply.stop.is_some())
-            .then(|| Block::write_all(&reply.content)),
-        container: reply.container.clone(),
-        partial: exchange.end.is_err() && !reply.is_empty(),
-        fault: reply.tail_missing.then(|| {
-            Fault::new(
-                "tail_missing",
-                None,
-                "the stream ended after its stop reason but without message_stop",
-            )
-        }),
-        retry_after,
-        ..unheard(request, seq, probe, exchange.sent)
-    }
-}
-
-/// One line a call, at debug: nothing that quotes a prompt or an answer.
-fn log_call(lease: Lease, request: &Request, exchange: &Exchange) {
-    let reply = &exchange.reply;
-    tracing::debug!(
-        job.id = %lease.job,
-        job.claim = lease.claim,
-        call.kind = %request.kind,
-        call.model = %request.model,
-        call.max_tokens = request.max_tokens,
-        call.messages = request.messages,
-        call.status = exchange.http_status,
-        call.ms = exchange.took().as_millis() as u64,
-        call.request_id = exchange.request_id.as_deref(),
-        stop.reason = reply.stop.as_ref().map(StopReason::as_str),
-        content.chars = reply.text().chars().count(),
-        tokens.input = reply.usage.input,
-        tokens.output = reply.usage.output,
-        error = exchange.end.as_ref().err().map(retry::reason),
-        "job {} called {}", lease.job, request.model
-    );
-}
-
-/// One line a finished job.
-fn log_end(lease: Lease, answer: &Answer, status: Option<u16>) {
-    let stop = answer.stop_reason.as_deref().unwrap_or("-");
-    tracing::info!(
-        job.id = %lease.job,
-        job.claim = lease.claim,
-        job.run = lease.run,
-        outcome = %answer.outcome,
-        stop.reason = stop,
-        tokens.input = answer.usage.input,
-        tokens.output = answer.usage.output,
-        job.calls = answer.calls,
-        job.ms = answer.started.map(|started| started.elapsed().as_millis() as u64),
-        call.request_id = answer.request_id.as_deref(),
-        error.kind = answer.fault.as_ref().map(|fault| fault.kind.as_str()),
-        error.code = answer.fault.as_ref().and_then(|fault| fault.code.as_deref()),
-        call.status = status,
-        "job {} ended: {} ({stop})", lease.job, answer.outcome
-    );
 }

@@ -165,6 +165,7 @@ mod tests {
             max_tokens: None,
             policy: Policy::default(),
             mcp_servers: false,
+            cache_turns: true,
             models: HashMap::new(),
         };
         let models = Models::new(defaults);

@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
 use super::policy::shown;
-use super::{Claimed, Lease, Policy};
+use super::{Claimed, Lease, OnToolUse, Policy};
 use crate::domain::model::undated;
 use crate::domain::outcome::Fault;
 use crate::domain::schema::Schema;
@@ -39,6 +39,8 @@ pub struct Defaults {
     pub policy: Policy,
     /// Whether rows may name `mcp_servers`.
     pub mcp_servers: bool,
+    /// Whether what is sent again is put into the prompt cache.
+    pub cache_turns: bool,
     /// What is known of models, by name: [`Layers::facts`](crate::domain::model::Layers::facts).
     pub models: HashMap<String, ModelFacts>,
 }
@@ -103,6 +105,10 @@ pub struct Job {
     pub max_tokens_ceiling: i64,
     /// Whether a cut answer may be continued by a trailing assistant message.
     pub prefill: bool,
+    /// What the model can do.
+    pub facts: ModelFacts,
+    /// The model that is asked once after a refusal, with what it can do.
+    pub fallback: Option<(String, ModelFacts)>,
     /// Its rules.
     pub policy: Policy,
     /// The user's messages, each as it was inserted.
@@ -118,6 +124,8 @@ pub struct Job {
     pub tools: bool,
     /// Whether the row asks for thinking.
     pub thinking: bool,
+    /// Whether what is sent again is to be cached; a row that caches by itself is left alone.
+    pub cache_turns: bool,
 }
 
 impl Job {
@@ -195,6 +203,13 @@ impl Job {
         let structured = shaped.is_some() || schema.is_some();
         let tools = has("tools") || has("mcp_servers");
         let thinking = has("thinking");
+        // Text that speaks of it has its quotes escaped.
+        let caches = claimed.params.as_deref().is_some_and(|params| params.contains("\"cache_control\""));
+        let fallback = policy.fallback_model.clone().filter(|other| *other != model);
+        let fallback = fallback.map(|other| {
+            let facts = defaults.facts(&other);
+            (other, facts)
+        });
         Ok(Self {
             lease: claimed.lease,
             queue: claimed.queue.clone(),
@@ -203,6 +218,9 @@ impl Job {
             max_tokens,
             max_tokens_ceiling: facts.max_tokens.max(max_tokens),
             prefill: facts.prefill && !structured && !thinking,
+            facts,
+            fallback,
+            cache_turns: defaults.cache_turns && !caches,
             policy,
             messages,
             schema,
@@ -246,6 +264,22 @@ fn schema_of(policy: &Policy, path: &str) -> Result<Option<Schema>, Invalid> {
     let schema = Schema::read(json)
         .map_err(|why| Invalid::new(path, "wrong_schema", format!("{path} cannot be used: {why}")))?;
     Ok(Some(schema))
+}
+
+impl Job {
+    /// Whether calls of tools are answered, so that the conversation goes on after them.
+    pub fn converses(&self) -> bool {
+        self.tools && self.policy.on_tool_use != OnToolUse::Finish
+    }
+
+    /// From now on another model is asked.
+    pub fn ask_instead(&mut self, (model, facts): (String, ModelFacts)) {
+        self.max_tokens_ceiling = facts.max_tokens;
+        self.prefill = facts.prefill && !self.structured && !self.thinking;
+        self.model_named = true;
+        self.model = model;
+        self.facts = facts;
+    }
 }
 
 /// What the SDKs take beside the body: no row chooses a header, a URL or a key.
@@ -428,6 +462,7 @@ mod tests {
             max_tokens: None,
             policy: Policy::default(),
             mcp_servers: false,
+            cache_turns: true,
             models: HashMap::from([(
                 "claude-default".to_owned(),
                 ModelFacts {

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::domain::job::{Claimed, Defaults, JobId, Lease, ModelFacts, Policy};
+use crate::domain::ledger::PastCall;
 use crate::domain::seam;
+use crate::domain::tool::ToolContent;
 
 fn job(params: &str, policy: &str) -> Job {
     let defaults = Defaults {
@@ -13,6 +15,7 @@ fn job(params: &str, policy: &str) -> Job {
         max_tokens: None,
         policy: Policy::default(),
         mcp_servers: false,
+        cache_turns: true,
         models: HashMap::from([(
             "m".to_owned(),
             ModelFacts { max_tokens: 64_000, binding: false, prefill: false, window: None, structured: true },
@@ -40,7 +43,7 @@ fn job(params: &str, policy: &str) -> Job {
 }
 
 fn talk(params: &str, policy: &str) -> Talk {
-    Talk::resume(job(params, policy), &[], Instant::now())
+    Talk::resume(job(params, policy), &[], &[], Instant::now())
 }
 
 fn reply(stop: &str, content: &str) -> Reply {
@@ -51,17 +54,22 @@ fn said(stop: &str, text: &str) -> Reply {
     Reply { content: vec![Block::text(text)], stop: Some(StopReason::from(stop)), ..Reply::default() }
 }
 
+/// Pushes a reply as the next row of the first claim.
+fn push(talk: &mut Talk, reply: Reply) -> Option<String> {
+    talk.push(reply, 1, 1)
+}
+
 fn asked(talk: &Talk) -> Request {
     match talk.next() {
         Step::Ask(request) => request,
-        Step::Done(verdict) => panic!("over already: {verdict:?}"),
+        other => panic!("asks nothing: {other:?}"),
     }
 }
 
 fn ended(talk: &Talk) -> Answer {
     match talk.next() {
         Step::Done(verdict) => talk.answer(verdict, Tally::default()),
-        Step::Ask(request) => panic!("still asks: {:?}", request.kind),
+        other => panic!("is not over: {other:?}"),
     }
 }
 
@@ -92,7 +100,7 @@ fn each_stop_reason_has_its_outcome_and_only_an_answer_is_complete() {
         ("a_word_of_tomorrow", text, Outcome::Unreviewed),
     ] {
         let mut talk = talk("{}", "{}");
-        talk.push(reply(stop, content));
+        push(&mut talk, reply(stop, content));
         let answer = ended(&talk);
         assert_eq!(answer.outcome, outcome, "{stop} {content}");
         assert_eq!(answer.stop_reason.as_deref(), Some(stop));
@@ -107,7 +115,7 @@ fn each_stop_reason_has_its_outcome_and_only_an_answer_is_complete() {
 #[test]
 fn a_refusals_text_is_no_answer_but_stands_in_content() {
     let mut talk = talk("{}", "{}");
-    talk.push(said("refusal", "I was about to"));
+    push(&mut talk, said("refusal", "I was about to"));
     let answer = ended(&talk);
     assert_eq!(answer.text, None);
     assert!(answer.content.expect("kept").contains("I was about to"));
@@ -116,18 +124,24 @@ fn a_refusals_text_is_no_answer_but_stands_in_content() {
 #[test]
 fn text_after_thinking_is_the_text() {
     let mut talk = talk("{}", "{}");
-    talk.push(reply("end_turn", r#"[{"type":"thinking","thinking":"hm","signature":"s"},{"type":"text","text":"a"},{"type":"text","text":"b"}]"#));
+    push(
+        &mut talk,
+        reply(
+            "end_turn",
+            r#"[{"type":"thinking","thinking":"hm","signature":"s"},{"type":"text","text":"a"},{"type":"text","text":"b"}]"#,
+        ),
+    );
     assert_eq!(ended(&talk).text.as_deref(), Some("ab"));
 }
 
 #[test]
 fn an_empty_answer_is_nudged_once() {
     let mut talk = talk("{}", "{}");
-    talk.push(reply("end_turn", "[]"));
+    push(&mut talk, reply("end_turn", "[]"));
     let request = asked(&talk);
     assert_eq!(request.kind, CallKind::Nudge);
     assert_eq!(body(&request)["messages"][1]["content"], NUDGE);
-    talk.push(reply("end_turn", r#"[{"type":"text","text":""}]"#));
+    push(&mut talk, reply("end_turn", r#"[{"type":"text","text":""}]"#));
     assert_eq!(ended(&talk).outcome, Outcome::Empty);
 }
 
@@ -135,13 +149,13 @@ fn an_empty_answer_is_nudged_once() {
 fn a_paused_turn_is_sent_back_verbatim_and_its_parts_are_one_turn() {
     let mut talk = talk(r#"{"tools":[{"type":"web_search"}],"container":"old"}"#, "{}");
     let paused = r#"[{"type":"text","text":"a"},{"type":"server_tool_use","id":"s","z":1.50,"name":"web","input":{}}]"#;
-    talk.push(Reply { container: Some(r#"{"id":"c1"}"#.into()), ..reply("pause_turn", paused) });
+    push(&mut talk, Reply { container: Some(r#"{"id":"c1"}"#.into()), ..reply("pause_turn", paused) });
     let request = asked(&talk);
     assert_eq!(request.kind, CallKind::Pause);
     let sent = String::from_utf8(request.body.to_vec()).expect("utf-8");
     assert!(sent.contains(&format!(r#"{{"role":"assistant","content":{paused}}}"#)), "{sent}");
     assert!(sent.contains(r#""container":"c1""#) && !sent.contains("old"), "{sent}");
-    talk.push(said("end_turn", "b"));
+    push(&mut talk, said("end_turn", "b"));
     let answer = ended(&talk);
     assert_eq!((answer.outcome, answer.text.as_deref()), (Outcome::Complete, Some("ab")));
 }
@@ -149,8 +163,8 @@ fn a_paused_turn_is_sent_back_verbatim_and_its_parts_are_one_turn() {
 #[test]
 fn pauses_end_at_max_turns() {
     let mut talk = talk("{}", r#"{"max_turns":1}"#);
-    talk.push(said("pause_turn", "a"));
-    talk.push(said("pause_turn", "b"));
+    push(&mut talk, said("pause_turn", "a"));
+    push(&mut talk, said("pause_turn", "b"));
     assert_eq!(ended(&talk).outcome, Outcome::Paused);
 }
 
@@ -175,7 +189,7 @@ fn a_cut_answer_grows_whole_with_doubling_room_and_anchored_seams() {
         let stop = if to == whole.len() { "end_turn" } else { "max_tokens" };
         let text =
             format!("{anchor}{}", &whole[from - whole[..from].len() + whole[..from].trim_end().len()..to]);
-        let note = talk.push(said(stop, &text));
+        let note = push(&mut talk, said(stop, &text));
         if request.kind == CallKind::Continue {
             assert_eq!(note.as_deref(), Some(r#"{"how":"anchor","seam":"anchored"}"#));
         }
@@ -208,7 +222,7 @@ fn what_cannot_be_stitched_is_asked_again_with_more_room() {
         ("{}", r#"{"on_max_tokens":"regenerate"}"#, text),
     ] {
         let mut talk = talk(params, policy);
-        talk.push(reply("max_tokens", content));
+        push(&mut talk, reply("max_tokens", content));
         let request = asked(&talk);
         assert_eq!(
             (request.kind, request.max_tokens, request.messages),
@@ -216,10 +230,10 @@ fn what_cannot_be_stitched_is_asked_again_with_more_room() {
             "{content}"
         );
         for _ in 0..4 {
-            talk.push(reply("max_tokens", content));
+            push(&mut talk, reply("max_tokens", content));
         }
         assert_eq!(asked(&talk).max_tokens, 64_000);
-        talk.push(reply("max_tokens", content));
+        push(&mut talk, reply("max_tokens", content));
         assert_eq!(ended(&talk).outcome, Outcome::Truncated, "{content}");
     }
 }
@@ -227,17 +241,17 @@ fn what_cannot_be_stitched_is_asked_again_with_more_room() {
 #[test]
 fn the_guards_stop_an_answer_that_does_not_end() {
     let mut stop = talk("{}", r#"{"on_max_tokens":"stop"}"#);
-    stop.push(said("max_tokens", "half an"));
+    push(&mut stop, said("max_tokens", "half an"));
     assert_eq!(ended(&stop).text.as_deref(), Some("half an"));
 
     let mut idle = talk("{}", "{}");
-    idle.push(said("max_tokens", &prose(300)));
-    idle.push(said("max_tokens", "and so"));
+    push(&mut idle, said("max_tokens", &prose(300)));
+    push(&mut idle, said("max_tokens", "and so"));
     assert_eq!(ended(&idle).fault.and_then(|fault| fault.code).as_deref(), Some("no_progress"));
 
     let mut round = talk("{}", "{}");
-    round.push(said("max_tokens", &prose(900)));
-    round.push(said("end_turn", &prose(900)[..3000]));
+    push(&mut round, said("max_tokens", &prose(900)));
+    push(&mut round, said("end_turn", &prose(900)[..3000]));
     let answer = ended(&round);
     assert_eq!(
         (answer.outcome, answer.text),
@@ -246,8 +260,8 @@ fn the_guards_stop_an_answer_that_does_not_end() {
     );
 
     let mut few = talk("{}", r#"{"max_continuations":1}"#);
-    few.push(said("max_tokens", &prose(300)));
-    few.push(said("max_tokens", &format!("new {}", prose(900).split_off(3000))));
+    push(&mut few, said("max_tokens", &prose(300)));
+    push(&mut few, said("max_tokens", &format!("new {}", prose(900).split_off(3000))));
     assert_eq!(ended(&few).outcome, Outcome::Truncated);
 
     let long_answer = |text: &str, output: i64| Reply {
@@ -256,9 +270,9 @@ fn the_guards_stop_an_answer_that_does_not_end() {
     };
     let mut long = talk("{}", r#"{"max_output_tokens":1500}"#);
     long.count(Usage { output: 9000, ..Usage::default() }, None, Instant::now());
-    long.push(long_answer(&prose(300), 1000));
+    push(&mut long, long_answer(&prose(300), 1000));
     assert_eq!(asked(&long).max_tokens, 500, "what other calls cost is not this answer");
-    long.push(long_answer("something new that is longer than the least progress", 500));
+    push(&mut long, long_answer("something new that is longer than the least progress", 500));
     assert_eq!(ended(&long).fault.and_then(|fault| fault.code).as_deref(), Some("max_output_tokens"));
 }
 
@@ -287,15 +301,15 @@ fn past(seq: i32, kind: &str, stop: Option<&str>, text: &str, error: Option<&str
 fn a_resumed_talk_stands_where_an_undisturbed_one_would() {
     let (first, rest) = (prose(300), format!("and {}", prose(700).split_off(2500)));
     let mut straight = talk("{}", "{}");
-    straight.push(said("max_tokens", &first));
+    push(&mut straight, said("max_tokens", &first));
     let rows = [
         past(1, "ask", None, "", Some("overloaded_error")),
         past(2, "ask", Some("max_tokens"), &first, None),
     ];
-    let mut resumed = Talk::resume(job("{}", "{}"), &rows, Instant::now());
+    let mut resumed = Talk::resume(job("{}", "{}"), &rows, &[], Instant::now());
     assert_eq!(asked(&resumed).body, asked(&straight).body);
-    straight.push(said("end_turn", &rest));
-    resumed.push(said("end_turn", &rest));
+    push(&mut straight, said("end_turn", &rest));
+    push(&mut resumed, said("end_turn", &rest));
     assert_eq!(ended(&resumed).text, ended(&straight).text);
     assert_eq!(ended(&resumed).calls, 2, "error rows feed the counters");
 }
@@ -303,20 +317,20 @@ fn a_resumed_talk_stands_where_an_undisturbed_one_would() {
 #[test]
 fn what_came_too_late_is_paid_for_but_is_no_part_of_the_talk() {
     let late = PastCall { late: true, ..past(1, "ask", Some("end_turn"), "an answer", None) };
-    let talk = Talk::resume(job("{}", "{}"), std::slice::from_ref(&late), Instant::now());
+    let talk = Talk::resume(job("{}", "{}"), std::slice::from_ref(&late), &[], Instant::now());
     assert_eq!(asked(&talk).kind, CallKind::Ask);
     let answer = talk.answer(Verdict { outcome: Outcome::Failed, fault: None }, Tally::default());
     assert_eq!((answer.calls, answer.usage.output), (1, 10));
-    let forbidden = Talk::resume(job("{}", r#"{"on_crash":"fail"}"#), &[late], Instant::now());
+    let forbidden = Talk::resume(job("{}", r#"{"on_crash":"fail"}"#), &[late], &[], Instant::now());
     assert_eq!(ended(&forbidden).outcome, Outcome::Failed, "a call was made, whoever heard the answer");
 }
 
 #[test]
 fn white_space_is_no_answer() {
     let mut talk = talk("{}", "{}");
-    talk.push(said("end_turn", " \n"));
+    push(&mut talk, said("end_turn", " \n"));
     assert_eq!(asked(&talk).kind, CallKind::Nudge);
-    talk.push(said("end_turn", "\n"));
+    push(&mut talk, said("end_turn", "\n"));
     assert_eq!(ended(&talk).outcome, Outcome::Empty);
 }
 
@@ -325,7 +339,7 @@ fn the_text_of_a_lost_stream_is_gone_on_with_only_where_it_is_worth_it() {
     let long = prose(600);
     let row = |text: &str| vec![past(1, "ask", None, text, Some("lost"))];
     let resume = |params: &str, policy: &str, rows: &[PastCall]| {
-        Talk::resume(job(params, policy), rows, Instant::now())
+        Talk::resume(job(params, policy), rows, &[], Instant::now())
     };
     assert_eq!(asked(&resume("{}", "{}", &row(&long))).kind, CallKind::Resume);
     assert_eq!(asked(&resume("{}", "{}", &row("short"))).kind, CallKind::Ask);
@@ -347,7 +361,7 @@ fn what_was_gone_on_with_counts_for_ever() {
         past(3, "resume", Some("max_tokens"), &second, None),
         past(4, "continue", None, "", Some("overloaded_error")),
     ];
-    let resumed = Talk::resume(job("{}", "{}"), &rows, Instant::now());
+    let resumed = Talk::resume(job("{}", "{}"), &rows, &[], Instant::now());
     let said = body(&asked(&resumed))["messages"][1]["content"].as_str().expect("text").to_owned();
     assert!(said.starts_with("word0 word1 "), "the first half is gone: {}", &said[..40]);
     assert!(said.ends_with("word899"), "{}", &said[said.len() - 40..]);
@@ -361,7 +375,7 @@ fn a_cut_continuation_is_joined_the_way_it_was_asked_for() {
     row.request = Some(r#"{"how":"anchor"}"#.to_owned());
     let rows = [past(1, "ask", Some("max_tokens"), &first, None), row];
     let job = Job { prefill: true, ..job("{}", "{}") };
-    let resumed = Talk::resume(job, &rows, Instant::now());
+    let resumed = Talk::resume(job, &rows, &[], Instant::now());
     let said = body(&asked(&resumed))["messages"][1]["content"].as_str().expect("text").to_owned();
     assert_eq!(said.matches("word599").count(), 1, "the anchor was kept");
 }
@@ -370,7 +384,7 @@ fn a_cut_continuation_is_joined_the_way_it_was_asked_for() {
 fn a_call_that_goes_on_says_how_before_it_is_answered() {
     let mut talk = talk("{}", "{}");
     assert_eq!(asked(&talk).note, None);
-    talk.push(said("max_tokens", &prose(300)));
+    push(&mut talk, said("max_tokens", &prose(300)));
     assert_eq!(asked(&talk).note.as_deref(), Some(r#"{"how":"anchor"}"#));
 }
 
@@ -378,15 +392,15 @@ fn a_call_that_goes_on_says_how_before_it_is_answered() {
 fn a_model_that_says_nothing_to_a_cut_answer_has_not_finished_it() {
     for silence in [reply("end_turn", "[]"), said("end_turn", " \n")] {
         let mut talk = talk("{}", "{}");
-        talk.push(said("max_tokens", &prose(300)));
-        talk.push(silence);
+        push(&mut talk, said("max_tokens", &prose(300)));
+        push(&mut talk, silence);
         let answer = ended(&talk);
         assert_eq!(answer.outcome, Outcome::Truncated);
         assert_eq!(answer.fault.and_then(|fault| fault.code).as_deref(), Some("no_progress"));
     }
     let mut talk = talk("{}", "{}");
-    talk.push(said("max_tokens", &prose(300)));
-    talk.push(said("end_turn", seam::anchor(&prose(300))));
+    push(&mut talk, said("max_tokens", &prose(300)));
+    push(&mut talk, said("end_turn", seam::anchor(&prose(300))));
     assert_eq!(ended(&talk).outcome, Outcome::Complete, "the anchor alone says that nothing was missing");
 }
 
@@ -395,7 +409,7 @@ fn structured_output_that_is_not_json_is_not_complete() {
     let params = r#"{"output_config":{"format":{"type":"json_schema","schema":{}}}}"#;
     let answered = |text: &str| {
         let mut talk = talk(params, "{}");
-        talk.push(said("end_turn", text));
+        push(&mut talk, said("end_turn", text));
         ended(&talk)
     };
     let whole = answered(r#"{"a":1}"#);
@@ -414,8 +428,8 @@ fn citations_of_both_sides_of_a_seam_are_kept() {
     let block = |text: &str, cite: i32| {
         serde_json::json!([{"type":"text","text":text,"citations":[{"n":cite}]}]).to_string()
     };
-    talk.push(reply("max_tokens", &block(&first, 1)));
-    talk.push(reply("end_turn", &block(" and then something else entirely, to the end", 2)));
+    push(&mut talk, reply("max_tokens", &block(&first, 1)));
+    push(&mut talk, reply("end_turn", &block(" and then something else entirely, to the end", 2)));
     let content = ended(&talk).content.expect("content");
     assert!(content.contains(r#""citations":[{"n":1},{"n":2}]"#), "{content}");
 }
@@ -423,9 +437,209 @@ fn citations_of_both_sides_of_a_seam_are_kept() {
 #[test]
 fn what_no_database_can_show_is_replaced_and_counted() {
     let mut talk = talk("{}", "{}");
-    talk.push(reply("end_turn", r#"[{"type":"text","text":"a\u0000b\ud83d"}]"#));
+    push(&mut talk, reply("end_turn", r#"[{"type":"text","text":"a\u0000b\ud83d"}]"#));
     let answer = ended(&talk);
     assert_eq!(answer.text.as_deref(), Some("a\u{fffd}b\u{fffd}"));
     assert_eq!(answer.content.as_deref(), Some(r#"[{"type":"text","text":"a\ufffdb\ufffd"}]"#));
     assert_eq!(answer.sanitised, 2);
 }
+
+const TOOL: &str = r#"{"tools":[{"name":"f","input_schema":{}}]}"#;
+const TWO_CALLS: &str = r#"[{"type":"thinking","thinking":"hm","signature":"s"},{"type":"text","text":"I look. "},
+    {"type":"tool_use","id":"a","name":"f","input":{ "n" : 1 }},{"type":"tool_use","id":"b","name":"f","input":{}}]"#;
+
+fn calls_tools(talk: &Talk) -> Asked {
+    match talk.next() {
+        Step::Tools(asked) => asked,
+        other => panic!("asks for no tools: {other:?}"),
+    }
+}
+
+fn gave(text: &str) -> ToolResult {
+    ToolResult { content: ToolContent::Text(text.to_owned()), is_error: false }
+}
+
+#[test]
+fn tool_calls_are_answered_in_one_message_that_holds_nothing_else() {
+    let mut talk = talk(TOOL, r#"{"on_tool_use":"wait"}"#);
+    push(&mut talk, reply("tool_use", TWO_CALLS));
+    let asked_for = calls_tools(&talk);
+    assert_eq!((asked_for.claim, asked_for.seq), (1, 1));
+    assert_eq!(asked_for.tools[0].input, r#"{ "n" : 1 }"#, "as it came");
+    let picture = ToolContent::Blocks(r#"[{"type":"image"}]"#.to_owned());
+    talk.answer_tools(&[gave(""), ToolResult { content: picture, is_error: true }]);
+    let request = asked(&talk);
+    assert_eq!(request.kind, CallKind::Tool);
+    let body = body(&request);
+    assert_eq!(body["messages"].as_array().map(Vec::len), Some(3));
+    assert_eq!(body["messages"][1]["content"], serde_json::from_str::<serde_json::Value>(TWO_CALLS).unwrap());
+    assert_eq!(
+        body["messages"][2],
+        serde_json::json!({"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "a", "content": ""},
+            {"type": "tool_result", "tool_use_id": "b", "content": [{"type": "image"}], "is_error": true},
+        ]})
+    );
+    assert_eq!(body["tools"][0]["name"], "f");
+    push(&mut talk, said("end_turn", "Done."));
+    let answer = ended(&talk);
+    assert_eq!(answer.outcome, Outcome::Complete);
+    assert_eq!(answer.text.as_deref(), Some("Done."), "the last turn alone");
+}
+
+#[test]
+fn results_that_are_no_array_are_shown_as_text() {
+    let mut talk = talk(TOOL, r#"{"on_tool_use":"wait"}"#);
+    push(&mut talk, reply("tool_use", TWO_CALLS));
+    let broken = ToolResult { content: ToolContent::Blocks("{oops".to_owned()), is_error: false };
+    talk.answer_tools(&[broken, gave("x")]);
+    assert_eq!(body(&asked(&talk))["messages"][2]["content"][0]["content"], "{oops");
+}
+
+#[test]
+fn tools_and_pauses_end_at_max_turns() {
+    let mut talk = talk(TOOL, r#"{"on_tool_use":"run","max_turns":2}"#);
+    push(&mut talk, reply("pause_turn", r#"[{"type":"server_tool_use","id":"v"}]"#));
+    push(&mut talk, reply("tool_use", TWO_CALLS));
+    talk.answer_tools(&[gave("1"), gave("2")]);
+    push(&mut talk, reply("tool_use", TWO_CALLS));
+    let answer = ended(&talk);
+    assert_eq!(answer.outcome, Outcome::NeedsTool);
+    assert!(answer.fault.expect("says why").message.contains("max_turns = 2"));
+    assert!(answer.content.expect("the calls are there").contains("tool_use"));
+}
+
+#[test]
+fn a_cut_tool_call_is_asked_for_again_after_the_same_results() {
+    let mut talk = talk(TOOL, r#"{"on_tool_use":"wait"}"#);
+    push(&mut talk, reply("tool_use", TWO_CALLS));
+    talk.answer_tools(&[gave("1"), gave("2")]);
+    let before = body(&asked(&talk));
+    push(&mut talk, reply("max_tokens", r#"[{"type":"tool_use","id":"c","name":"f","input":{}}]"#));
+    let again = asked(&talk);
+    assert_eq!(again.kind, CallKind::Regenerate);
+    assert_eq!(body(&again)["messages"], before["messages"]);
+    assert!(again.max_tokens > 1000);
+}
+
+#[test]
+fn what_a_schema_does_not_take_is_shown_to_the_model_as_often_as_the_policy_says() {
+    let mut talk = talk("{}", r#"{"output_schema":{"type":"object","required":["ok"]},"max_repairs":1}"#);
+    push(&mut talk, said("end_turn", "[1]"));
+    let request = asked(&talk);
+    assert_eq!(request.kind, CallKind::Repair);
+    let sent = body(&request);
+    assert_eq!(sent["messages"][1]["content"][0]["text"], "[1]");
+    assert!(sent["messages"][2]["content"].to_string().contains("is not of type"), "{sent}");
+    let mut better = talk.clone();
+    push(&mut better, said("end_turn", r#"{"ok":true}"#));
+    let answer = ended(&better);
+    assert_eq!((answer.outcome, answer.output.as_deref()), (Outcome::Complete, Some(r#"{"ok":true}"#)));
+    push(&mut talk, said("end_turn", "[2]"));
+    let answer = ended(&talk);
+    assert_eq!((answer.outcome, answer.output), (Outcome::InvalidOutput, None));
+    assert_eq!(answer.text.as_deref(), Some("[2]"), "the text is kept");
+    assert!(answer.fault.expect("says why").message.contains("is not of type"));
+}
+
+#[test]
+fn a_refusal_is_taken_to_the_fallback_model_once_and_without_foreign_thoughts() {
+    let mut talk = talk(TOOL, r#"{"fallback_model":"other","on_tool_use":"wait"}"#);
+    push(&mut talk, reply("tool_use", TWO_CALLS));
+    talk.answer_tools(&[gave("1"), gave("2")]);
+    push(&mut talk, said("refusal", "I was about to"));
+    let request = asked(&talk);
+    assert_eq!((request.kind, request.model.as_str()), (CallKind::Fallback, "other"));
+    let sent = body(&request);
+    assert_eq!(sent["model"], "other");
+    assert_eq!(sent["messages"].as_array().map(Vec::len), Some(3), "nothing of the refusal: {sent}");
+    assert!(!sent.to_string().contains("thinking"), "{sent}");
+    let mut good = talk.clone();
+    push(&mut good, Reply { model: Some("other".into()), ..said("end_turn", "Yes.") });
+    let answer = ended(&good);
+    assert_eq!((answer.outcome, answer.model.as_deref()), (Outcome::Complete, Some("other")));
+    push(&mut talk, said("refusal", ""));
+    assert_eq!(ended(&talk).outcome, Outcome::Refused);
+}
+
+#[test]
+fn no_model_is_its_own_fallback() {
+    let mut talk = talk("{}", r#"{"fallback_model":"m"}"#);
+    push(&mut talk, said("refusal", ""));
+    assert_eq!(ended(&talk).outcome, Outcome::Refused);
+}
+
+#[test]
+fn conversations_and_long_continuations_are_cached_unless_the_row_does_so() {
+    let cached = |talk: &Talk| body(&asked(talk))["cache_control"]["type"] == "ephemeral";
+    assert!(cached(&talk(TOOL, r#"{"on_tool_use":"wait"}"#)));
+    assert!(!cached(&talk(TOOL, r#"{"on_tool_use":"finish"}"#)), "nothing is sent again");
+    let own = r#"{"tools":[{"name":"f","input_schema":{},"cache_control":{"type":"ephemeral"}}]}"#;
+    assert!(!cached(&talk(own, r#"{"on_tool_use":"wait"}"#)));
+    let spoken_of = r#"{"tools":[{"name":"f","input_schema":{},"description":"sets \"cache_control\""}]}"#;
+    assert!(cached(&talk(spoken_of, r#"{"on_tool_use":"wait"}"#)));
+    for (tokens, is) in [(8191, false), (8192, true)] {
+        let mut long = talk("{}", "{}");
+        let usage = Usage { output: tokens, ..Usage::default() };
+        push(&mut long, Reply { usage, ..said("max_tokens", &prose(300)) });
+        assert_eq!(cached(&long), is, "{tokens}");
+    }
+}
+
+fn measured(policy: &str, params: &str, tokens: &[i64]) -> Talk {
+    let mut talk = talk(params, policy);
+    talk.job.facts.window = Some(1000);
+    talk.job.max_tokens = 10;
+    talk.room = 10;
+    for tokens in tokens {
+        talk.measured(*tokens, 1000);
+    }
+    talk
+}
+
+/// A talk of three turns, the second of them with a tool.
+const TURNS: &str = r#"{"system":"stay","messages":[
+    {"role":"user","content":"first"},{"role":"assistant","content":"one"},
+    {"role":"user","content":"second"},
+    {"role":"assistant","content":[{"type":"tool_use","id":"a","name":"f","input":{}}]},
+    {"role":"user","content":[{"type":"tool_result","tool_use_id":"a","content":"r"}]},
+    {"role":"assistant","content":"two"},
+    {"role":"system","content":"mind this"},
+    {"role":"user","content":"third"}]}"#;
+
+#[test]
+fn an_input_too_long_is_invalid_with_both_numbers() {
+    let answer = ended(&measured("{}", TURNS.replace("\n", "").as_str(), &[1001]));
+    assert_eq!(answer.outcome, Outcome::Invalid);
+    let why = answer.fault.expect("says why").message;
+    assert!(why.contains("1001 tokens") && why.contains("1000"), "{why}");
+    asked(&measured("{}", TURNS, &[1000]));
+}
+
+#[test]
+fn whole_oldest_turns_are_dropped_until_it_fits() {
+    let dropping = r#"{"on_context_overflow":"drop_oldest"}"#;
+    let sent = |tokens: &[i64]| {
+        let request = asked(&measured(dropping, TURNS, tokens));
+        let body = body(&request);
+        assert_eq!(body["messages"].as_array().map(Vec::len), usize::try_from(request.messages).ok());
+        assert_eq!(body["system"], "stay");
+        let firsts = [&body["messages"][0]["content"], &body["messages"][1]["content"]];
+        (request.messages, firsts.map(ToString::to_string), request.note)
+    };
+    assert_eq!(sent(&[900]).0, 8, "it fits");
+    let (left, firsts, note) = sent(&[1010]);
+    assert_eq!((left, firsts[0].as_str()), (6, r#""second""#));
+    assert_eq!(note.as_deref(), Some(r#"{"dropped":2}"#));
+    let (left, firsts, note) = sent(&[1010, 1005]);
+    assert_eq!(left, 2, "the result goes with its call");
+    assert_eq!(firsts, [r#""mind this""#, r#""third""#], "what the system said stays");
+    assert_eq!(note.as_deref(), Some(r#"{"dropped":6}"#));
+    let much = sent(&[100_000]);
+    assert_eq!(much.0, 2, "as much as must go goes at once");
+    let over = ended(&measured(dropping, TURNS, &[100_000, 1001]));
+    assert_eq!(over.outcome, Outcome::Invalid);
+    assert!(over.fault.expect("says why").message.contains("even without its older turns"));
+}
+
+mod law;

@@ -3,9 +3,11 @@
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use crate::domain::job::{message, user_message};
+use super::spoken::Spoken;
+use crate::domain::job::user_message;
 use crate::domain::reply::Block;
 use crate::domain::seam::{self, How, Seam};
+use crate::domain::tool::ToolCall;
 
 /// One assistant turn.
 #[derive(Debug, Clone, Default)]
@@ -15,12 +17,6 @@ pub struct Turn {
     /// The messages of the turn as they were sent and received, for conversations that must be
     /// echoed whole: assistant contents, and the user turns that asked to go on.
     spoken: Vec<Spoken>,
-}
-
-#[derive(Debug, Clone)]
-enum Spoken {
-    Assistant(Vec<Block>),
-    User(String),
 }
 
 /// How a continuation met the text before it.
@@ -47,11 +43,11 @@ impl Turn {
     pub fn go_on(&mut self, content: Vec<Block>, how: How) -> Joined {
         let before = self.text();
         if how == How::Anchor {
-            self.spoken.push(Spoken::User(self.instruction()));
+            self.spoken.push(Spoken::User(user_message(&self.instruction())));
         }
         self.speak(&content);
         // Thinking before the text was about the continuation; it stands in the ledger.
-        let first = content.iter().position(|block| !is_thinking(block)).unwrap_or(content.len());
+        let first = content.iter().position(|block| !block.is_thinking()).unwrap_or(content.len());
         let mut rest = content.into_iter().skip(first);
         let Some(next) = rest.next() else {
             return Joined { seam: Seam::Anchored, added: 0, repeated: false, silent: true };
@@ -112,27 +108,16 @@ impl Turn {
         }
     }
 
-    /// The messages of the turn, to be sent back verbatim. A thinking block that was cut has no
-    /// signature, and an empty text is refused: both are left out. Trailing white space is refused
-    /// in a last assistant message, so it goes.
-    pub fn verbatim(&self) -> Vec<Box<RawValue>> {
-        self.spoken
-            .iter()
-            .filter_map(|spoken| match spoken {
-                Spoken::User(text) => Some(user_message(text)),
-                Spoken::Assistant(blocks) => {
-                    let mut sent: Vec<Block> =
-                        blocks.iter().filter(|block| may_be_sent(block)).cloned().collect();
-                    if let Some(last) = sent.last_mut()
-                        && let Some(text) = &last.text
-                        && text.trim_end().len() < text.len()
-                    {
-                        *last = Block::text(text.trim_end());
-                    }
-                    (!sent.is_empty()).then(|| message("assistant", &Block::write_all(&sent)))
-                }
-            })
-            .collect()
+    /// The messages of the turn as they were spoken.
+    pub fn spoken(&self) -> &[Spoken] {
+        &self.spoken
+    }
+
+    /// The calls of tools of ours in what the last reply brought, those aside that were cut.
+    pub fn tool_calls(&self) -> Vec<ToolCall> {
+        let Some(Spoken::Assistant(blocks)) = self.spoken.last() else { return Vec::new() };
+        let calls = blocks.iter().filter(|block| block.kind == "tool_use" && block.whole);
+        calls.zip(0..).filter_map(|(block, position)| tool_call(block, position)).collect()
     }
 
     /// The user turn that asks to go on.
@@ -174,22 +159,23 @@ impl Turn {
     /// Whether what was cut is text that can be gone on with: the last block, a cut thinking block
     /// after it aside.
     pub fn ends_in_text(&self) -> bool {
-        let last = self.blocks.iter().rev().find(|block| !(is_thinking(block)));
+        let last = self.blocks.iter().rev().find(|block| !(block.is_thinking()));
         last.and_then(|block| block.text.as_deref()).is_some_and(|text| !text.trim().is_empty())
     }
 }
 
-fn is_thinking(block: &Block) -> bool {
-    matches!(block.kind.as_str(), "thinking" | "redacted_thinking")
-}
-
 fn is_content(block: &Block) -> bool {
-    !is_thinking(block) && block.text.as_deref().is_none_or(|text| !text.trim().is_empty())
+    !block.is_thinking() && block.text.as_deref().is_none_or(|text| !text.trim().is_empty())
 }
 
-fn may_be_sent(block: &Block) -> bool {
-    match &block.text {
-        Some(text) => !text.trim().is_empty(),
-        None => block.whole,
+fn tool_call(block: &Block, position: i32) -> Option<ToolCall> {
+    #[derive(serde::Deserialize)]
+    struct Shape<'a> {
+        id: String,
+        name: String,
+        #[serde(borrow)]
+        input: &'a RawValue,
     }
+    let Shape { id, name, input } = serde_json::from_str(&block.json).ok()?;
+    Some(ToolCall { position, call_id: id, name, input: input.get().to_owned() })
 }

@@ -67,6 +67,7 @@ fn job(id: i64, model: &str, batch: Option<&str>) -> Job {
         max_tokens: None,
         policy: Policy::default(),
         mcp_servers: false,
+        cache_turns: true,
         models: HashMap::new(),
     };
     let claimed = Claimed {

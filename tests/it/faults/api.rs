@@ -116,9 +116,10 @@ fn talk() -> Talk {
         max_tokens: None,
         policy: Policy::default(),
         mcp_servers: false,
+        cache_turns: true,
         models: HashMap::new(),
     };
-    Talk::resume(Job::read(&claimed, &defaults).expect("a valid job"), &[], Instant::now())
+    Talk::resume(Job::read(&claimed, &defaults).expect("a valid job"), &[], &[], Instant::now())
 }
 
 fn first_request() -> Request {
