@@ -74,5 +74,6 @@ async fn a_count_ends_when_it_is_told_to_stop() {
         }
     }
     stop.cancel();
-    assert_eq!(count.await, Counted::Stopped);
+    let ended = tokio::time::timeout(Duration::from_secs(10), count).await;
+    assert_eq!(ended, Ok(Counted::Stopped), "it goes on until the server answers");
 }
