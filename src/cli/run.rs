@@ -142,6 +142,7 @@ fn listen(signals: &Signals) -> anyhow::Result<()> {
                 }
             };
             if signals.hurry.is_cancelled() {
+                crate::worker::tools::kill_all();
                 std::process::exit(stop);
             }
             if signals.stop.is_cancelled() {

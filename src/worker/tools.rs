@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub use self::command::CommandSettings;
+pub use self::command::{CommandSettings, kill_all};
 pub use self::endpoint::{EndpointSettings, Token};
 
 use crate::domain::job::JobId;

@@ -19,6 +19,8 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+pub use self::group::kill_all;
+
 use self::group::Process;
 use super::{Failing, Given, Limits, Stopped, WORDS_MAX, program, text, words};
 

@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
@@ -17,6 +17,20 @@ use tokio::sync::oneshot;
 
 /// The thread does next to nothing.
 const STACK: usize = 256 * 1024;
+
+/// The groups that live.
+static ALIVE: Mutex<Vec<Arc<Group>>> = Mutex::new(Vec::new());
+
+fn alive() -> MutexGuard<'static, Vec<Arc<Group>>> {
+    ALIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Kills all that runs: for who leaves at once, without dropping anything.
+pub fn kill_all() {
+    for group in alive().iter() {
+        group.kill();
+    }
+}
 
 /// A process group, for as long as its number means it.
 #[derive(Debug)]
@@ -107,6 +121,7 @@ fn keep(
     };
     let pid = Pid::from_child(&child);
     let group = Arc::new(Group(Mutex::new(Some(pid))));
+    alive().push(Arc::clone(&group));
     let pipes = match (child.stdin.take(), child.stdout.take(), child.stderr.take()) {
         (Some(stdin), Some(stdout), Some(stderr)) => Some((stdin.into(), stdout.into(), stderr.into())),
         _ => None,
@@ -115,5 +130,29 @@ fn keep(
     drop(say.send(Ok(Process { group: Arc::clone(&group), pipes, ended })));
     let seen = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
     while matches!(waitid(WaitId::Pid(pid), seen), Err(Errno::INTR)) {}
-    drop(say_end.send(group.end(&mut child)));
+    let status = group.end(&mut child);
+    alive().retain(|other| !Arc::ptr_eq(other, &group));
+    drop(say_end.send(status));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+    use std::process::Stdio;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_leaves_at_once_leaves_no_process() {
+        let mut command = Command::new("sleep");
+        command.arg("1000").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.process_group(0);
+        let mut process = Process::start(command).await.unwrap();
+        kill_all();
+        let ended = tokio::time::timeout(Duration::from_secs(10), &mut process.ended).await;
+        let status = ended.expect("it is killed at once").unwrap().unwrap();
+        assert_eq!(status.signal(), Some(9));
+        assert!(alive().is_empty());
+    }
 }
