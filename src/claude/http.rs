@@ -2,11 +2,12 @@
 //!
 //! One POST a call, always read as it comes; every way it can end is mapped to a
 //! [`Failure`], and whatever arrived before stands in the exchange. Time limits and cancelling are in
-//! `watch`, the body in `intake`, key and client in `setup`, what is asked for free in `free`. No retries here, and no message that
-//! holds a key.
+//! `watch`, the body of a request in `outgoing`, that of a reply in `intake`, key and client in `setup`, what
+//! is asked for free in `free`. No retries here, and no message that holds a key.
 
 mod free;
 mod intake;
+mod outgoing;
 mod setup;
 mod watch;
 
@@ -16,7 +17,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use reqwest::header::{CONTENT_ENCODING, HeaderMap, HeaderValue};
 use reqwest::{Client, Method, Response, Url};
 use secrecy::ExposeSecret;
@@ -30,6 +30,7 @@ use self::setup::Credentials;
 use self::watch::{Limits, Watch};
 use super::fold::Ended;
 use super::{Claude, Listener, wire};
+use crate::domain::body::Body;
 use crate::domain::model::{Catalogue, undated};
 use crate::domain::outcome::{ApiError, Failure, Lost};
 use crate::domain::pace::RateLimits;
@@ -103,7 +104,7 @@ impl HttpClaude {
         Arc::clone(&self.credentials.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn post(&self, url: Url, model: &str, body: Bytes, credentials: &Credentials) -> reqwest::Request {
+    fn post(&self, url: Url, model: &str, body: Body, credentials: &Credentials) -> reqwest::Request {
         let mut post = reqwest::Request::new(Method::POST, url);
         let mut headers = credentials.headers.clone();
         match self.versions.get(model).or_else(|| self.versions.get(undated(model))) {
@@ -116,7 +117,7 @@ impl HttpClaude {
             None => {}
         }
         *post.headers_mut() = headers;
-        *post.body_mut() = Some(body.into());
+        *post.body_mut() = Some(outgoing::body(body));
         post
     }
 

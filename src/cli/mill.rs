@@ -103,6 +103,7 @@ pub fn defaults(config: &Config) -> Defaults {
         mcp_servers: config.api.mcp_servers,
         cache_turns: config.api.cache_turns,
         models: layers(config).facts(&Catalogue::default()),
+        request_max: config.api.request_max_bytes,
     }
 }
 

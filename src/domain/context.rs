@@ -5,7 +5,9 @@
 //! file of a few bytes may hold hundreds of pages.
 
 use std::fmt;
+use std::ops::AddAssign;
 
+use memchr::memmem;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::domain::pace::estimate::BYTES_PER_TOKEN;
@@ -17,29 +19,55 @@ const IMAGE_TOKENS: i64 = 5000;
 /// a newer tokenizer less than two. What is beyond that too is refused by the API, for free.
 const COUNT_FROM: f64 = 0.5;
 
-/// What is in a body that a model reads.
+/// What is in a piece of JSON that a model reads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Size {
     /// Bytes of text, JSON's own marks included.
     pub text: usize,
     /// Images.
     pub images: usize,
-    /// Documents whose text does not stand in the body.
+    /// Documents whose text does not stand in it.
     pub documents: usize,
+    /// Bytes of those documents, as far as they stand in it.
+    pub document_bytes: usize,
+}
+
+impl AddAssign for Size {
+    fn add_assign(&mut self, other: Self) {
+        self.text += other.text;
+        self.images += other.images;
+        self.documents += other.documents;
+        self.document_bytes += other.document_bytes;
+    }
 }
 
 impl Size {
-    /// Measures a request's body. What cannot be read as JSON is text.
-    pub fn of(body: &[u8]) -> Self {
-        let mut reader = serde_json::Deserializer::from_slice(body);
+    /// Measures a piece of JSON. What cannot be read as JSON is text.
+    pub fn of(json: &str) -> Self {
+        let names = |word: &str| memmem::find(json.as_bytes(), word.as_bytes()).is_some();
+        let all_text = Self { text: json.len(), ..Self::default() };
+        // Nearly all that is sent is text: that is seen without reading it as JSON.
+        if !names("\"image\"") && !names("\"document\"") {
+            return all_text;
+        }
+        let mut reader = serde_json::Deserializer::from_str(json);
         match Measure.deserialize(&mut reader) {
             Ok(found) => Self {
-                text: body.len().saturating_sub(found.opaque),
+                text: json.len().saturating_sub(found.opaque),
                 images: found.images,
                 documents: found.documents,
+                document_bytes: found.document_bytes,
             },
-            Err(_) => Self { text: body.len(), ..Self::default() },
+            Err(_) => all_text,
         }
+    }
+
+    /// Weighs it in bytes of text that would cost as many tokens, so that what is learnt of texts holds:
+    /// a page of a document costs about a 32nd of what its bytes as text would.
+    pub fn weight(&self) -> usize {
+        const FILE_SHARE: usize = 32;
+        let images = (IMAGE_TOKENS as f64 * BYTES_PER_TOKEN) as usize * self.images;
+        self.text + images + self.document_bytes / FILE_SHARE
     }
 
     /// Guesses how many tokens it is; documents are left out.
@@ -51,14 +79,6 @@ impl Size {
     pub fn needs_count(&self, window: i64) -> bool {
         self.documents > 0 || self.tokens() as f64 >= COUNT_FROM * window as f64
     }
-}
-
-/// Says whether it takes a count to know that a request's body fits into a window of so many tokens.
-pub fn needs_count(body: &[u8], window: i64) -> bool {
-    // Nearly every body is small text: that is seen without reading it as JSON.
-    let names = |word: &str| memchr::memmem::find(body, word.as_bytes()).is_some();
-    let small = (estimate_tokens(body.len()) as f64) < COUNT_FROM * window as f64;
-    !(small && !names("\"image\"") && !names("\"document\"")) && Size::of(body).needs_count(window)
 }
 
 /// Guesses how many tokens a text of so many bytes is.
@@ -73,6 +93,8 @@ struct Found {
     documents: usize,
     /// Bytes that are data of an image or a document.
     opaque: usize,
+    /// Those of documents.
+    document_bytes: usize,
     /// Bytes of the string that this is.
     string: usize,
     word: Word,
@@ -175,6 +197,7 @@ impl<'de> Visitor<'de> for Measure {
             (Word::Document, Some(data)) => {
                 all.documents += 1;
                 all.opaque += data;
+                all.document_bytes += data;
             }
             _ => {}
         }
@@ -187,6 +210,7 @@ impl Found {
         self.images += other.images;
         self.documents += other.documents;
         self.opaque += other.opaque;
+        self.document_bytes += other.document_bytes;
     }
 }
 
@@ -278,11 +302,20 @@ mod tests {
             let body = format!(
                 r#"{{"model":"m","stream":true,"max_tokens":1,"messages":[{{"role":"user","content":[{block}]}}]}}"#
             );
-            let size = Size::of(body.as_bytes());
-            let expected = Size { text: body.len() - opaque, images, documents };
+            let size = Size::of(&body);
+            let document_bytes = if documents > 0 { opaque } else { 0 };
+            let expected = Size { text: body.len() - opaque, images, documents, document_bytes };
             assert_eq!(size, expected, "{}", &block[..block.len().min(80)]);
         }
-        assert_eq!(Size::of(b"{"), Size { text: 1, ..Size::default() });
+        assert_eq!(Size::of("{"), Size { text: 1, ..Size::default() });
+    }
+
+    #[test]
+    fn files_weigh_less_than_their_bytes() {
+        let text = Size { text: 1000, ..Size::default() };
+        assert_eq!(text.weight(), 1000);
+        assert_eq!(Size { images: 2, ..text }.weight(), 36_000);
+        assert_eq!(Size { documents: 1, document_bytes: 320_000, ..text }.weight(), 11_000);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod fields;
 mod policy;
+mod raw;
 mod read;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use crate::domain::tool::PastTool;
 
 pub use fields::Field;
 pub use policy::{OnContextOverflow, OnCrash, OnMaxTokens, OnToolUse, Policy};
+pub use raw::Raw;
 pub use read::{Defaults, Invalid, Job, ModelFacts};
 pub(crate) use read::{json_string, message, user_message};
 
@@ -95,7 +97,7 @@ pub struct Claimed {
     /// `jobs.max_tokens`.
     pub max_tokens: Option<i64>,
     /// `jobs.params`: JSON text, byte for byte as inserted.
-    pub params: Option<String>,
+    pub params: Option<Raw>,
     /// `jobs.policy`: JSON text.
     pub policy: Option<String>,
     /// `queues.model`.

@@ -13,8 +13,8 @@ mod window;
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
+use crate::domain::body::Body;
+use crate::domain::context::Size;
 use crate::domain::job::{Job, OnCrash, OnMaxTokens, OnToolUse, Tally, user_message};
 use crate::domain::ledger::{Answer, CallKind};
 use crate::domain::outcome::{Fault, Outcome, Usage};
@@ -35,7 +35,9 @@ pub struct Request {
     /// The model asked.
     pub model: String,
     /// The JSON body, `"stream":true` in it.
-    pub body: Bytes,
+    pub body: Body,
+    /// What is in it to be read.
+    pub input: Size,
     /// `max_tokens` in it.
     pub max_tokens: i64,
     /// Number of messages in it.

@@ -216,7 +216,7 @@ pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
 
 /// The model's window, where the request may be too long for it and was not counted yet.
 fn window_to_measure(talk: &Talk, request: &Request) -> Option<i64> {
-    talk.window().filter(|window| context::needs_count(&request.body, *window))
+    talk.window().filter(|window| request.input.needs_count(*window))
 }
 
 /// Has the input counted. Where nobody can say, the API is to say whether it fits.
@@ -249,10 +249,10 @@ async fn admitted<'m>(
     rein: &Rein,
     lane_model: &str,
 ) -> Result<Permit<'m>, Ended> {
-    let (gates, bytes) = (&mill.gates, request.body.len());
+    let (gates, weight) = (&mill.gates, request.input.weight());
     let refusal = match mill.is_not_retired(talk.job(), Instant::now()) {
         Err(refusal) => refusal,
-        Ok(()) => match gates.admit(&*mill.store, lease, talk.job(), bytes, &rein.token).await {
+        Ok(()) => match gates.admit(&*mill.store, lease, talk.job(), weight, &rein.token).await {
             Ok(permit) => return Ok(permit),
             Err(refusal) => refusal,
         },

@@ -166,6 +166,7 @@ mod tests {
             policy: Policy::default(),
             mcp_servers: false,
             cache_turns: true,
+            request_max: 1 << 25,
             models: HashMap::new(),
         };
         let models = Models::new(defaults);

@@ -110,6 +110,8 @@ fn head(request: &Request) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::body::Body;
+    use crate::domain::context::Size;
     use crate::domain::job::JobId;
     use crate::domain::ledger::CallKind;
 
@@ -121,7 +123,8 @@ mod tests {
         let request = Request {
             kind: CallKind::Continue,
             model: "m".into(),
-            body: bytes::Bytes::new(),
+            body: Body::default(),
+            input: Size::default(),
             max_tokens: 10,
             messages: 3,
             prefilled: false,

@@ -101,10 +101,10 @@ impl HttpClaude {
     /// Has the input of a call counted.
     pub(super) async fn count(&self, request: &Request, stop: &CancellationToken) -> Result<i64, Failure> {
         let credentials = self.credentials();
-        let Some(body) = count::body(&request.body) else {
+        let Some(body) = count::body(&request.body.to_vec()) else {
             return Err(Failure::Unreadable("the call's body is no JSON object".to_owned()));
         };
-        let post = self.post(self.count_url.clone(), &request.model, Bytes::from(body), &credentials);
+        let post = self.post(self.count_url.clone(), &request.model, Bytes::from(body).into(), &credentials);
         let (stop, timer) = (stop.cancelled(), limits(COUNT_TIME).timer(Instant::now().into()));
         tokio::pin!(stop, timer);
         let mut watch = Watch::new(limits(COUNT_TIME), Instant::now().into(), stop, timer);

@@ -1,15 +1,13 @@
 //! The body fields of one request: the user's, and the schema where the model takes it, or in words
 //! where not.
 
-use std::borrow::Cow;
-
 use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
-use super::{Job, ModelFacts, json_string};
+use super::{Job, ModelFacts, Raw, json_string};
 
 /// A body field and its JSON text.
-pub type Field<'a> = (&'a str, Cow<'a, str>);
+pub type Field<'a> = (&'a str, Raw);
 
 impl Job {
     /// Returns the body fields beside the model, `max_tokens` and the messages, in order, for a request to
@@ -20,19 +18,19 @@ impl Job {
     /// ([`Schema::sent`](crate::domain::schema::Schema::sent)); else `system`, with the schema at its end.
     pub fn fields_for(&self, facts: &ModelFacts) -> Vec<Field<'_>> {
         let mut fields: Vec<Field<'_>> =
-            self.fields.iter().map(|(name, value)| (name.as_str(), Cow::Borrowed(value.get()))).collect();
+            self.fields.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
         let Some(schema) = &self.schema else { return fields };
         let format = if facts.structured { schema.format() } else { None };
         let name = if format.is_some() { "output_config" } else { "system" };
         let own = fields.iter_mut().find(|field| field.0 == name);
-        let said = own.as_ref().map_or("null", |field| field.1.as_ref());
+        let said = own.as_ref().map_or("null", |field| field.1.get());
         let made = match format {
             Some(format) => with_format(said, &format),
             None => with_words(said, &schema.instruction()),
         };
         match own {
-            Some(own) => own.1 = Cow::Owned(made),
-            None => fields.push((name, Cow::Owned(made))),
+            Some(own) => own.1 = Raw::from(made),
+            None => fields.push((name, Raw::from(made))),
         }
         fields
     }

@@ -1,11 +1,12 @@
 //! The body of the next call: the job's messages, what was said since, and the fields of the row.
 
-use bytes::Bytes;
 use serde_json::value::RawValue;
 
 use super::note::Note;
 use super::{Next, Request, Talk};
-use crate::domain::job::{json_string, message, user_message};
+use crate::domain::body::Body;
+use crate::domain::context::Size;
+use crate::domain::job::{Raw, json_string, message, user_message};
 use crate::domain::seam::{How, Seam};
 
 /// Output that is sent again is worth a place in the cache from so many tokens on: writing costs a
@@ -14,15 +15,16 @@ const CACHE_MIN: i64 = 8192;
 
 impl Talk {
     pub(super) fn request(&self, next: Next) -> Request {
-        let more = self.spoken(next);
-        let own = self.own_messages();
-        let messages = (own.clone().count() + more.len()) as i32;
+        let said: Vec<Raw> = self.spoken(next).into_iter().map(Raw::from).collect();
+        let messages: Vec<&Raw> = self.own_messages().chain(&said).collect();
+        let (body, input) = self.body(next, &messages);
         Request {
             kind: next.kind(),
             model: self.job.model.clone(),
-            body: self.body(next, own, &more),
+            body,
+            input,
             max_tokens: self.room,
-            messages,
+            messages: messages.len() as i32,
             prefilled: next.joins() && self.how == How::Prefill,
             timeout: self.job.policy.timeout,
             note: self.note(next, None).text(),
@@ -64,49 +66,44 @@ impl Talk {
         own + said.map(|message| message.get().len()).sum::<usize>()
     }
 
-    fn body<'a>(
-        &self,
-        next: Next,
-        own: impl Iterator<Item = &'a RawValue> + Clone,
-        more: &'a [Box<RawValue>],
-    ) -> Bytes {
-        let all = own.map(RawValue::get).chain(more.iter().map(|message| message.get()));
-        let fields = self.job.fields_for(&self.job.facts);
-        let size: usize = all.clone().map(str::len).sum::<usize>()
-            + fields.iter().map(|(name, value)| name.len() + value.len() + 8).sum::<usize>();
-        let mut out = String::with_capacity(size + 256);
-        out.push_str(r#"{"model":"#);
-        out.push_str(json_string(&self.job.model).get());
-        out.push_str(r#","max_tokens":"#);
-        out.push_str(&self.room.to_string());
-        out.push_str(r#","messages":["#);
-        for (at, message) in all.enumerate() {
+    /// The body, and what is in it to be read.
+    fn body(&self, next: Next, messages: &[&Raw]) -> (Body, Size) {
+        let mut body = Body::default();
+        let mut input = Size::default();
+        body.push_str(r#"{"model":"#);
+        body.push_str(json_string(&self.job.model).get());
+        body.push_str(r#","max_tokens":"#);
+        body.push_str(&self.room.to_string());
+        body.push_str(r#","messages":["#);
+        for (at, message) in messages.iter().enumerate() {
             if at > 0 {
-                out.push(',');
+                body.push_str(",");
             }
-            out.push_str(message);
+            body.push_raw(message);
+            input += Size::of(message.get());
         }
-        out.push(']');
+        body.push_str("]");
         let container = self.container_id();
-        for (name, value) in &fields {
+        for (name, value) in &self.job.fields_for(&self.job.facts) {
             // The conversation goes on in the container that the last reply named.
             if *name == "container" && container.is_some() {
                 continue;
             }
-            out.push(',');
-            out.push_str(json_string(name).get());
-            out.push(':');
-            out.push_str(value);
+            body.push_str(",");
+            body.push_str(json_string(name).get());
+            body.push_str(":");
+            body.push_raw(value);
+            input += Size::of(value.get());
         }
         if let Some(id) = container {
-            out.push_str(r#","container":"#);
-            out.push_str(json_string(&id).get());
+            body.push_str(r#","container":"#);
+            body.push_str(json_string(&id).get());
         }
         if self.is_worth_caching(next) {
-            out.push_str(r#","cache_control":{"type":"ephemeral"}"#);
+            body.push_str(r#","cache_control":{"type":"ephemeral"}"#);
         }
-        out.push_str(r#","stream":true}"#);
-        Bytes::from(out)
+        body.push_str(r#","stream":true}"#);
+        (body, input)
     }
 
     /// Whether what is sent will be sent again, or is being so: every call of a conversation with tools,

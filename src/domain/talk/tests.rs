@@ -16,6 +16,7 @@ fn job(params: &str, policy: &str) -> Job {
         policy: Policy::default(),
         mcp_servers: false,
         cache_turns: true,
+        request_max: 1 << 25,
         models: HashMap::from([(
             "m".to_owned(),
             ModelFacts { max_tokens: 64_000, binding: false, prefill: false, window: None, structured: true },
@@ -74,7 +75,7 @@ fn ended(talk: &Talk) -> Answer {
 }
 
 fn body(request: &Request) -> serde_json::Value {
-    serde_json::from_slice(&request.body).expect("a body is JSON")
+    serde_json::from_slice(&request.body.to_vec()).expect("a body is JSON")
 }
 
 /// A text without repetitions, long enough to be cut anywhere.

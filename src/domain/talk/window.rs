@@ -4,13 +4,11 @@
 //! parted from its call. The last one, the question itself, always stays, and so do messages of the
 //! role `system`.
 
-use std::sync::Arc;
-
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Talk;
-use crate::domain::job::OnContextOverflow;
+use crate::domain::job::{OnContextOverflow, Raw};
 use crate::domain::outcome::{Fault, Outcome};
 
 /// What of the window is kept free for the answer where turns are dropped to fit: its sixteenth part,
@@ -87,10 +85,10 @@ impl Talk {
     }
 
     /// The job's own messages that are sent.
-    pub(super) fn own_messages(&self) -> impl Iterator<Item = &RawValue> + Clone {
+    pub(super) fn own_messages(&self) -> impl Iterator<Item = &Raw> {
         let mut left_out = 0;
         let dropped = self.dropped;
-        self.job.messages.iter().map(Arc::as_ref).filter(move |message| {
+        self.job.messages.iter().filter(move |message| {
             let goes = left_out < dropped && !is_system(message);
             left_out += usize::from(goes);
             !goes
@@ -105,12 +103,12 @@ struct Message<'a> {
     content: &'a RawValue,
 }
 
-fn is_system(message: &RawValue) -> bool {
+fn is_system(message: &Raw) -> bool {
     serde_json::from_str::<Message<'_>>(message.get()).is_ok_and(|message| message.role == "system")
 }
 
 /// Whether a message begins a turn: the user's, and no tool's result.
-fn begins_turn(message: &RawValue) -> bool {
+fn begins_turn(message: &Raw) -> bool {
     #[derive(Deserialize)]
     struct Block<'a> {
         #[serde(rename = "type", borrow)]

@@ -68,6 +68,7 @@ fn job(id: i64, model: &str, batch: Option<&str>) -> Job {
         policy: Policy::default(),
         mcp_servers: false,
         cache_turns: true,
+        request_max: 1 << 25,
         models: HashMap::new(),
     };
     let claimed = Claimed {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use promptmill::claude::Claude;
 use promptmill::claude::http::{Auth, ClaudeSettings, HttpClaude};
+use promptmill::domain::context::Size;
 use promptmill::domain::ledger::CallKind;
 use promptmill::domain::outcome::Failure;
 use promptmill::domain::talk::Request;
@@ -43,7 +44,8 @@ pub fn request() -> Request {
     Request {
         kind: CallKind::Ask,
         model: "claude-x-20260101".to_owned(),
-        body: Bytes::from_static(body),
+        body: Bytes::from_static(body).into(),
+        input: Size::default(),
         max_tokens: 100,
         messages: 1,
         prefilled: false,

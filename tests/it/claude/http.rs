@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use promptmill::claude::http::{Auth, ClaudeSettings, HttpClaude, SetupError};
 use promptmill::claude::{Claude, Listener};
+use promptmill::domain::context::Size;
 use promptmill::domain::ledger::CallKind;
 use promptmill::domain::outcome::{Failure, Lost};
 use promptmill::domain::reply::Exchange;
@@ -45,7 +46,8 @@ fn request() -> Request {
     Request {
         kind: CallKind::Ask,
         model: "claude-x".to_owned(),
-        body: Bytes::from_static(br#"{"stream":true}"#),
+        body: Bytes::from_static(br#"{"stream":true}"#).into(),
+        input: Size::default(),
         max_tokens: 100,
         messages: 1,
         prefilled: false,

@@ -117,6 +117,7 @@ fn talk() -> Talk {
         policy: Policy::default(),
         mcp_servers: false,
         cache_turns: true,
+        request_max: 1 << 25,
         models: HashMap::new(),
     };
     Talk::resume(Job::read(&claimed, &defaults).expect("a valid job"), &[], &[], Instant::now())
@@ -125,7 +126,7 @@ fn talk() -> Talk {
 fn first_request() -> Request {
     match talk().next() {
         Next::Ask(request) => request,
-        Next::Done(verdict) => panic!("over already: {verdict:?}"),
+        other => panic!("asks nothing: {other:?}"),
     }
 }
 
@@ -133,8 +134,9 @@ fn first_request() -> Request {
 fn made_of(exchange: Exchange) -> (Option<Outcome>, String) {
     let text = exchange.reply.text();
     let mut talk = talk();
-    talk.push(exchange.reply);
+    talk.push(exchange.reply, 1, 1);
     match talk.next() {
+        Next::Tools(asked) => panic!("asks for tools: {asked:?}"),
         Next::Done(verdict) => (Some(verdict.outcome), text),
         Next::Ask(_) => (None, text),
     }
