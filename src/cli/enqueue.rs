@@ -1,4 +1,5 @@
-//! `promptmill enqueue`: puts jobs into the table, from a file of JSON lines or one prompt.
+//! `promptmill enqueue`: puts jobs into the table, from a file of JSON lines, a table as CSV, or one
+//! prompt.
 //!
 //! A file is read twice. First it is checked whole, and nothing is inserted while any line is
 //! wrong; then it is inserted, [`ROWS_MAX`] rows a statement, each statement a transaction of its
@@ -6,17 +7,21 @@
 //! its line; the keys make the same command go on from there.
 
 mod lines;
+mod source;
+mod table;
+mod template;
 mod wait;
 
 use std::fs::File;
-use std::io::{self, BufReader, IsTerminal, Seek, SeekFrom};
+use std::io::{self, IsTerminal, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use self::lines::{Fault, Labels, Lines};
+use self::lines::{Fault, Labels};
+use self::source::{Jobs, Source};
 use super::exit::{Exit, Stop};
 use super::open::{Absent, Context};
 use super::out::{Out, number, say};
@@ -37,15 +42,22 @@ const FAULTS_MAX: usize = 20;
 /// {"custom_id","params"}, is read too. The file is checked whole first: nothing is enqueued while
 /// any line is wrong. Each job gets the key BATCH/CUSTOM_ID (without a custom_id: BATCH/ and a digest
 /// of the line), so that the same file twice enqueues once.
+///
+/// With --template the fields are your own: each line, or each row of a CSV file whose first line names
+/// the columns, makes a prompt, {{name}} standing for what its field holds, and {{{{ for {{. The row
+/// itself is kept as metadata, to join the answers back. A CSV file without a template has the columns
+/// of jobs.
 #[derive(Debug, clap::Args)]
 #[expect(clippy::doc_markdown, reason = "these words are the help text, which knows no backticks")]
 pub struct Args {
-    /// File of JSON lines; - for standard input
+    /// File of JSON lines, or CSV; - for standard input
     #[arg(value_name = "FILE", required_unless_present = "prompt", conflicts_with = "prompt")]
     file: Option<PathBuf>,
     /// Enqueue this one prompt; prints its job id
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
+    #[command(flatten)]
+    source: Box<source::Args>,
     /// Label of the batch [default: file name and content hash]
     #[arg(long, short, value_name = "LABEL")]
     batch: Option<String>,
@@ -166,8 +178,9 @@ async fn one(prompt: &str, args: &Args, context: &Context) -> anyhow::Result<Exi
 
 async fn many(path: &Path, args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let defaults = args.defaults();
+    let source = Source::new(&args.source, path)?;
     let (mut file, name) = open(path)?;
-    let (jobs, digest) = check_whole(&file, &name, &defaults)?;
+    let (jobs, digest) = check_whole(&file, &name, &source, &defaults)?;
     let label = args.batch.clone().unwrap_or_else(|| {
         // The label has to fit its column; a file name may be longer.
         let name: String = name.chars().take(lines::NAME_MAX - digest.len() - 1).collect();
@@ -178,7 +191,8 @@ async fn many(path: &Path, args: &Args, context: &Context) -> anyhow::Result<Exi
     file.seek(SeekFrom::Start(0)).with_context(|| format!("failed to read {name} again"))?;
     let bar = progress(jobs);
     let mut tally = Tally { jobs: args.wait.then(Vec::new), ..Tally::default() };
-    let inserted = insert_all(&*desk, &file, &name, &label, &defaults, &mut tally, &bar).await;
+    let inserted =
+        insert_all(&*desk, source.read(&file, &name)?, &name, &label, &defaults, &mut tally, &bar).await;
     bar.finish_and_clear();
     inserted.with_context(|| {
         format!(
@@ -216,14 +230,14 @@ fn open(path: &Path) -> anyhow::Result<(File, String)> {
     let name = path.file_name().map_or_else(|| shown.to_string(), |name| name.to_string_lossy().into_owned());
     let kind = file.metadata().with_context(|| format!("failed to look at {shown}"))?;
     if kind.is_dir() {
-        return Err(Stop::failure(format!("{shown} is a folder: name a file of JSON lines")));
+        return Err(Stop::failure(format!("{shown} is a folder: name a file of JSON lines or CSV")));
     }
     if kind.is_file() { Ok((file, name)) } else { Ok((keep(Box::new(file), &name)?, name)) }
 }
 
 /// Reads all lines; returns how many jobs there are, and the digest of the file.
-fn check_whole(file: &File, name: &str, defaults: &NewJob) -> anyhow::Result<(u64, String)> {
-    let mut lines = Lines::new(BufReader::with_capacity(256 * 1024, file));
+fn check_whole(file: &File, name: &str, source: &Source, defaults: &NewJob) -> anyhow::Result<(u64, String)> {
+    let mut lines = source.read(file, name)?;
     let mut good: u64 = 0;
     let mut wrong: u64 = 0;
     while let Some(line) = lines.next_job(defaults).with_context(|| format!("failed to read {name}"))? {
@@ -266,14 +280,13 @@ fn progress(count: u64) -> ProgressBar {
 
 async fn insert_all(
     desk: &dyn Desk,
-    file: &File,
+    mut lines: Jobs<'_>,
     name: &str,
     label: &str,
     defaults: &NewJob,
     tally: &mut Tally,
     bar: &ProgressBar,
 ) -> anyhow::Result<()> {
-    let mut lines = Lines::new(BufReader::with_capacity(256 * 1024, file));
     let mut labels = Labels::new(label.to_owned());
     let mut numbers = Vec::with_capacity(ROWS_MAX);
     let mut jobs = Vec::with_capacity(ROWS_MAX);

@@ -1,11 +1,13 @@
 //! Reading jobs from JSON lines: one object a line, the columns of `jobs` as its fields.
 //!
-//! The official batch format, `{"custom_id","params"}`, is the same thing with two fields only.
+//! The official batch format, `{"custom_id","params"}`, is the same thing with two fields only. With
+//! a template the fields are the user's own.
 //! What the database would refuse is refused here first, with the field's name, so that a file
 //! can be checked whole before anything is inserted. `params` and `policy` keep their bytes.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, BufRead};
 
 use jiff::Timestamp;
@@ -13,6 +15,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
+use super::template::Filling;
 use crate::store::{Moment, NewJob};
 
 /// Longest line, in bytes: twice what the API takes as one request.
@@ -39,7 +42,7 @@ const FIELDS: [&str; 13] = [
     "run_at",
 ];
 
-/// A line understood.
+/// A line, or a row of a table, understood.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Line {
     /// Its number in the file, from 1.
@@ -62,22 +65,23 @@ pub struct Fault {
 }
 
 /// The lines of a file, empty ones left out, and the digest of what was read.
-pub struct Lines<R> {
+pub struct Lines<'f, R> {
     reader: R,
+    filling: Option<&'f Filling>,
     number: u64,
     buffer: Vec<u8>,
     digest: Sha256,
 }
 
-impl<R: BufRead> Lines<R> {
+impl<'f, R: BufRead> Lines<'f, R> {
     /// Returns the lines of `reader`.
-    pub fn new(reader: R) -> Self {
-        Self { reader, number: 0, buffer: Vec::new(), digest: Sha256::new() }
+    pub fn new(reader: R, filling: Option<&'f Filling>) -> Self {
+        Self { reader, filling, number: 0, buffer: Vec::new(), digest: Sha256::new() }
     }
 
-    /// Returns the first 12 hexadecimal digits of the SHA-256 of all that was read.
+    /// Returns the first 12 hexadecimal digits of the SHA-256 of all that was read, and of the templates.
     pub fn digest(self) -> String {
-        hex(&self.digest.finalize()[..6])
+        short_digest(self.digest, self.filling)
     }
 
     /// Reads the next job. `Err` outside: the file cannot be read any further.
@@ -103,24 +107,40 @@ impl<R: BufRead> Lines<R> {
             if bytes.is_empty() {
                 continue;
             }
-            let read = std::str::from_utf8(bytes)
-                .map_err(|_| "not valid UTF-8".to_owned())
-                .and_then(|text| read_job(text, fill));
+            let read =
+                std::str::from_utf8(bytes).map_err(|_| "not valid UTF-8".to_owned()).and_then(|text| {
+                    match self.filling {
+                        Some(filling) => filling.object_job(&object("the line", text)?, text, fill),
+                        None => read_job(text, fill),
+                    }
+                });
             return Ok(Some(match read {
-                Ok((job, custom_id)) => {
-                    let mut digest = [0; 16];
-                    digest.copy_from_slice(&Sha256::digest(bytes)[..16]);
-                    Ok(Line { number, job, custom_id, digest })
-                }
+                Ok((job, custom_id)) => Ok(Line { number, job, custom_id, digest: half_digest(bytes) }),
                 Err(sentence) => Err(fault(sentence)),
             }));
         }
     }
 }
 
-/// Reads up to and including the next line end, at most `max` bytes; digests what it takes.
-/// `false`: the line is longer, and the rest of it was skipped.
-fn read_line(
+/// Returns the first 12 hexadecimal digits of the digest of a file and of the templates that make
+/// jobs of it: other templates make another batch.
+pub fn short_digest(mut digest: Sha256, filling: Option<&Filling>) -> String {
+    if let Some(filling) = filling {
+        digest.update(&filling.source);
+    }
+    hex(&digest.finalize()[..6])
+}
+
+/// Returns the first half of the SHA-256 of a line.
+pub fn half_digest(bytes: &[u8]) -> [u8; 16] {
+    let mut digest = [0; 16];
+    digest.copy_from_slice(&Sha256::digest(bytes)[..16]);
+    digest
+}
+
+/// Reads up to and including the next line end behind what the buffer holds, which may hold `max`
+/// bytes in all; digests what it takes. `false`: the line is longer, and the rest of it was skipped.
+pub fn read_line(
     reader: &mut impl BufRead,
     buffer: &mut Vec<u8>,
     max: usize,
@@ -156,7 +176,9 @@ fn read_line(
 #[derive(Debug)]
 pub struct Labels {
     label: String,
-    seen: HashMap<(String, [u8; 16]), u32>,
+    /// How often a line stood in the file, by the hash of its batch and name: eight bytes a line, so that
+    /// ten million of them have room.
+    seen: HashMap<u64, u32>,
 }
 
 impl Labels {
@@ -174,9 +196,11 @@ impl Labels {
             job.key = Some(if let Some(id) = line.custom_id {
                 format!("{batch}/{id}")
             } else {
-                let times = self.seen.entry((batch.clone(), line.digest)).or_default();
-                *times += 1;
                 let name = hex(&line.digest[..8]);
+                let mut hash = DefaultHasher::new();
+                (&*batch, &name).hash(&mut hash);
+                let times = self.seen.entry(hash.finish()).or_default();
+                *times += 1;
                 if *times == 1 { format!("{batch}/{name}") } else { format!("{batch}/{name}-{times}") }
             });
         }
@@ -232,16 +256,20 @@ pub fn check(job: &NewJob) -> Result<(), String> {
     Ok(())
 }
 
-fn read_job(text: &str, fill: &NewJob) -> Result<(NewJob, Option<String>), String> {
+/// Refuses a name that no column of `jobs` has.
+pub fn known(name: &str) -> Result<(), String> {
+    if FIELDS.contains(&name) { Ok(()) } else { Err(unknown(name)) }
+}
+
+/// Reads a job from a JSON object whose fields are the columns of `jobs`.
+pub fn read_job(text: &str, fill: &NewJob) -> Result<(NewJob, Option<String>), String> {
     let fields = object("the line", text)?;
     let mut job = NewJob::default();
     let mut custom_id = None;
     for (name, value) in &fields {
         let name = name.as_str();
         let value = value.get();
-        if !FIELDS.contains(&name) {
-            return Err(unknown(name));
-        }
+        known(name)?;
         if value == "null" {
             continue;
         }
@@ -267,11 +295,22 @@ fn read_job(text: &str, fill: &NewJob) -> Result<(NewJob, Option<String>), Strin
     if custom_id.is_some() && job.key.is_some() {
         return Err("key and custom_id both: give one".into());
     }
+    finish(job, custom_id, "custom_id", fill)
+}
+
+/// Makes a job whole with what the command line says, and refuses what the table would refuse. The
+/// name that it gives itself stands in the column `named`.
+pub fn finish(
+    mut job: NewJob,
+    custom_id: Option<String>,
+    named: &str,
+    fill: &NewJob,
+) -> Result<(NewJob, Option<String>), String> {
     if custom_id.as_ref().is_some_and(|id| id.is_empty() || id.contains('\0')) {
-        return Err("custom_id is empty or holds U+0000: give it a name, or leave it out".into());
+        return Err(format!("{named} is empty or holds U+0000: give it a name, or leave it out"));
     }
     if custom_id.as_ref().is_some_and(|id| id.chars().count() > NAME_MAX) {
-        return Err(format!("custom_id is longer than {NAME_MAX} characters: shorten it"));
+        return Err(format!("{named} is longer than {NAME_MAX} characters: shorten it"));
     }
     fill_in(&mut job, fill)?;
     check(&job)?;
@@ -324,7 +363,8 @@ fn unknown(name: &str) -> String {
     }
 }
 
-fn string(name: &str, value: &str) -> Result<String, String> {
+/// Reads a JSON string.
+pub fn string(name: &str, value: &str) -> Result<String, String> {
     serde_json::from_str(value).map_err(|_| match value.as_bytes().first() {
         Some(b'[') if name == "system" => "system is text here: blocks go into params.system".to_owned(),
         Some(b'"') => format!("{name} holds half a character (a lone surrogate)"),
@@ -352,7 +392,8 @@ pub fn moment(value: &str) -> Result<Moment, String> {
     Ok(Moment(at.as_millisecond()))
 }
 
-type Fields<'a> = Vec<(String, &'a RawValue)>;
+/// The fields of an object, in order, values untouched.
+pub type Fields<'a> = Vec<(String, &'a RawValue)>;
 
 fn object<'a>(what: &str, text: &'a str) -> Result<Fields<'a>, String> {
     if !text.trim_start().starts_with('{') {
@@ -421,7 +462,8 @@ mod tests {
     use super::*;
 
     fn one(text: &str) -> Result<Line, String> {
-        let read = Lines::new(text.as_bytes()).next_job(&NewJob::default()).expect("memory can be read");
+        let read =
+            Lines::new(text.as_bytes(), None).next_job(&NewJob::default()).expect("memory can be read");
         read.expect("there is a line").map_err(|fault| fault.sentence)
     }
 
@@ -465,7 +507,7 @@ mod tests {
     #[test]
     fn lines_keep_their_numbers_over_empty_ones_and_marks() {
         let text = "\u{feff}{\"prompt\":\"a\"}\r\n\n  \n{\"prompt\":\"b\"}";
-        let mut lines = Lines::new(text.as_bytes());
+        let mut lines = Lines::new(text.as_bytes(), None);
         let mut numbers = Vec::new();
         while let Some(line) = lines.next_job(&NewJob::default()).expect("memory can be read") {
             numbers.push(line.expect("a job").number);

@@ -7,6 +7,7 @@ mod results;
 mod roles;
 mod show;
 mod status;
+mod template;
 
 use std::io::Write as _;
 use std::path::Path;
