@@ -2,10 +2,11 @@
 //!
 //! One POST a call, always read as it comes; every way it can end is mapped to a
 //! [`Failure`], and whatever arrived before stands in the exchange. Time limits and cancelling are in
-//! `watch`, the body in `intake`, key and client in `setup`. No retries here, and no message that
+//! `watch`, the body of a request in `outgoing`, that of a reply in `intake`, key and client in `setup`. No retries here, and no message that
 //! holds a key.
 
 mod intake;
+mod outgoing;
 mod setup;
 mod watch;
 
@@ -115,7 +116,7 @@ impl HttpClaude {
             None => {}
         }
         *post.headers_mut() = headers;
-        *post.body_mut() = Some(request.body.clone().into());
+        *post.body_mut() = Some(outgoing::body(request.body.clone().into()));
         post
     }
 

@@ -86,6 +86,7 @@ pub fn defaults(config: &Config) -> Defaults {
         max_tokens: config.defaults.max_tokens,
         policy: config.defaults.policy.clone(),
         mcp_servers: config.api.mcp_servers,
+        request_max: config.api.request_max_bytes,
         models,
     }
 }

@@ -131,6 +131,7 @@ fn api(r: &mut Reader, around: &Surroundings) -> ApiSettings {
         connect: r.seconds(&s, "connect_seconds", &(0.1..=DAY)),
         first_event: r.seconds(&s, "first_event_seconds", &(0.1..=DAY)),
         idle: r.seconds(&s, "idle_seconds", &(0.1..=DAY)),
+        request_max_bytes: r.bytes(&s, "request_max_bytes", &(1024..=4096 * MIB)) as usize,
         response_max_bytes: r.bytes(&s, "response_max_bytes", &(1024..=4096 * MIB)) as usize,
         event_max_bytes: r.bytes(&s, "event_max_bytes", &(1024..=4096 * MIB)) as usize,
         mcp_servers: r.flag(&s, "mcp_servers"),

@@ -44,6 +44,8 @@ pub struct ApiSettings {
     pub first_event: Duration,
     /// `idle_seconds`.
     pub idle: Duration,
+    /// `request_max_bytes`.
+    pub request_max_bytes: usize,
     /// `response_max_bytes`.
     pub response_max_bytes: usize,
     /// `event_max_bytes`.

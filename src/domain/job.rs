@@ -2,7 +2,9 @@
 //!
 //! Reading is where everything that no call could mend is refused, with the path of the fault.
 
+mod media;
 mod policy;
+mod raw;
 mod read;
 
 use std::fmt;
@@ -13,6 +15,7 @@ use crate::domain::ledger::PastCall;
 use crate::domain::tool::PastTool;
 
 pub use policy::{OnContextOverflow, OnCrash, OnMaxTokens, OnToolUse, Policy};
+pub use raw::Raw;
 pub use read::{Defaults, Invalid, Job, ModelFacts};
 pub(crate) use read::{json_string, message, user_message};
 
@@ -93,7 +96,7 @@ pub struct Claimed {
     /// `jobs.max_tokens`.
     pub max_tokens: Option<i64>,
     /// `jobs.params`: JSON text, byte for byte as inserted.
-    pub params: Option<String>,
+    pub params: Option<Raw>,
     /// `jobs.policy`: JSON text.
     pub policy: Option<String>,
     /// `queues.model`.

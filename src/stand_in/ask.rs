@@ -368,13 +368,17 @@ fn check_end(turns: &[Turn], model: &Model, body: &Map<String, Value>) -> Result
     Ok(())
 }
 
-/// Counts about four bytes a token over all that the model reads, and a few for each message.
+/// Counts about four bytes a token over all that the model reads, as much for any image or document, and
+/// a few for each message.
 fn input_tokens(body: &Map<String, Value>) -> u64 {
+    /// Tokens of an image of a megapixel or so, whatever its file's size.
+    const MEDIUM: usize = 1_600;
     fn bytes(value: &Value) -> usize {
         match value {
             Value::Null | Value::Bool(_) | Value::Number(_) => 1,
             Value::String(text) => text.len(),
             Value::Array(list) => list.iter().map(bytes).sum(),
+            Value::Object(fields) if fields.get("type").is_some_and(|kind| kind == "base64") => MEDIUM * 4,
             Value::Object(fields) => fields.iter().map(|(key, value)| key.len() + bytes(value)).sum(),
         }
     }

@@ -263,7 +263,7 @@ impl Gates {
                 return Err(Refusal::Blocked(self.reason(scope)));
             }
         }
-        let paced = self.pace(job, bytes, stop).await;
+        let paced = self.pace(job, job.weight(bytes), stop).await;
         self.lock().paces.waits_no_more(lease);
         let mut permit = Permit {
             gates: self,

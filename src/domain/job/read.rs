@@ -1,13 +1,13 @@
 //! Reading a claimed row: what is sent on stays byte for byte, what no call could mend is refused.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
+use super::media::file_bytes;
 use super::policy::shown;
-use super::{Claimed, Lease, Policy};
+use super::{Claimed, Lease, Policy, Raw};
 use crate::domain::outcome::Fault;
 
 /// What a model can do, as far as it changes what we send.
@@ -34,6 +34,8 @@ pub struct Defaults {
     pub policy: Policy,
     /// Whether rows may name `mcp_servers`.
     pub mcp_servers: bool,
+    /// `api.request_max_bytes`: the largest body that the API takes.
+    pub request_max: usize,
     /// `[models]`.
     pub models: HashMap<String, ModelFacts>,
 }
@@ -99,9 +101,11 @@ pub struct Job {
     /// Its rules.
     pub policy: Policy,
     /// The user's messages, each as it was inserted.
-    pub messages: Vec<Arc<RawValue>>,
+    pub messages: Vec<Raw>,
     /// Every other body field, in order, as it was inserted.
-    pub fields: Vec<(String, Box<RawValue>)>,
+    pub fields: Vec<(String, Raw)>,
+    /// How many of its bytes are images and documents.
+    pub files: usize,
     /// Whether a schema binds the answer, so that it cannot be stitched.
     pub structured: bool,
     /// Whether tools are declared, so that turns are sent back verbatim.
@@ -125,8 +129,8 @@ impl Job {
         if let Some(json) = &claimed.policy {
             policy.overlay(json, "policy")?;
         }
-        let mut params: IndexMap<String, Box<RawValue>> = match &claimed.params {
-            Some(json) => serde_json::from_str(json).map_err(|err| {
+        let mut params: IndexMap<String, &RawValue> = match &claimed.params {
+            Some(json) => serde_json::from_str(json.get()).map_err(|err| {
                 Invalid::new(
                     "params",
                     "not_an_object",
@@ -139,7 +143,7 @@ impl Job {
         check_fields(&params, defaults)?;
 
         let own_model = match params.shift_remove("model") {
-            Some(raw) => Some(text("params.model", &raw)?),
+            Some(raw) => Some(text("params.model", raw)?),
             None => claimed.model.clone(),
         };
         let model_named = own_model.is_some();
@@ -154,29 +158,36 @@ impl Job {
         }
         let facts = defaults.facts(&model);
         let own_room = match params.shift_remove("max_tokens") {
-            Some(raw) => Some(room(&raw)?),
+            Some(raw) => Some(room(raw)?),
             None => claimed.max_tokens,
         };
         let max_tokens = own_room.or(defaults.max_tokens).unwrap_or(facts.max_tokens);
 
+        // What is large is not copied: it stays where the claim put it.
+        let part = |raw: &RawValue| match &claimed.params {
+            Some(json) => json.part(raw.get()),
+            None => Raw::from(raw.get()),
+        };
         let messages = match (params.shift_remove("messages"), &claimed.prompt) {
-            (Some(raw), _) => read_messages(&raw)?,
-            (None, Some(prompt)) => vec![Arc::from(user_message(prompt))],
+            (Some(raw), _) => read_messages(raw)?.into_iter().map(part).collect(),
+            (None, Some(prompt)) => vec![Raw::from(user_message(prompt))],
             (None, None) => {
                 return Err(Invalid::new("prompt", "missing", "prompt and params.messages are both missing"));
             }
         };
-        let mut fields: Vec<(String, Box<RawValue>)> = Vec::with_capacity(params.len() + 1);
+        let mut fields: Vec<(String, Raw)> = Vec::with_capacity(params.len() + 1);
         if let Some(system) = &claimed.system {
-            fields.push(("system".to_owned(), json_string(system)));
+            fields.push(("system".to_owned(), Raw::from(json_string(system))));
         }
-        fields.extend(params);
+        fields.extend(params.into_iter().map(|(name, raw)| (name, part(raw))));
 
+        let texts = messages.iter().chain(fields.iter().map(|(_, value)| value));
+        let files = texts.map(|text| file_bytes(text.get())).sum();
         let has = |name: &str| fields.iter().any(|(field, value)| field == name && value.get() != "null");
         let structured = has("output_format") || asks_for_schema(&fields);
         let tools = has("tools") || has("mcp_servers");
         let thinking = has("thinking");
-        Ok(Self {
+        let job = Self {
             lease: claimed.lease,
             queue: claimed.queue.clone(),
             batch: claimed.batch.clone(),
@@ -186,13 +197,66 @@ impl Job {
             prefill: facts.prefill && !structured && !thinking,
             policy,
             messages,
+            files,
             structured,
             tools,
             thinking,
             fields,
             model,
-        })
+        };
+        job.check_size(claimed, defaults.request_max)?;
+        Ok(job)
     }
+
+    /// Returns the size of the first body that is sent for this job, in bytes.
+    pub fn size(&self) -> usize {
+        const FRAME: usize = r#"{"model":,"max_tokens":,"messages":[],"stream":true}"#.len();
+        let messages = self.messages.iter().map(|message| message.get().len()).sum::<usize>();
+        let commas = self.messages.len().saturating_sub(1);
+        let field = |(name, value): &(String, Raw)| json_string(name).get().len() + value.get().len() + 2;
+        let model = json_string(&self.model).get().len();
+        let room = self.max_tokens.to_string().len();
+        FRAME + model + room + messages + commas + self.fields.iter().map(field).sum::<usize>()
+    }
+
+    /// Returns what a body of so many bytes for this job weighs, in bytes of text: what a model reads of an
+    /// image or a page is about a tenth of a kilobyte of its file a token.
+    pub const fn weight(&self, bytes: usize) -> usize {
+        const FILE_SHARE: usize = 32;
+        bytes.saturating_sub(self.files - self.files / FILE_SHARE)
+    }
+
+    /// Refuses what the API would refuse unread, and names the part that is largest.
+    fn check_size(&self, claimed: &Claimed, max: usize) -> Result<(), Invalid> {
+        let size = self.size();
+        if size <= max {
+            return Ok(());
+        }
+        let messages = self.messages.iter().enumerate().map(|(at, message)| {
+            let in_params = claimed.prompt.is_none();
+            let path = if in_params { format!("params.messages[{at}]") } else { "prompt".to_owned() };
+            (path, message.get().len())
+        });
+        let fields = self.fields.iter().map(|(name, value)| {
+            let is_column = name == "system" && claimed.system.is_some();
+            let path = if is_column { name.clone() } else { format!("params.{name}") };
+            (path, value.get().len())
+        });
+        let (path, largest) = messages.chain(fields).max_by_key(|(_, size)| *size).unwrap_or_default();
+        let why = format!(
+            "the request would be {} large, {} of it {path}, and the API takes {} (api.request_max_bytes): send less, \
+             or name the images and documents by URL or file id",
+            mib(size),
+            mib(largest),
+            mib(max)
+        );
+        Err(Invalid::new(&path, "too_large", why))
+    }
+}
+
+/// A size for people. With three digits behind the point: what is a little too large must not look equal.
+fn mib(bytes: usize) -> String {
+    format!("{:.3} MiB", bytes as f64 / (1024.0 * 1024.0))
 }
 
 /// What the SDKs take beside the body: no row chooses a header, a URL or a key.
@@ -212,7 +276,7 @@ const NOT_BODY: [&str; 13] = [
     "base_url",
 ];
 
-fn check_fields(params: &IndexMap<String, Box<RawValue>>, defaults: &Defaults) -> Result<(), Invalid> {
+fn check_fields(params: &IndexMap<String, &RawValue>, defaults: &Defaults) -> Result<(), Invalid> {
     for (name, value) in params {
         let path = format!("params.{name}");
         if NOT_BODY.contains(&name.as_str()) || name.starts_with("anthropic-") || name.starts_with("x-") {
@@ -297,8 +361,8 @@ fn room(raw: &RawValue) -> Result<i64, Invalid> {
     })
 }
 
-fn read_messages(raw: &RawValue) -> Result<Vec<Arc<RawValue>>, Invalid> {
-    let messages: Vec<Box<RawValue>> = serde_json::from_str(raw.get()).map_err(|err| {
+fn read_messages(raw: &RawValue) -> Result<Vec<&RawValue>, Invalid> {
+    let messages: Vec<&RawValue> = serde_json::from_str(raw.get()).map_err(|err| {
         let why = match Json::of(raw.get()) {
             Json::Array => format!("params.messages cannot be read as an array: {err}"),
             other => format!("params.messages is {}: it must be an array", other.word()),
@@ -315,7 +379,7 @@ fn read_messages(raw: &RawValue) -> Result<Vec<Arc<RawValue>>, Invalid> {
     for (at, message) in messages.iter().enumerate() {
         check_message(message, &format!("params.messages[{at}]"))?;
     }
-    Ok(messages.into_iter().map(Arc::from).collect())
+    Ok(messages)
 }
 
 fn check_message(message: &RawValue, path: &str) -> Result<(), Invalid> {
@@ -341,7 +405,7 @@ fn check_message(message: &RawValue, path: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn asks_for_schema(fields: &[(String, Box<RawValue>)]) -> bool {
+fn asks_for_schema(fields: &[(String, Raw)]) -> bool {
     fields.iter().filter(|(name, _)| name == "output_config").any(|(_, value)| {
         serde_json::from_str::<IndexMap<String, &RawValue>>(value.get())
             .is_ok_and(|config| config.get("format").is_some_and(|format| format.get() != "null"))
@@ -375,6 +439,7 @@ mod tests {
             max_tokens: None,
             policy: Policy::default(),
             mcp_servers: false,
+            request_max: 1 << 25,
             models: HashMap::from([(
                 "claude-default".to_owned(),
                 ModelFacts { max_tokens: 128_000, prefill: false, window: None, structured: true },
@@ -473,10 +538,84 @@ mod tests {
     }
 
     #[test]
+    fn what_the_row_brought_is_not_copied() {
+        let mut row = claimed();
+        row.prompt = None;
+        row.params = Some(r#"{"messages":[{"role":"user","content":"x"}],"tools":[{"name":"t"}]}"#.into());
+        let job = Job::read(&row, &defaults()).expect("valid");
+        let text = row.params.as_ref().expect("it was set").get();
+        let within = |part: &str| text.as_bytes().as_ptr_range().contains(&part.as_ptr());
+        assert!(within(job.messages[0].get()));
+        assert!(within(job.fields[0].1.get()));
+    }
+
+    #[test]
+    fn what_the_api_would_refuse_unread_is_refused_with_its_largest_part() {
+        let limit = Defaults { request_max: 2000, ..defaults() };
+        let text = |size: usize| "x".repeat(size);
+        let in_params = |params: String| Claimed { prompt: None, params: Some(params.into()), ..claimed() };
+        let user = |size: usize| format!(r#"{{"role":"user","content":"{}"}}"#, text(size));
+        let rows = [
+            (Claimed { prompt: Some(text(2000)), ..claimed() }, "prompt"),
+            (Claimed { system: Some(text(2000)), ..claimed() }, "system"),
+            (in_params(format!(r#"{{"messages":[{},{}]}}"#, user(900), user(1100))), "params.messages[1]"),
+            (
+                in_params(format!(r#"{{"messages":[{}],"system":"{}"}}"#, user(10), text(2000))),
+                "params.system",
+            ),
+        ];
+        for (row, path) in rows {
+            let invalid = Job::read(&row, &limit).expect_err(path);
+            assert_eq!((invalid.path.as_str(), invalid.code), (path, "too_large"));
+            let small = format!("the API takes {} (api.request_max_bytes)", mib(2000));
+            assert!(invalid.why.contains(path) && invalid.why.contains(&small), "{}", invalid.why);
+            Job::read(&row, &defaults()).expect("the API takes it");
+        }
+        // Quotes are sent as two characters each.
+        let quotes = Claimed { prompt: Some("\"".repeat(1000)), ..claimed() };
+        assert_eq!(Job::read(&quotes, &limit).expect_err("it grows").code, "too_large");
+    }
+
+    #[test]
+    fn the_size_of_a_job_is_that_of_its_first_body() {
+        use crate::domain::talk::{Step, Talk};
+        let mut row = claimed();
+        row.prompt = Some("\"é漢\"\n".into());
+        row.system = Some("s".into());
+        let bare = row.clone();
+        row.params =
+            Some(r#"{"tools":[{"a": 1}],"stop_sequences":["é"],"max_tokens":12,"model":"\"m"}"#.into());
+        for row in [bare, row] {
+            let job = Job::read(&row, &defaults()).expect("valid");
+            let size = job.size();
+            let Step::Ask(request) = Talk::resume(job, &[], std::time::Instant::now()).next() else {
+                panic!("nothing was asked yet");
+            };
+            assert_eq!(size, request.body.len());
+        }
+    }
+
+    #[test]
+    fn an_image_weighs_less_than_its_bytes() {
+        let mut row = claimed();
+        assert_eq!(Job::read(&row, &defaults()).expect("valid").weight(1000), 1000);
+        row.prompt = None;
+        let data = "iVBO".repeat(80_000);
+        row.params = Some(
+            format!(
+                r#"{{"messages":[{{"role":"user","content":[{{"type":"image","source":{{"data":"{data}"}}}}]}}]}}"#
+            )
+            .into(),
+        );
+        let job = Job::read(&row, &defaults()).expect("valid");
+        assert_eq!(job.weight(data.len() + 700), data.len() / 32 + 700);
+    }
+
+    #[test]
     fn nesting_too_deep_to_read_is_refused_and_does_not_end_the_process() {
         let mut row = claimed();
         row.prompt = None;
-        row.params = Some(format!(r#"{{"messages":{}{}}}"#, "[".repeat(5000), "]".repeat(5000)));
+        row.params = Some(format!(r#"{{"messages":{}{}}}"#, "[".repeat(5000), "]".repeat(5000)).into());
         let invalid = Job::read(&row, &defaults()).expect_err("too deep");
         assert_eq!(invalid.path, "params.messages[0]");
     }

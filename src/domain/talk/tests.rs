@@ -13,6 +13,7 @@ fn job(params: &str, policy: &str) -> Job {
         max_tokens: None,
         policy: Policy::default(),
         mcp_servers: false,
+        request_max: 1 << 25,
         models: HashMap::from([(
             "m".to_owned(),
             ModelFacts { max_tokens: 64_000, prefill: false, window: None, structured: true },

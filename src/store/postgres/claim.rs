@@ -1,17 +1,19 @@
 //! Claims on Postgres: a loose scan over the claim index finds the lanes, one statement takes jobs
 //! from them. A queue with a limit is claimed from alone, while its row is locked.
 
+use futures_util::{Stream, TryStreamExt as _};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection as _, Executor as _, Row as _};
 
 use super::PostgresStore;
-use crate::domain::job::{Claimed, JobId, Lease, Tally};
+use crate::domain::job::{Claimed, JobId, Lease, Raw, Tally};
 use crate::domain::ledger::PastCall;
 use crate::domain::outcome::Usage;
 use crate::store::lanes::{Cursor, LANES_MAX, Lane, Lanes, PROBE_BYTES, SCANS_MAX, Scan, Take};
 use crate::store::{StoreError, Wanted, row};
 
-/// What a claim brings of the jobs in `claimed`: the user's row, and the queue's.
+/// What a claim brings of the jobs in `claimed`: the user's row, and the queue's. Put into their order
+/// here: the server would sort the wide rows, on its disk where they are large.
 macro_rules! wide {
     () => {
         " SELECT c.job_id, c.claims, c.run, c.failures, c.deferrals, c.crashes, c.bytes, c.queue, c.lane,
@@ -22,8 +24,7 @@ macro_rules! wide {
                  SELECT batch, prompt, system, model, max_tokens, params, policy FROM jobs
                   WHERE id = c.job_id
                   LIMIT 1) j
-            LEFT JOIN queues q ON q.name = c.queue
-           ORDER BY c.lane, c.job_id"
+            LEFT JOIN queues q ON q.name = c.queue"
     };
 }
 
@@ -348,11 +349,19 @@ async fn take_now(conn: &mut PgConnection, order: &Order, room: i64) -> sqlx::Re
     .bind(order.suspect)
     .bind(order.lanes.iter().map(|(take, _)| take.among as i32).collect::<Vec<i32>>())
     .bind(PROBE_BYTES)
-    .fetch_all(conn)
-    .await?;
-    rows.iter()
-        .map(|found| Ok(Taken { job: claimed(found)?, lane: found.try_get::<i32, _>("lane")? as usize }))
-        .collect()
+    .fetch(conn);
+    taken(rows).await
+}
+
+/// Reads claimed jobs as they come, so that no two large rows are held as the driver has them, and puts
+/// them in order.
+async fn taken(mut rows: impl Stream<Item = sqlx::Result<PgRow>> + Unpin) -> sqlx::Result<Vec<Taken>> {
+    let mut taken = Vec::new();
+    while let Some(found) = rows.try_next().await? {
+        taken.push(Taken { lane: found.try_get::<i32, _>("lane")? as usize, job: claimed(&found)? });
+    }
+    taken.sort_by_key(|one| (one.lane, one.job.lease.job));
+    Ok(taken)
 }
 
 /// Finds jobs that are claimed for this worker although it was never told.
@@ -374,9 +383,8 @@ async fn strays(
     .bind(worker)
     .bind(jobs)
     .bind(claims)
-    .fetch_all(conn)
-    .await?;
-    rows.iter().map(claimed).collect()
+    .fetch(conn);
+    Ok(taken(rows).await?.into_iter().map(|one| one.job).collect())
 }
 
 fn claimed(found: &PgRow) -> sqlx::Result<Claimed> {
@@ -392,7 +400,7 @@ fn claimed(found: &PgRow) -> sqlx::Result<Claimed> {
         system: found.try_get("system")?,
         model: found.try_get("model")?,
         max_tokens: found.try_get("max_tokens")?,
-        params: found.try_get("params")?,
+        params: found.try_get::<Option<String>, _>("params")?.map(Raw::from),
         policy: found.try_get("policy")?,
         queue_model: found.try_get("queue_model")?,
         queue_policy: found.try_get("queue_policy")?,

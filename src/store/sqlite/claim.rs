@@ -7,25 +7,15 @@ use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::{SqliteStore, text};
-use crate::domain::job::{Claimed, JobId, Lease, Tally};
+use crate::domain::job::{Claimed, JobId, Lease, Raw, Tally};
 use crate::domain::ledger::PastCall;
 use crate::domain::outcome::Usage;
 use crate::store::lanes::{Cursor, LANES_MAX, Lane, Lanes, PROBE_BYTES, SCANS_MAX, Scan, Take};
 use crate::store::{StoreError, Wanted, row};
 
-/// What a claim brings of the jobs in `claimed (job_id, turn)`: the user's row, and the queue's.
-macro_rules! wide {
-    () => {
-        " SELECT s.job_id, s.claims, s.run, s.failures, s.deferrals, s.crashes, s.bytes, s.queue, c.lane,
-                     j.batch, j.prompt, j.system, j.model, j.max_tokens, j.params, j.policy,
-                     q.model AS queue_model, q.policy AS queue_policy
-                FROM claimed c
-               CROSS JOIN job_state s ON s.job_id = c.job_id
-               CROSS JOIN jobs j ON j.id = s.job_id
-                LEFT JOIN queues q ON q.name = s.queue
-               ORDER BY c.turn"
-    };
-}
+/// Rows of more bytes together are read by several statements: rows wait in memory twice, as SQLite
+/// has them and as we do, until their statement is over.
+const READ_BYTES_MAX: i64 = 1024 * 1024;
 
 /// What one transaction is to take.
 struct Order {
@@ -37,6 +27,9 @@ struct Order {
     /// Whether one suspect may be among them.
     suspect: bool,
 }
+
+/// A job to be read, the number of its lane, and its size.
+type Picked = (i64, i64, i64);
 
 /// A job and the lane that it came from.
 struct Taken {
@@ -235,7 +228,7 @@ async fn take(conn: &mut SqliteConnection, order: &Order) -> sqlx::Result<Vec<Ta
         return Ok(Vec::new());
     }
     let mut rooms: HashMap<&str, i64> = HashMap::new();
-    let (mut picked, mut bytes, mut suspect) = (Vec::new(), order.bytes, order.suspect);
+    let (mut picked, mut bytes, mut suspect): (Vec<Picked>, _, _) = (Vec::new(), order.bytes, order.suspect);
     for (take, lane) in &order.lanes {
         let room = match rooms.get(lane.queue.as_str()) {
             Some(room) => *room,
@@ -272,35 +265,58 @@ async fn take(conn: &mut SqliteConnection, order: &Order) -> sqlx::Result<Vec<Ta
                 break;
             }
             bytes -= size;
-            picked.push((job, take.lane));
+            picked.push((job, take.lane as i64, size));
         }
         rooms.insert(&lane.queue, room - (picked.len() - before) as i64);
     }
     if picked.is_empty() {
         return Ok(Vec::new());
     }
-    let picked = row::texts(&picked);
     sqlx::query(
         "UPDATE job_state
             SET state = 'running', claims = claims + 1, claimed_by = $2, reason = NULL
           WHERE job_id IN (SELECT value ->> 0 FROM json_each($1))",
     )
-    .bind(&picked)
+    .bind(row::texts(&picked))
     .bind(order.worker)
     .execute(&mut *conn)
     .await?;
-    let rows = sqlx::query(concat!(
-        "WITH claimed AS MATERIALIZED (
-             SELECT value ->> 0 AS job_id, value ->> 1 AS lane, key AS turn FROM json_each($1)
-         )",
-        wide!(),
-    ))
-    .bind(&picked)
-    .fetch_all(conn)
-    .await?;
-    rows.iter()
-        .map(|found| Ok(Taken { job: claimed(found)?, lane: found.try_get::<i64, _>("lane")? as usize }))
-        .collect()
+    read(conn, &picked).await
+}
+
+/// Reads claimed jobs, in their order: the users' rows, and their queues'.
+async fn read(conn: &mut SqliteConnection, picked: &[Picked]) -> sqlx::Result<Vec<Taken>> {
+    let mut taken = Vec::with_capacity(picked.len());
+    let mut rest = picked;
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = |job: &&Picked| {
+            bytes += job.2;
+            bytes <= READ_BYTES_MAX
+        };
+        let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        rest = later;
+        let rows = sqlx::query(
+            "WITH claimed AS MATERIALIZED (
+                 SELECT value ->> 0 AS job_id, value ->> 1 AS lane FROM json_each($1)
+             )
+             SELECT s.job_id, s.claims, s.run, s.failures, s.deferrals, s.crashes, s.bytes, s.queue, c.lane,
+                    j.batch, j.prompt, j.system, j.model, j.max_tokens, j.params, j.policy,
+                    q.model AS queue_model, q.policy AS queue_policy
+               FROM claimed c
+              CROSS JOIN job_state s ON s.job_id = c.job_id
+              CROSS JOIN jobs j ON j.id = s.job_id
+               LEFT JOIN queues q ON q.name = s.queue",
+        )
+        .bind(row::texts(now))
+        .fetch_all(&mut *conn)
+        .await?;
+        for found in &rows {
+            let lane = found.try_get::<i64, _>("lane")? as usize;
+            taken.push(Taken { job: claimed(found)?, lane });
+        }
+    }
+    Ok(taken)
 }
 
 /// How many more jobs may run in the lane's queue.
@@ -322,20 +338,18 @@ async fn room_in(conn: &mut SqliteConnection, lane: &Lane) -> sqlx::Result<i64> 
 
 /// Finds jobs that are claimed for this worker although it was never told.
 async fn strays(conn: &mut SqliteConnection, worker: i64, known: &str) -> sqlx::Result<Vec<Claimed>> {
-    let rows = sqlx::query(concat!(
-        "WITH claimed AS MATERIALIZED (
-             SELECT job_id, 0 AS lane, job_id AS turn
-               FROM job_state
-              WHERE state = 'running' AND claimed_by = $1
-                AND (job_id, claims) NOT IN (SELECT value ->> 0, value ->> 1 FROM json_each($2))
-         )",
-        wide!(),
-    ))
+    let picked: Vec<Picked> = sqlx::query_as(
+        "SELECT job_id, 0, bytes
+           FROM job_state
+          WHERE state = 'running' AND claimed_by = $1
+            AND (job_id, claims) NOT IN (SELECT value ->> 0, value ->> 1 FROM json_each($2))
+          ORDER BY job_id",
+    )
     .bind(worker)
     .bind(known)
-    .fetch_all(conn)
+    .fetch_all(&mut *conn)
     .await?;
-    rows.iter().map(claimed).collect()
+    Ok(read(conn, &picked).await?.into_iter().map(|one| one.job).collect())
 }
 
 fn claimed(found: &SqliteRow) -> sqlx::Result<Claimed> {
@@ -351,7 +365,7 @@ fn claimed(found: &SqliteRow) -> sqlx::Result<Claimed> {
         system: text(found, "system")?,
         model: text(found, "model")?,
         max_tokens: found.try_get("max_tokens")?,
-        params: text(found, "params")?,
+        params: text(found, "params")?.map(Raw::from),
         policy: text(found, "policy")?,
         queue_model: text(found, "queue_model")?,
         queue_policy: text(found, "queue_policy")?,

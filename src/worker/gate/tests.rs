@@ -67,6 +67,7 @@ fn job(id: i64, model: &str, batch: Option<&str>) -> Job {
         max_tokens: None,
         policy: Policy::default(),
         mcp_servers: false,
+        request_max: 1 << 25,
         models: HashMap::new(),
     };
     let claimed = Claimed {

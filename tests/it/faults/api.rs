@@ -116,6 +116,7 @@ fn talk() -> Talk {
         max_tokens: None,
         policy: Policy::default(),
         mcp_servers: false,
+        request_max: 1 << 25,
         models: HashMap::new(),
     };
     Talk::resume(Job::read(&claimed, &defaults).expect("a valid job"), &[], Instant::now())
