@@ -5,6 +5,7 @@ mod cli;
 mod config;
 mod contract;
 mod demo;
+mod examples;
 mod faults;
 mod mill;
 mod pace_sim;
