@@ -197,8 +197,8 @@ async fn a_bad_table_is_told_in_one_sentence_and_nothing_is_enqueued(ground: &Gr
 
 async fn a_table_of_many_statements_arrives_whole_and_in_order(ground: &Ground) {
     let desk = Desk::new(ground);
-    let rows: String = (0..2_500).map(|n| format!("{n},\"row\n{n}\"\n")).collect();
-    let file = desk.file("many.csv", &format!("n,text\n{rows}"));
+    let rows: Vec<String> = (0..2_500).map(|n| format!("{n},\"row\n{n}\"\n")).collect();
+    let file = desk.file("many.csv", &format!("n,text\n{}", rows.concat()));
     let json = desk.mill(&["enqueue", file, "--template", "{{text}}", "-b", "m", "--json"]).json();
     assert_eq!(json, json!({"batch": "m", "new": 2500, "already_there": 0, "other_content": []}));
     assert_eq!(ground.line("SELECT prompt FROM jobs ORDER BY id DESC LIMIT 1").await, "row\n2499");
