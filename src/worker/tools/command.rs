@@ -15,7 +15,6 @@ use std::time::Duration;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -110,7 +109,7 @@ pub(super) async fn run(
     let (mut output, mut last) = (Vec::new(), Tail::default());
     let end = match process.pipes() {
         Ok(pipes) => {
-            let talk = talk(pipes, input, &mut output, limits.output, &mut last, &mut process.ended);
+            let talk = talk(&mut process, pipes, input, (&mut output, limits.output), &mut last);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => End::Stopped,
@@ -122,7 +121,7 @@ pub(super) async fn run(
     };
     process.kill();
     if !matches!(end, End::Ended(_) | End::Unknown(_)) {
-        drop(timeout(LAST_BREATH, &mut process.ended).await);
+        drop(timeout(LAST_BREATH, process.end()).await);
     }
     Ok(match end {
         End::Stopped => return Err(Stopped),
@@ -150,12 +149,11 @@ fn given(status: ExitStatus, output: Vec<u8>, last: &Tail) -> Given {
 
 /// Writes its input, reads what it says, until it has ended or said too much.
 async fn talk(
+    process: &mut Process,
     pipes: (pipe::Sender, pipe::Receiver, pipe::Receiver),
     input: &str,
-    output: &mut Vec<u8>,
-    output_max: usize,
+    (output, output_max): (&mut Vec<u8>, usize),
     last: &mut Tail,
-    ended: &mut oneshot::Receiver<std::io::Result<ExitStatus>>,
 ) -> End {
     let (mut stdin, stdout, stderr) = pipes;
     let feed = async move {
@@ -174,9 +172,9 @@ async fn talk(
     let status = tokio::select! {
         read = &mut reading => match read {
             Err(TooMuch) => return End::TooMuch,
-            Ok(_) => ended.await,
+            Ok(_) => process.end().await,
         },
-        status = &mut *ended => {
+        status = process.end() => {
             if let Ok(Err(TooMuch)) = timeout(LAST_READ, reading).await {
                 return End::TooMuch;
             }
@@ -184,9 +182,8 @@ async fn talk(
         }
     };
     match status {
-        Ok(Ok(status)) => End::Ended(status),
-        Ok(Err(err)) => End::Unknown(err.to_string()),
-        Err(_) => End::Unknown("the thread that waits for it is gone".to_owned()),
+        Ok(status) => End::Ended(status),
+        Err(why) => End::Unknown(why),
     }
 }
 

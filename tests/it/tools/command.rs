@@ -170,6 +170,18 @@ async fn a_result_may_be_exactly_as_long_as_its_limit() {
 }
 
 #[tokio::test]
+async fn a_result_that_is_too_long_is_so_also_when_it_is_read_after_the_program_ended() {
+    let (result, ()) = tokio::join!(run(tool(shell("yes | head -c 1001")), "{}"), async {
+        // The one thread of this test is away while the program writes and ends.
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_millis(10));
+            tokio::task::yield_now().await;
+        }
+    });
+    assert!(sentence(&result).contains("gave more than 1000 bytes"), "{result:?}");
+}
+
+#[tokio::test]
 async fn a_gigabyte_is_cut_at_the_limit_and_its_printers_are_killed() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pids");
@@ -197,10 +209,13 @@ fn peak_kib() -> i64 {
 async fn a_program_that_never_ends_is_killed_with_its_children_at_its_limit() {
     let dir = tempfile::tempdir().unwrap();
     let (script, file) = family(&dir);
-    let result = run(brief(tool(shell(&format!("echo begun >&2; {script}")))), "{}").await;
+    // Long enough for three shells to start on a busy machine.
+    let time = Duration::from_secs(2);
+    let settings = ToolSettings { timeout: time, ..tool(shell(&format!("echo begun >&2; {script}"))) };
+    let result = run(settings, "{}").await;
     assert_eq!(
         sentence(&result),
-        "The tool find did not end within 0.3 s and was stopped. Its own words:\nbegun"
+        "The tool find did not end within 2 s and was stopped. Its own words:\nbegun"
     );
     all_gone(&pids(&file, 3).await).await;
 }
@@ -294,8 +309,8 @@ async fn a_run_that_is_dropped_leaves_no_process() {
 async fn no_more_run_at_once_than_may_and_waiting_costs_no_time_limit() {
     let dir = tempfile::tempdir().unwrap();
     // Each sees the folder of the one that runs beside it.
-    let script = format!("mkdir {0} || exit 9; sleep 0.2; rmdir {0}", dir.path().join("one").display());
-    let find = ToolSettings { timeout: Duration::from_millis(900), ..tool(shell(&script)) };
+    let script = format!("mkdir {0} || exit 9; sleep 0.5; rmdir {0}", dir.path().join("one").display());
+    let find = ToolSettings { timeout: Duration::from_millis(2500), ..tool(shell(&script)) };
     let queues = [("default".to_owned(), vec!["find".to_owned()])].into();
     let tools = Arc::new(Tools::new(ToolsSettings { tools: vec![find], queues, at_once_max: 1 }));
     let mut runs = tokio::task::JoinSet::new();

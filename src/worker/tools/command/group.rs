@@ -68,8 +68,9 @@ fn kill(pid: Pid) {
 pub(super) struct Process {
     group: Arc<Group>,
     pipes: Option<(OwnedFd, OwnedFd, OwnedFd)>,
-    /// How it ended; comes when nothing of its group lives.
-    pub(super) ended: oneshot::Receiver<io::Result<ExitStatus>>,
+    ended: oneshot::Receiver<io::Result<ExitStatus>>,
+    /// How it ended, once that was heard.
+    end: Option<Result<ExitStatus, String>>,
 }
 
 impl Drop for Process {
@@ -91,6 +92,19 @@ impl Process {
 
     pub(super) fn kill(&self) {
         self.group.kill();
+    }
+
+    /// Waits until nothing of its group lives, and says how it ended. May be asked again.
+    pub(super) async fn end(&mut self) -> Result<ExitStatus, String> {
+        if let Some(end) = &self.end {
+            return end.clone();
+        }
+        let end = match (&mut self.ended).await {
+            Ok(ended) => ended.map_err(|err| err.to_string()),
+            Err(_) => Err("the thread that waits for it is gone".to_owned()),
+        };
+        self.end = Some(end.clone());
+        end
     }
 
     /// Returns its stdin, stdout and stderr, once.
@@ -127,7 +141,7 @@ fn keep(
         _ => None,
     };
     // Nobody there to take it: it is dropped, and with it the group is killed.
-    drop(say.send(Ok(Process { group: Arc::clone(&group), pipes, ended })));
+    drop(say.send(Ok(Process { group: Arc::clone(&group), pipes, ended, end: None })));
     let seen = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
     while matches!(waitid(WaitId::Pid(pid), seen), Err(Errno::INTR)) {}
     let status = group.end(&mut child);
@@ -150,8 +164,8 @@ mod tests {
         command.process_group(0);
         let mut process = Process::start(command).await.unwrap();
         kill_all();
-        let ended = tokio::time::timeout(Duration::from_secs(10), &mut process.ended).await;
-        let status = ended.expect("it is killed at once").unwrap().unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(10), process.end()).await;
+        let status = ended.expect("it is killed at once").unwrap();
         assert_eq!(status.signal(), Some(9));
         assert!(alive().is_empty());
     }
