@@ -476,7 +476,7 @@ proptest! {
     fn a_valid_answer_passes_byte_for_byte((given, value, _) in sample(), pretty in any::<bool>()) {
         let text = if pretty { format!("{value:#}") } else { value.to_string() };
         prop_assert_eq!(schema(&given).check(&text), Ok(text.clone()));
-        let fenced = format!("```json\n{}\n```", text);
+        let fenced = format!("```json\n{text}\n```");
         prop_assert_eq!(schema(&given).check(&fenced), Ok(text));
     }
 
