@@ -64,8 +64,8 @@ fn check(schema: &Value) -> Result<(), String> {
     let maps =
         ["properties", "$defs", "definitions"].iter().filter_map(|word| fields.get(*word)?.as_object());
     let lists = ["anyOf", "allOf"].iter().filter_map(|word| fields.get(*word)?.as_array());
-    let inner = maps.flat_map(Map::values).chain(lists.flatten()).chain(fields.get("items"));
-    inner.map(check).collect()
+    let mut inner = maps.flat_map(Map::values).chain(lists.flatten()).chain(fields.get("items"));
+    inner.try_for_each(check)
 }
 
 /// Returns JSON that follows a schema, or, misshapen, nearly.
@@ -124,7 +124,7 @@ impl Maker<'_> {
             "array" => self.array(schema, at, depth),
             "integer" => json!(self.within(schema, 1.0) as i64),
             "number" => json!(self.within(schema, 0.25)),
-            "boolean" => json!(self.number(at) % 2 == 0),
+            "boolean" => json!(self.number(at).is_multiple_of(2)),
             "null" => Value::Null,
             _ => json!(self.text(schema, at)),
         }
@@ -154,7 +154,7 @@ impl Maker<'_> {
         for wanted in [true, false] {
             for (name, property) in properties.iter().filter(|(name, _)| required(name) == wanted) {
                 let at = format!("{at}/{name}");
-                if wanted || (depth < DEPTH_USUAL && self.number(&at) % 4 != 0) {
+                if wanted || (depth < DEPTH_USUAL && !self.number(&at).is_multiple_of(4)) {
                     value.insert((*name).clone(), self.value(property, &at, depth + 1));
                 }
             }

@@ -3,7 +3,7 @@
 //! Taken are the types, `properties`, `required`, `items`, `enum` and `const` of scalars, `anyOf`, `$ref` to
 //! a definition, some formats, `minItems` of 0 or 1 and plain patterns; each object must be closed. What
 //! else is demanded goes into the description. That only makes the sent schema wider than the given one
-//! where words can tell the rest; where a part of the answer could not be written at all (a map of any keys,
+//! where words can tell the rest (`oneOf` becomes `anyOf` without any); where a part of the answer could not be written at all (a map of any keys,
 //! a tree, any value), the schema is not sent.
 
 use serde_json::value::{RawValue, to_raw_value};
@@ -150,6 +150,9 @@ impl<'a> Work<'a> {
                 Kept::As(keyword, self.each(value, &format!("{at}/properties"))?)
             }
             "required" if shape.has_object => as_it_is(true),
+            "required" | "additionalProperties" | "unevaluatedProperties" if alternatives => {
+                return Err(format!("{at} has {keyword} beside its alternatives"));
+            }
             "additionalProperties" | "unevaluatedProperties" => Kept::Nothing,
             "items" if shape.has_array => Kept::As(keyword, self.schema(value, &format!("{at}/items"))?),
             "anyOf" | "oneOf" if alternatives => {
@@ -167,6 +170,9 @@ impl<'a> Work<'a> {
             "pattern" => as_it_is(shape.has_string && value.as_str().is_some_and(is_plain_pattern)),
             "minItems" => as_it_is(shape.has_array && matches!(value.as_u64(), Some(0 | 1))),
             word if BESIDE.contains(&word) => {
+                if alternatives && word != "not" {
+                    return Err(format!("{at} has {word} beside its alternatives"));
+                }
                 if shape.has_object && !names_only(value, given) {
                     return Err(format!("{at}/{word} speaks of properties that stand nowhere else"));
                 }

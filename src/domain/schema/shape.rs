@@ -120,9 +120,7 @@ pub(super) fn is_plain_pattern(pattern: &str) -> bool {
                 None => return false,
             },
             // A second sign of repetition makes the first one lazy; at the start of a group it asks for more.
-            b'*' | b'+' | b'?' if repeated => return false,
-            b'*' | b'+' | b'?' => repeats = true,
-            b'{' if repeated => return false,
+            b'*' | b'+' | b'?' | b'{' if repeated => return false,
             b'{' => match counted(&pattern[at..end]) {
                 Some(length) => {
                     at += length - 1;
@@ -130,7 +128,7 @@ pub(super) fn is_plain_pattern(pattern: &str) -> bool {
                 }
                 None => return false,
             },
-            b'(' | b'|' => repeats = true,
+            b'*' | b'+' | b'?' | b'(' | b'|' => repeats = true,
             b'^' | b'$' | b'}' | b']' => return false,
             byte if byte.is_ascii_graphic() || byte == b' ' => {}
             _ => return false,

@@ -1,6 +1,6 @@
 //! Where the references of a schema lead: whether one leads back to itself, and how deep.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use serde_json::Value;
 
@@ -15,45 +15,60 @@ pub(super) struct Survey<'a> {
     pub(super) deep: bool,
     root: &'a Value,
     way: Vec<&'a str>,
-    done: HashSet<&'a str>,
+    /// How deep what a reference points at nests, over its own references.
+    depths: HashMap<&'a str, usize>,
 }
 
 impl<'a> Survey<'a> {
     /// Follows every reference of a schema into itself.
     pub(super) fn of(schema: &'a Value) -> Self {
         let mut survey =
-            Self { loops: None, deep: false, root: schema, way: vec!["#"], done: HashSet::new() };
-        survey.walk(schema, 0);
+            Self { loops: None, deep: false, root: schema, way: vec!["#"], depths: HashMap::new() };
+        let depth = survey.walk(schema, 0);
+        survey.deep |= depth > DEPTH_MAX;
         survey
     }
 
-    fn walk(&mut self, here: &'a Value, depth: usize) {
-        if depth > DEPTH_MAX {
+    /// Returns how deep a part nests. `way` is how deep the walk is already: it ends before the stack does.
+    fn walk(&mut self, here: &'a Value, way: usize) -> usize {
+        if way > DEPTH_MAX {
             self.deep = true;
-            return;
+            return 0;
         }
+        let mut depth = 0;
         match here {
-            Value::Array(items) => items.iter().for_each(|item| self.walk(item, depth + 1)),
+            Value::Array(items) => {
+                for item in items {
+                    depth = depth.max(1 + self.walk(item, way + 1));
+                }
+            }
             Value::Object(fields) => {
                 if let Some(target) = fields.get("$ref").and_then(Value::as_str) {
-                    self.follow(target, depth);
+                    depth = 1 + self.follow(target, way + 1);
                 }
-                fields.values().for_each(|value| self.walk(value, depth + 1));
+                for value in fields.values() {
+                    depth = depth.max(1 + self.walk(value, way + 1));
+                }
             }
             _ => {}
         }
+        depth
     }
 
-    fn follow(&mut self, target: &'a str, depth: usize) {
+    /// The same of what a reference points at. It is walked once, wherever it is referred to.
+    fn follow(&mut self, target: &'a str, way: usize) -> usize {
         if self.way.contains(&target) {
             self.loops.get_or_insert(target);
-        } else if self.done.insert(target)
-            && let Some(definition) = pointed(self.root, target)
-        {
-            self.way.push(target);
-            self.walk(definition, depth + 1);
-            self.way.pop();
+            return 0;
         }
+        if let Some(depth) = self.depths.get(target) {
+            return *depth;
+        }
+        self.way.push(target);
+        let depth = pointed(self.root, target).map_or(0, |definition| self.walk(definition, way));
+        self.way.pop();
+        self.depths.insert(target, depth);
+        depth
     }
 }
 

@@ -36,13 +36,37 @@ fn what_is_no_schema_is_refused_with_what_is_wrong_where() {
     assert!(Schema::read(&long).expect_err("too long").contains("at most 256 KiB"));
 }
 
+/// A chain of definitions, each so deep inside of the one before; written first to last, or last to first.
+fn chain(length: usize, depth: usize, reversed: bool) -> String {
+    let link = |n: usize| {
+        let next = json!({ "$ref": format!("#/$defs/d{}", n + 1), "description": "One further." });
+        let next = (0..depth).fold(next, |next, _| json!({ "not": next }));
+        (format!("d{n}"), json!({ "type": "object", "properties": { "next": next }, "required": ["next"] }))
+    };
+    let mut links: Vec<(String, Value)> = (0..length).map(link).collect();
+    links.push((format!("d{length}"), json!({ "type": "string" })));
+    if reversed {
+        links.reverse();
+    }
+    let definitions: Map<String, Value> = links.into_iter().collect();
+    let first = json!({ "next": { "$ref": "#/$defs/d0" } });
+    json!({ "$defs": definitions, "type": "object", "properties": first }).to_string()
+}
+
 #[test]
 fn references_too_deep_for_a_stack_are_refused_before_they_are_followed() {
-    let mut definitions: Map<String, Value> =
-        (0..5000).map(|n| (format!("d{n}"), json!({ "$ref": format!("#/$defs/d{}", n + 1) }))).collect();
-    definitions.insert("d5000".to_owned(), json!({ "type": "string" }));
-    let json = json!({ "$ref": "#/$defs/d0", "$defs": definitions }).to_string();
-    assert!(Schema::read(&json).expect_err("too deep").contains("too deep"));
+    for reversed in [false, true] {
+        for length in [80, 1500] {
+            let why = Schema::read(&chain(length, 0, reversed)).expect_err("too deep");
+            assert!(why.contains("too deep"), "{why}");
+        }
+        let why = Schema::read(&chain(4, 100, reversed)).expect_err("too deep");
+        assert!(why.contains("too deep"), "{why}");
+        // What is accepted is followed on the small stack of a thread, without an end of the process.
+        let deep = Schema::read(&chain(35, 0, reversed)).expect("not too deep");
+        let wrong = format!("{}1{}", r#"{"next":"#.repeat(36), "}".repeat(36));
+        assert!(deep.check(&wrong).expect_err("no string")[0].contains("1 is not of type \"string\""));
+    }
 }
 
 #[test]
@@ -174,6 +198,10 @@ fn what_the_api_could_not_write_is_not_sent_but_said_and_still_checked() {
             json!({ "type": "object", "properties": { "a": { "type": "null" } },
                     "oneOf": [{ "properties": { "b": { "type": "null" } } }] }),
             "#/oneOf speaks of properties that stand nowhere else",
+        ),
+        (
+            json!({ "anyOf": [{ "type": "null" }, { "const": 1 }], "required": ["a"] }),
+            "# has required beside its alternatives",
         ),
         (
             json!({ "type": "object", "properties": { "next": { "anyOf": [{ "$ref": "#" }, { "type": "null" }] } } }),
@@ -450,7 +478,7 @@ proptest! {
     fn a_valid_answer_passes_byte_for_byte((given, value, _) in sample(), pretty in any::<bool>()) {
         let text = if pretty { format!("{value:#}") } else { value.to_string() };
         prop_assert_eq!(schema(&given).check(&text), Ok(text.clone()));
-        let fenced = format!("```json\n{}\n```", text);
+        let fenced = format!("```json\n{text}\n```");
         prop_assert_eq!(schema(&given).check(&fenced), Ok(text));
     }
 
