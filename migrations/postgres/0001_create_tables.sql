@@ -326,7 +326,7 @@ CREATE TRIGGER jobs_truncated BEFORE TRUNCATE ON jobs FOR EACH STATEMENT EXECUTE
 
 -- How many calls a job waits for. A plan that was made while the table was empty must not be kept.
 CREATE FUNCTION open_tool_calls_of(job bigint, of_run bigint) RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+    SET search_path FROM CURRENT SET enable_seqscan = off SET jit = off AS $$
 BEGIN
     RETURN (SELECT count(*) FROM tool_calls
              WHERE job_id = job AND run = of_run AND result IS NULL AND result_content IS NULL);
@@ -335,7 +335,7 @@ END $$;
 -- Nobody is going to answer the calls of a job any more. A row that somebody just now answers is passed by: to wait for
 -- it here would be a deadlock, since it waits for the job_state row that is ours. It stays, as an answer in time does.
 CREATE FUNCTION forget_open_tool_calls(job bigint) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+    SET search_path FROM CURRENT SET enable_seqscan = off SET jit = off AS $$
 BEGIN
     DELETE FROM tool_calls
      WHERE ctid = ANY (ARRAY(SELECT ctid FROM tool_calls
@@ -521,8 +521,10 @@ CREATE TRIGGER tool_calls_by_hand
 -- The last answer sends a waiting job on. Two servers may answer its last two calls at the same moment: whoever counts
 -- holds the job_state row, and so sees what the one before has committed. Whoever changes anything of a call keeps the
 -- job from being deleted meanwhile; where it was, the call goes too.
+-- A plan that was made while the tables were empty must not be kept; and what cannot do without reading a whole table
+-- then looks so dear that compiling it, for each row, would cost a thousand times its running.
 CREATE FUNCTION tool_calls_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
-    SET enable_seqscan = off AS $$
+    SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     job record;
     job_is record;

@@ -33,8 +33,8 @@ const STEPS_MAX: usize = 20;
 const GATES_PRUNED_EVERY: Duration = Duration::from_hours(1);
 /// Other workers are looked at at least this often.
 const PEERS_EVERY_MAX: Duration = Duration::from_secs(5);
-/// Waiting jobs whose tool calls are all answered are looked for this often. An answer sends its job on
-/// by itself; two in one serializable moment may each take the other for missing.
+/// Waiting jobs whose tool calls are all answered are looked for this often. The last answer sends its job
+/// on by itself; but of two at once, in transactions that see one moment only, each may miss the other.
 const ANSWERED_EVERY: Duration = Duration::from_secs(5);
 /// How often it is looked whether this version may still use the tables.
 const SCHEMA_EVERY: Duration = Duration::from_secs(2);

@@ -18,7 +18,23 @@ on_both! {
     priorities_pauses_and_times_are_kept,
     deadlines_end_what_waits_and_what_runs,
     a_job_run_again_is_a_run_of_its_own,
+    a_waiting_job_that_was_not_sent_on_is_found,
     a_claim_that_fails_is_said_once_and_the_daemon_goes_on,
+}
+
+async fn a_waiting_job_that_was_not_sent_on_is_found(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    mill.insert(&["one"]).await;
+    // As two servers leave it that each took the other's answer for missing: no call of it is open.
+    ground
+        .run(
+            "UPDATE job_state SET state = 'running', claims = claims + 1, claimed_by = 7;
+             UPDATE job_state SET state = 'waiting', claimed_by = NULL",
+        )
+        .await;
+    let daemon = mill.start();
+    mill.until("SELECT count(*) FROM results WHERE outcome = 'complete'", "1").await;
+    assert_eq!(daemon.stop().await.code, 0);
 }
 
 async fn a_claim_that_fails_is_said_once_and_the_daemon_goes_on(ground: &Ground) {

@@ -192,8 +192,8 @@ impl Play<'_> {
             Step::Wait { lease, calls, call } => self.wait(*lease, *calls, *call).await?,
             Step::OpenTools { lease, calls } => self.open_tools(*lease, *calls).await?,
             Step::AnswerTool { lease, call } => self.answer_tool(*lease, *call).await?,
-            Step::RunTools { lease, calls, answered, waits } => {
-                self.run_tools(*lease, *calls, *answered, *waits).await?;
+            Step::RunTools { lease, calls, answered, then } => {
+                self.run_tools(*lease, *calls, *answered, *then).await?;
             }
             Step::Answer { job, call } => self.answer(*job, *call).await?,
             Step::ReleaseAgain { lease } => self.release_again(*lease).await?,

@@ -18,6 +18,17 @@ pub struct End {
     pub call: bool,
 }
 
+/// What comes after a worker has run tools.
+#[derive(Debug, Clone, Copy)]
+pub enum Then {
+    /// Something else.
+    Nothing,
+    /// It waits for the others.
+    Waits,
+    /// It dies, and the next one starts them again.
+    Dies,
+}
+
 /// One thing that somebody does.
 #[derive(Debug, Clone)]
 pub enum Step {
@@ -117,12 +128,12 @@ pub enum Step {
         lease: Pick,
         call: u8,
     },
-    /// Starts tools, has so many of them answer, and goes on or waits for the others.
+    /// Starts tools, and has so many of them answer.
     RunTools {
         lease: Pick,
         calls: i32,
         answered: usize,
-        waits: bool,
+        then: Then,
     },
     Fill {
         lease: Pick,
@@ -203,10 +214,20 @@ fn by_people() -> impl Strategy<Value = Step> {
         2 => pick().prop_map(|job| Step::MoveToNow { job }),
         2 => (pick(), 0..3_i32).prop_map(|(job, priority)| Step::SetPriority { job, priority }),
         2 => pick().prop_map(|job| Step::Delete { job }),
-        6 => (pick(), 0..4_u8).prop_map(|(job, call)| Step::Answer { job, call }),
+        5 => (pick(), 0..4_u8).prop_map(|(job, call)| Step::Answer { job, call }),
         2 => (0..2_u8, prop::bool::weighted(0.3)).prop_map(|(queue, paused)| Step::Pause { queue, paused }),
         2 => (0..2_u8, prop::option::of(1..3_i32)).prop_map(|(queue, most)| Step::Limit { queue, most }),
     ]
+}
+
+fn run_tools() -> impl Strategy<Value = Step> {
+    let then = prop::sample::select(vec![Then::Nothing, Then::Waits, Then::Waits, Then::Dies]);
+    (pick(), 1..3_i32, 0..3_usize, then).prop_map(|(lease, calls, answered, then)| Step::RunTools {
+        lease,
+        calls,
+        answered,
+        then,
+    })
 }
 
 fn by_workers() -> impl Strategy<Value = Step> {
@@ -222,11 +243,10 @@ fn by_workers() -> impl Strategy<Value = Step> {
         2 => pick().prop_map(|lease| Step::SettleAgain { lease }),
         5 => (pick(), any::<bool>(), any::<bool>())
             .prop_map(|(lease, later, call)| Step::Release { lease, later, call }),
-        6 => (pick(), 1..3_i32, prop::bool::weighted(0.8))
+        7 => (pick(), 1..3_i32, prop::bool::weighted(0.8))
             .prop_map(|(lease, calls, call)| Step::Wait { lease, calls, call }),
         1 => pick().prop_map(|lease| Step::ReleaseAgain { lease }),
-        8 => (pick(), 1..3_i32, 0..3_usize, prop::bool::weighted(0.3)).prop_map(
-            |(lease, calls, answered, waits)| Step::RunTools { lease, calls, answered, waits }),
+        12 => run_tools(),
         3 => (pick(), 1..3_i32).prop_map(|(lease, calls)| Step::OpenTools { lease, calls }),
         4 => (pick(), 0..4_u8).prop_map(|(lease, call)| Step::AnswerTool { lease, call }),
         8 => (pick(), prop::bool::weighted(0.8)).prop_map(|(lease, text)| Step::Fill { lease, text }),

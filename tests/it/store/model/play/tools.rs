@@ -7,7 +7,7 @@ use promptmill::domain::ledger::{Back, Release};
 use promptmill::domain::tool::{Asked, PastTool, ToolCall, ToolContent, ToolResult};
 
 use super::super::job::{Job, State, Turn};
-use super::super::step::Pick;
+use super::super::step::{Pick, Then};
 use super::{Closed, Hand, Play, claim, newest, same};
 
 impl Play<'_> {
@@ -96,7 +96,7 @@ impl Play<'_> {
         pick: Pick,
         calls: i32,
         answered: usize,
-        waits: bool,
+        then: Then,
     ) -> Result<(), String> {
         let holds =
             |hand: &Hand| hand.closed.is_none() && self.model.jobs[hand.job].holds(claim(&hand.lease));
@@ -108,7 +108,28 @@ impl Play<'_> {
             self.answer_as(at, key).await?;
             self.compare().await?;
         }
-        if waits { self.wait_as(at, turn.calls, true).await } else { Ok(()) }
+        match then {
+            Then::Nothing => Ok(()),
+            Then::Waits => self.wait_as(at, turn.calls, true).await,
+            Then::Dies => self.start_again(at).await,
+        }
+    }
+
+    /// The worker dies, and whoever gets the job next starts what has no result.
+    async fn start_again(&mut self, at: usize) -> Result<(), String> {
+        let (job, worker) = (self.hands[at].job, self.hands[at].worker);
+        self.restart(0).await;
+        self.rescue(worker, 9).await?;
+        self.compare().await?;
+        self.claim(0, 3, true).await?;
+        self.compare().await?;
+        let next = self.hands.iter().rposition(|hand| {
+            hand.job == job && hand.closed.is_none() && self.model.jobs[job].holds(claim(&hand.lease))
+        });
+        match next {
+            Some(next) => self.open_as(next, 1).await,
+            None => Ok(()),
+        }
     }
 
     async fn answer_as(&mut self, at: usize, key: (i64, i32, i32)) -> Result<(), String> {
