@@ -8,6 +8,7 @@ pub mod attempt;
 pub mod gate;
 pub mod notes;
 pub mod process;
+pub mod profiles;
 pub mod record;
 pub mod spool;
 
@@ -15,7 +16,7 @@ mod delays;
 mod drain;
 mod upkeep;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -27,15 +28,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::claude::Claude;
 use crate::domain::breaker::BreakerSettings;
-use crate::domain::job::{Claimed, Defaults, Lease, Tally, WorkerId};
+use crate::domain::job::{Claimed, Defaults, Job, Lease, Tally, WorkerId};
 use crate::domain::outcome::{Failure, Outcome};
-use crate::domain::retry::Curve;
+use crate::domain::retry::{Curve, KEY_REST};
 use crate::failpoint::failpoint;
-use crate::store::{Backlog, Me, Store, StoreError, Wanted};
+use crate::store::{AccountRow, Backlog, DEFAULT_PROFILE, Me, Store, StoreError, Wanted};
 
 use attempt::{Ended, Rein, Why, attempt};
 use gate::{Gates, Lane, Open, PaceSettings};
 use process::Process;
+use profiles::{Profile, ProfileId, Profiles};
 use record::{Kept, Recorder, Restored, Unwritten};
 use spool::Spool;
 
@@ -85,8 +87,6 @@ pub struct Settings {
     pub breaker: BreakerSettings,
     /// What `[models]` says of rate limits.
     pub pace: PaceSettings,
-    /// `api.profile`.
-    pub profile: String,
 }
 
 /// Why the mill stopped.
@@ -98,7 +98,7 @@ pub enum End {
     Drained(Backlog),
     /// What is left stands behind gates that only a person or a date opens.
     Blocked(Backlog),
-    /// The API does not know the key.
+    /// The API does not know the key: that of `[api]`, or the only one that is used.
     KeyRefused(String),
     /// Some ends could not be written in time: what is in the spool is settled at the next start,
     /// the other jobs will be rescued.
@@ -160,10 +160,12 @@ impl Running {
 /// What every attempt and the upkeep share.
 pub struct Mill {
     store: Arc<dyn Store>,
-    claude: Arc<dyn Claude>,
+    profiles: Profiles<Profile>,
     settings: Settings,
     defaults: Defaults,
     gates: Gates,
+    /// Whether the table `accounts` says which profiles and keys these are.
+    accounts_told: AtomicBool,
     recorder: Recorder,
     process: Process,
     me: Me,
@@ -188,6 +190,45 @@ impl Mill {
 
     fn set_worker(&self, id: WorkerId) {
         self.id.store(id.0, Ordering::Relaxed);
+    }
+
+    /// The API of a job: with the account of its queue.
+    fn claude(&self, job: &Job) -> &dyn Claude {
+        &*self.profiles[self.profiles.of(&job.queue)].claude
+    }
+
+    /// Reads all key files again; returns the profiles whose key is another one now.
+    fn reload_keys(&self) -> Vec<&str> {
+        let mut changed = Vec::new();
+        for (id, profile) in self.profiles.iter() {
+            if profile.claude.reload_key() {
+                self.accounts_told.store(false, Ordering::Relaxed);
+                self.gates.new_key(id, profile.key());
+                let name = profile.name.as_str();
+                tracing::info!(
+                    profile = name,
+                    "the key file of profile {name} was read again: the key is another one now"
+                );
+                changed.push(name);
+            }
+        }
+        changed
+    }
+
+    /// Which account each queue has, for people to see.
+    fn accounts(&self) -> Vec<AccountRow> {
+        let models = self.defaults.models.keys().chain([&self.defaults.model]);
+        let classes: BTreeMap<&String, String> = models
+            .map(|model| (model, self.settings.pace.class(model)))
+            .filter(|(model, class)| *model != class)
+            .collect();
+        let classes = serde_json::to_string(&classes).ok();
+        let of = |queue: &str, id: ProfileId, classes| {
+            let profile = &self.profiles[id];
+            AccountRow { queue: queue.to_owned(), profile: profile.name.clone(), key: profile.key(), classes }
+        };
+        let named = self.profiles.chosen().iter().map(|(queue, id)| of(queue, *id, None));
+        [of(DEFAULT_PROFILE, ProfileId::DEFAULT, classes)].into_iter().chain(named).collect()
     }
 
     fn has_beaten(&self) {
@@ -225,7 +266,7 @@ pub struct Signals {
 /// far as it came and goes back without a failure.
 pub async fn run(
     store: Arc<dyn Store>,
-    claude: Arc<dyn Claude>,
+    profiles: Profiles<Profile>,
     settings: Settings,
     defaults: Defaults,
     signals: Signals,
@@ -240,9 +281,14 @@ pub async fn run(
     let (recorder, mut recording) = Recorder::new(settings.concurrency, spool);
     let restored = recording.restore().await;
     let mill = Arc::new(Mill {
-        gates: Gates::new(settings.breaker, settings.pace.clone(), &settings.profile, claude.fingerprint()),
+        gates: Gates::new(
+            settings.breaker,
+            settings.pace.clone(),
+            &profiles.map(|profile| (profile.name.clone(), profile.key())),
+        ),
+        accounts_told: AtomicBool::new(false),
         store,
-        claude,
+        profiles,
         settings,
         defaults,
         recorder,
@@ -259,6 +305,10 @@ pub async fn run(
     });
     // A key that rests from an earlier run, or a gate that a person blocked, is known before the first claim.
     mill.gates.sync(&*mill.store, Instant::now()).await?;
+    // Before it too: beside the first calls it would hold up what they have to say about gates.
+    if let Err(err) = upkeep::tell_accounts(&mill).await {
+        tracing::warn!(error = %err, "failed to say whose gates are whose: trying again every second");
+    }
     tracing::info!(worker.id = %id, "worker {id} is ready");
 
     let (wake, beside) = (Wake::default(), CancellationToken::new());
@@ -346,7 +396,7 @@ async fn take_leave(mill: &Mill, upkeep: JoinSet<()>, hurry: &CancellationToken)
 async fn last_words(mill: &Mill, mut upkeep: JoinSet<()>) {
     while upkeep.join_next().await.is_some() {}
     // What blocks is to be read in the table also after we are gone.
-    if let Err(err) = mill.gates.sync(&*mill.store, Instant::now()).await {
+    if let Err(err) = upkeep::share(mill).await {
         tracing::warn!(error = %err, "failed to write the gates");
     }
     if let Err(err) = mill.store.retire(mill.worker()).await {
@@ -401,7 +451,7 @@ enum Found {
     Some,
     /// None.
     Nothing,
-    /// Nothing may be claimed: the key's gate, too many bytes in flight, or the database is away.
+    /// Nothing may be claimed: every key's gate, too many bytes in flight, or the database is away.
     Shut,
 }
 
@@ -429,9 +479,7 @@ struct Turning {
 
 impl Turning {
     async fn until_stopped(&mut self, wake: &Wake, stop: &CancellationToken) -> End {
-        let mut check = JoinSet::new();
-        let claude = Arc::clone(&self.mill.claude);
-        check.spawn(async move { claude.check().await });
+        let mut checks = self.check_keys();
         let mut draining = self.mill.settings.drain.map(drain::Drain::new);
         loop {
             self.reap();
@@ -441,10 +489,10 @@ impl Turning {
             if let Some(why) = self.mill.outdated.get() {
                 return End::Outdated(why.clone());
             }
-            if let Some(Ok(checked)) = check.try_join_next()
-                && let Some(why) = key_refused(checked)
-            {
-                return End::KeyRefused(why);
+            while let Some(Ok((profile, checked))) = checks.try_join_next() {
+                if let Some(why) = self.key_refused(profile, checked) {
+                    return End::KeyRefused(why);
+                }
             }
             let found = self.claim().await;
             match found {
@@ -463,15 +511,60 @@ impl Turning {
                 && let Some(end) = drain.is_over(&self.mill).await
             {
                 // What blocks may be the key itself, which is said by another exit code.
-                if matches!(end, End::Blocked(_))
-                    && let Some(Ok(checked)) = check.join_next().await
-                    && let Some(why) = key_refused(checked)
+                while matches!(end, End::Blocked(_))
+                    && let Some(Ok((profile, checked))) = checks.join_next().await
                 {
-                    return End::KeyRefused(why);
+                    if let Some(why) = self.key_refused(profile, checked) {
+                        return End::KeyRefused(why);
+                    }
                 }
                 return end;
             }
             self.wait(wake, stop, found == Found::Full).await;
+        }
+    }
+
+    /// Asks beside the first claim whether the keys are good, each once.
+    fn check_keys(&self) -> JoinSet<(ProfileId, Result<(), Failure>)> {
+        let profiles = &self.mill.profiles;
+        let mut asked = HashSet::new();
+        let mut checks = JoinSet::new();
+        for id in profiles.used(&self.mill.settings.queues) {
+            if asked.insert(profiles[id].key()) {
+                let claude = Arc::clone(&profiles[id].claude);
+                checks.spawn(async move { (id, claude.check().await) });
+            }
+        }
+        checks
+    }
+
+    /// What came of it: why to leave. A refused key of one profile among several blocks its own gate, and
+    /// the other queues flow on.
+    fn key_refused(&self, id: ProfileId, checked: Result<(), Failure>) -> Option<String> {
+        let profiles = &self.mill.profiles;
+        let profile = &profiles[id];
+        let name = &profile.name;
+        match checked {
+            Ok(()) => None,
+            Err(Failure::Api(error)) if error.status == 401 && id == ProfileId::DEFAULT => Some(
+                "the API refused the key (401): set ANTHROPIC_API_KEY, or api.key_file, to one that is valid"
+                    .to_owned(),
+            ),
+            Err(Failure::Api(error)) if error.status == 401 => {
+                let why = format!("the API refused the key of profile {name} (401)");
+                if profiles.used(&self.mill.settings.queues).len() == 1 {
+                    return Some(format!("{why}: correct what its key_env or key_file names"));
+                }
+                self.mill.gates.block_key(&profile.key(), &why, KEY_REST, Instant::now());
+                None
+            }
+            Err(failure) => {
+                let reason = crate::domain::retry::reason(&failure);
+                let whose =
+                    if id == ProfileId::DEFAULT { String::new() } else { format!(" of profile {name}") };
+                tracing::warn!("could not check the key{whose} beforehand: {reason}; going on");
+                None
+            }
         }
     }
 
@@ -533,6 +626,7 @@ impl Turning {
             suspect: self.suspects == 0,
             queues: settings.queues.clone(),
             default_model: self.mill.defaults.model.clone(),
+            profiles: self.mill.profiles.words(),
             blocked,
             rooms,
         })
@@ -694,21 +788,6 @@ impl Turning {
     async fn all_reaped(&mut self) {
         while let Some(ended) = self.attempts.join_next_with_id().await {
             self.reaped(ended);
-        }
-    }
-}
-
-fn key_refused(checked: Result<(), Failure>) -> Option<String> {
-    match checked {
-        Ok(()) => None,
-        Err(Failure::Api(error)) if error.status == 401 => Some(
-            "the API refused the key (401): set ANTHROPIC_API_KEY, or api.key_file, to one that is valid"
-                .to_owned(),
-        ),
-        Err(failure) => {
-            let reason = crate::domain::retry::reason(&failure);
-            tracing::warn!("could not check the key beforehand: {reason}; going on");
-            None
         }
     }
 }

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::doctor::{KeyCheck, Outside};
 use super::mill;
 use crate::claude::Claude as _;
-use crate::config::Config;
+use crate::config::{ApiSettings, Config};
 use crate::domain::outcome::Failure;
 use crate::domain::retry::{fault, reason};
 use crate::store::{self, Migrate};
@@ -15,8 +15,8 @@ pub struct World;
 
 #[async_trait]
 impl Outside for World {
-    async fn key(&self, config: &Config) -> KeyCheck {
-        let claude = match mill::claude(config) {
+    async fn key(&self, config: &Config, api: &ApiSettings) -> KeyCheck {
+        let claude = match mill::claude(config, api) {
             Ok(claude) => claude,
             Err(err) => return KeyCheck::Unclear(format!("{err:#}")),
         };
@@ -27,10 +27,7 @@ impl Outside for World {
             }
             Err(failure) => {
                 let why = fault(&failure).message;
-                KeyCheck::Unclear(format!(
-                    "{} could not say whether the key is good: {why}",
-                    config.api.base_url
-                ))
+                KeyCheck::Unclear(format!("{} could not say whether the key is good: {why}", api.base_url))
             }
         }
     }

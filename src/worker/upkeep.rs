@@ -53,14 +53,11 @@ pub async fn beat(mill: Arc<Mill>, stop: CancellationToken) {
     }
 }
 
-/// Reads the key file again whenever told to (SIGHUP), until told to stop.
+/// Reads the key files again whenever told to (SIGHUP), until told to stop.
 pub async fn reload(mill: Arc<Mill>, again: Arc<Notify>, stop: CancellationToken) {
     while stop.run_until_cancelled(again.notified()).await.is_some() {
-        if mill.claude.reload_key() {
-            mill.gates.new_key(mill.claude.fingerprint());
-            tracing::info!("the key file was read again: the key is another one now");
-        } else {
-            tracing::info!("the key file was read again: the key is the same");
+        if mill.reload_keys().is_empty() {
+            tracing::info!("the key files were read again: the keys are the same");
         }
     }
 }
@@ -87,7 +84,7 @@ async fn start_anew(mill: &Mill) {
 pub async fn share_gates(mill: Arc<Mill>, stop: CancellationToken) {
     let mut ailing = false;
     while !paused(&stop, GATES_EVERY_MIN).await {
-        let shared = mill.gates.sync(&*mill.store, Instant::now()).await;
+        let shared = share(&mill).await;
         failpoint!("gates");
         match shared {
             Ok(()) => ailing = false,
@@ -100,6 +97,22 @@ pub async fn share_gates(mill: Arc<Mill>, stop: CancellationToken) {
         // Passing is the ordinary end.
         drop(tokio::time::timeout(TICK, stop.run_until_cancelled(mill.gates.changed())).await);
     }
+}
+
+/// Shares the gates once, and says whose they are where that is not said yet.
+pub async fn share(mill: &Mill) -> Result<(), StoreError> {
+    mill.gates.sync(&*mill.store, Instant::now()).await?;
+    tell_accounts(mill).await
+}
+
+/// Says which profile and key each queue has, where that is not said yet.
+pub async fn tell_accounts(mill: &Mill) -> Result<(), StoreError> {
+    if mill.accounts_told.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    let told = mill.store.set_accounts(&mill.accounts()).await;
+    mill.accounts_told.fetch_and(told.is_ok(), Ordering::Relaxed);
+    told
 }
 
 /// Takes from the rate budgets that all daemons share, until told to stop; not all at the same moment.

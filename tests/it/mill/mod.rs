@@ -6,5 +6,6 @@ mod failing;
 mod gates;
 pub mod harness;
 mod living;
+mod profiles;
 mod speaking;
 mod spool;
