@@ -305,10 +305,6 @@ pub async fn run(
     });
     // A key that rests from an earlier run, or a gate that a person blocked, is known before the first claim.
     mill.gates.sync(&*mill.store, Instant::now()).await?;
-    // Before it too: beside the first calls it would hold up what they have to say about gates.
-    if let Err(err) = upkeep::tell_accounts(&mill).await {
-        tracing::warn!(error = %err, "failed to say whose gates are whose: trying again every second");
-    }
     tracing::info!(worker.id = %id, "worker {id} is ready");
 
     let (wake, beside) = (Wake::default(), CancellationToken::new());
@@ -396,8 +392,11 @@ async fn take_leave(mill: &Mill, upkeep: JoinSet<()>, hurry: &CancellationToken)
 async fn last_words(mill: &Mill, mut upkeep: JoinSet<()>) {
     while upkeep.join_next().await.is_some() {}
     // What blocks is to be read in the table also after we are gone.
-    if let Err(err) = upkeep::share(mill).await {
+    if let Err(err) = mill.gates.sync(&*mill.store, Instant::now()).await {
         tracing::warn!(error = %err, "failed to write the gates");
+    }
+    if let Err(err) = upkeep::tell_accounts(mill).await {
+        tracing::warn!(error = %err, "failed to say whose gates are whose");
     }
     if let Err(err) = mill.store.retire(mill.worker()).await {
         tracing::warn!(error = %err, "failed to take this worker's row away");

@@ -84,7 +84,7 @@ async fn start_anew(mill: &Mill) {
 pub async fn share_gates(mill: Arc<Mill>, stop: CancellationToken) {
     let mut ailing = false;
     while !paused(&stop, GATES_EVERY_MIN).await {
-        let shared = share(&mill).await;
+        let shared = mill.gates.sync(&*mill.store, Instant::now()).await;
         failpoint!("gates");
         match shared {
             Ok(()) => ailing = false,
@@ -97,12 +97,6 @@ pub async fn share_gates(mill: Arc<Mill>, stop: CancellationToken) {
         // Passing is the ordinary end.
         drop(tokio::time::timeout(TICK, stop.run_until_cancelled(mill.gates.changed())).await);
     }
-}
-
-/// Shares the gates once, and says whose they are where that is not said yet.
-pub async fn share(mill: &Mill) -> Result<(), StoreError> {
-    mill.gates.sync(&*mill.store, Instant::now()).await?;
-    tell_accounts(mill).await
 }
 
 /// Says which profile and key each queue has, where that is not said yet.
@@ -170,6 +164,7 @@ async fn prune_gates(mill: &Mill, pruned: &mut Seldom) {
 async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), StoreError> {
     drop_lost(mill).await?;
     keep_notes(mill).await?;
+    tell_accounts(mill).await?;
     // Many jobs may be due at the same time: a step a second would be the slowest part of the mill.
     for _ in 0..STEPS_MAX {
         let promoted = mill.store.promote(STEP).await?;
