@@ -22,10 +22,10 @@ pub use key::{Auth, Credential, KeyError, KeyPlace, KeySource, NO_KEY};
 pub use knobs::{DEFAULT_TOML, Knob, knobs, table};
 pub use layers::Surroundings;
 pub use problem::{ConfigError, Problem};
-pub use read::{Entry, MASK};
+pub use read::{Entry, MASK, part};
 pub use sections::{
     ApiSettings, BreakerSettings, DatabaseSettings, DefaultSettings, LogFormat, LogSettings, Model, Models,
-    Queue, Queues, RetrySettings, WorkerSettings,
+    Profiles, Queue, Queues, RetrySettings, WorkerSettings,
 };
 
 use crate::worker::tools::ToolSettings;
@@ -58,6 +58,8 @@ pub struct Config {
     pub defaults: DefaultSettings,
     /// What is known of models.
     pub models: Models,
+    /// More accounts.
+    pub profiles: Profiles,
     /// What is set for single queues.
     pub queues: Queues,
     /// What jobs may have run.
@@ -73,6 +75,20 @@ pub struct Config {
 }
 
 impl Config {
+    /// Names an account that is not that of `[api]`, for the beginning of a sentence.
+    pub fn whose(&self, account: &ApiSettings) -> String {
+        if account.profile == self.api.profile {
+            String::new()
+        } else {
+            format!("profile {}: ", account.profile)
+        }
+    }
+
+    /// All accounts: that of `[api]`, then the others by name.
+    pub fn accounts(&self) -> impl Iterator<Item = &ApiSettings> {
+        [&self.api].into_iter().chain(self.profiles.0.values())
+    }
+
     /// Loads the configuration of this process.
     pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
         Self::load_from(flags, &Surroundings::of_process())

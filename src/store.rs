@@ -17,7 +17,7 @@ mod op;
 mod rates;
 mod row;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -200,69 +200,111 @@ pub struct Wanted {
     pub suspect: bool,
     /// The model of a job that names none, and whose queue names none.
     pub default_model: String,
+    /// With which profile a queue's jobs are asked; those that are not among them with [`DEFAULT_PROFILE`].
+    pub profiles: BTreeMap<String, String>,
     /// Lanes to pass by.
     pub blocked: Blocked,
     /// Where fewer may be taken than there are slots.
     pub rooms: Rooms,
 }
 
+impl Wanted {
+    /// With which profile a queue's jobs are asked.
+    fn profile(&self, queue: &str) -> &str {
+        self.profiles.get(queue).map_or(DEFAULT_PROFILE, String::as_str)
+    }
+}
+
+/// How claims name the profile of `[api]`, whatever people call it: they may call it as they like.
+pub const DEFAULT_PROFILE: &str = "";
+
 /// Lanes behind blocked gates. A job's model is its own, else its queue's, else the default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Blocked {
-    /// Models behind a breaker or a pause.
-    pub models: Vec<String>,
+    /// Profiles whose key may not be used: all that their queues have.
+    pub profiles: Vec<String>,
+    /// Models behind a breaker or a pause, as (profile, model).
+    pub models: Vec<(String, String)>,
     /// Stopped batches, as (queue, batch).
     pub batches: Vec<(String, String)>,
+}
+
+impl Blocked {
+    /// Profiles and models as the statements take them: a profile that is blocked as a whole has an empty
+    /// model.
+    fn doors(&self) -> Vec<(&str, &str)> {
+        let whole = self.profiles.iter().map(|profile| (profile.as_str(), ""));
+        whole.chain(self.models.iter().map(|(profile, model)| (profile.as_str(), model.as_str()))).collect()
+    }
 }
 
 /// How many jobs a claim may bring at most where it is not its slots that decide. Of several rooms
 /// the smallest counts.
 #[derive(Clone, Default)]
 pub struct Rooms {
-    /// By model; a probe is a room of one.
-    pub models: HashMap<String, usize>,
+    /// By (profile, model); a probe is a room of one.
+    pub models: HashMap<(String, String), usize>,
+    /// By key; a probe is a room of one. Profiles may share a key.
+    pub keys: HashMap<String, usize>,
     /// By batch, as (queue, batch).
     pub batches: HashMap<(String, String), usize>,
     /// Of a labelled batch that is not among them.
     pub batch: Option<usize>,
-    /// By class of models that share a rate limit.
-    pub classes: HashMap<String, usize>,
+    /// By key and class of models: those share a rate limit.
+    pub classes: HashMap<(String, String), usize>,
     /// Of a class that is not among them.
     pub class: Option<usize>,
-    /// The class of a model; where it is not known, classes do not count.
-    pub class_of: Option<ClassOf>,
+    /// The key and the class that a profile and a model come to; where it is not known, neither counts.
+    pub rated: Option<Rated>,
 }
 
-/// Says which class of models a model belongs to.
-pub type ClassOf = Arc<dyn Fn(&str) -> String + Send + Sync>;
+/// Says with which key a profile's calls are made, and which class of models a model belongs to.
+pub type Rated = Arc<dyn Fn(&str, &str) -> (String, String) + Send + Sync>;
 
 impl Rooms {
-    fn of(&mut self, model: &str, lane: &(String, String)) -> [Option<&mut usize>; 3] {
+    fn of(&mut self, lane: &LaneAsked) -> [Option<&mut usize>; 4] {
         if let Some(room) = self.batch
-            && !lane.1.is_empty()
-            && !self.batches.contains_key(lane)
+            && !lane.batch.1.is_empty()
+            && !self.batches.contains_key(&lane.batch)
         {
-            self.batches.insert(lane.clone(), room);
+            self.batches.insert(lane.batch.clone(), room);
         }
-        let class = self.class_of.as_ref().map(|class_of| class_of(model));
-        if let (Some(class), Some(room)) = (&class, self.class)
+        let (profile, model) = &lane.model;
+        let rated = self.rated.as_ref().map(|rated| rated(profile, model));
+        if let (Some(class), Some(room)) = (&rated, self.class)
             && !self.classes.contains_key(class)
         {
             self.classes.insert(class.clone(), room);
         }
-        let of_class = class.and_then(|class| self.classes.get_mut(&class));
-        [self.models.get_mut(model), self.batches.get_mut(lane), of_class]
+        let of_key = rated.as_ref().and_then(|(key, _)| self.keys.get_mut(key));
+        let of_class = rated.as_ref().and_then(|class| self.classes.get_mut(class));
+        [of_key, self.models.get_mut(&lane.model), self.batches.get_mut(&lane.batch), of_class]
     }
 
     /// How many more jobs may be taken of a lane.
-    fn left(&mut self, model: &str, lane: &(String, String)) -> usize {
-        self.of(model, lane).into_iter().flatten().map(|room| *room).min().unwrap_or(usize::MAX)
+    fn left(&mut self, lane: &LaneAsked) -> usize {
+        self.of(lane).into_iter().flatten().map(|room| *room).min().unwrap_or(usize::MAX)
     }
 
     /// Notes that so many were.
-    fn take(&mut self, model: &str, lane: &(String, String), jobs: usize) {
-        self.of(model, lane).into_iter().flatten().for_each(|room| *room -= jobs);
+    fn take(&mut self, lane: &LaneAsked, jobs: usize) {
+        self.of(lane).into_iter().flatten().for_each(|room| *room -= jobs);
     }
+
+    /// Whether a job of this lane would be a probe.
+    fn is_probed(&self, lane: &LaneAsked) -> bool {
+        let (profile, model) = &lane.model;
+        let key = self.rated.as_ref().map(|rated| rated(profile, model).0);
+        self.models.contains_key(&lane.model) || key.is_some_and(|key| self.keys.contains_key(&key))
+    }
+}
+
+/// What a lane's jobs ask for: what rooms go by.
+struct LaneAsked {
+    /// (profile, model)
+    model: (String, String),
+    /// (queue, batch)
+    batch: (String, String),
 }
 
 /// A row of `gates` as this version reads and writes it.
@@ -305,12 +347,26 @@ impl Counters {
     }
 }
 
+/// With which account the jobs of a queue are asked, as the daemons have it: for people, who see in
+/// `job_overview` why a job waits. A row of `accounts`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct AccountRow {
+    /// Which queue; `''`: all that have no row.
+    pub queue: String,
+    /// Its profile, as `gates.scope` names it.
+    pub profile: String,
+    /// Its key, as `gates.scope` names it.
+    pub key: String,
+    /// In the row of `''`: a JSON object of models and their classes, where those are not the same.
+    pub classes: Option<String>,
+}
+
 /// What a drain still has before it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backlog {
     /// Pending in queues that are not paused and not in stopped lanes.
     pub pending: i64,
-    /// Pending behind blocked gates (models and batches passed in).
+    /// Pending behind blocked gates (those passed in), and scheduled within the horizon behind a blocked key.
     pub blocked: i64,
     /// Running anywhere.
     pub running: i64,
@@ -458,6 +514,9 @@ pub trait Store: Send + Sync {
     /// Writes a gate, where its generation is still `row.generation` (0: it does not exist yet);
     /// returns the new generation, or `None` where somebody else was first.
     async fn set_gate(&self, row: &GateRow) -> Result<Option<i64>, StoreError>;
+
+    /// Says with which account each queue's jobs are asked, in place of what was said before.
+    async fn set_accounts(&self, accounts: &[AccountRow]) -> Result<(), StoreError>;
 
     /// Counts one more refusal of a batch whose gate flows; its signature is this word. Returns how
     /// many there were in a row with the same over all daemons, 0 where the gate does not flow or a person

@@ -10,6 +10,7 @@ pub mod gate;
 pub mod models;
 pub mod notes;
 pub mod process;
+pub mod profiles;
 pub mod record;
 pub mod spool;
 pub mod tools;
@@ -18,7 +19,7 @@ mod delays;
 mod drain;
 mod upkeep;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -30,19 +31,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::claude::Claude;
 use crate::domain::breaker::BreakerSettings;
-use crate::domain::job::{Claimed, Defaults, Lease, Tally, WorkerId};
+use crate::domain::job::{Claimed, Defaults, Job, Lease, Tally, WorkerId};
 use crate::domain::model::Layers;
 use crate::domain::outcome::{Failure, Outcome};
-use crate::domain::retry::Curve;
-use crate::domain::talk::Request;
+use crate::domain::retry::{Curve, KEY_REST};
 use crate::failpoint::failpoint;
-use crate::store::{Backlog, Me, Store, StoreError, Wanted};
+use crate::store::{AccountRow, Backlog, DEFAULT_PROFILE, Me, Store, StoreError, Wanted};
 
 use attempt::{Ended, Rein, Why, attempt};
-use counting::{Counted, Counting};
+use counting::Counting;
 use gate::{Gates, Lane, Open, PaceSettings};
 use models::Models;
 use process::Process;
+use profiles::{Profile, ProfileId, Profiles};
 use record::{Kept, Recorder, Restored, Unwritten};
 use spool::Spool;
 use tools::Tools;
@@ -93,8 +94,6 @@ pub struct Settings {
     pub breaker: BreakerSettings,
     /// What `[models]` says of rate limits.
     pub pace: PaceSettings,
-    /// `api.profile`.
-    pub profile: String,
     /// What `[models]` says of what models can do.
     pub models: Layers,
     /// `[tools]`, and which of them each queue may use.
@@ -110,7 +109,7 @@ pub enum End {
     Drained(Backlog),
     /// What is left stands behind gates that only a person or a date opens.
     Blocked(Backlog),
-    /// The API does not know the key.
+    /// The API does not know the key: that of `[api]`, or the only one that is used.
     KeyRefused(String),
     /// Some ends could not be written in time: what is in the spool is settled at the next start,
     /// the other jobs will be rescued.
@@ -172,11 +171,13 @@ impl Running {
 /// What every attempt and the upkeep share.
 pub struct Mill {
     store: Arc<dyn Store>,
-    claude: Arc<dyn Claude>,
+    profiles: Profiles<Profile>,
     settings: Settings,
     models: Models,
     counting: Counting,
     gates: Gates,
+    /// Whether the table `accounts` says which profiles and keys these are.
+    accounts_told: AtomicBool,
     recorder: Recorder,
     process: Process,
     me: Me,
@@ -203,6 +204,46 @@ impl Mill {
         self.id.store(id.0, Ordering::Relaxed);
     }
 
+    /// The API of a job: with the account of its queue.
+    fn claude(&self, job: &Job) -> &dyn Claude {
+        &*self.profiles[self.profiles.of(&job.queue)].claude
+    }
+
+    /// Reads all key files again; returns the profiles whose key is another one now.
+    fn reload_keys(&self) -> Vec<&str> {
+        let mut changed = Vec::new();
+        for (id, profile) in self.profiles.iter() {
+            if profile.claude.reload_key() {
+                self.accounts_told.store(false, Ordering::Relaxed);
+                self.gates.new_key(id, profile.key());
+                let name = profile.name.as_str();
+                tracing::info!(
+                    profile = name,
+                    "the key file of profile {name} was read again: the key is another one now"
+                );
+                changed.push(name);
+            }
+        }
+        changed
+    }
+
+    /// Which account each queue has, for people to see.
+    fn accounts(&self) -> Vec<AccountRow> {
+        let defaults = self.defaults();
+        let models = defaults.models.keys().chain([&defaults.model]);
+        let classes: BTreeMap<&String, String> = models
+            .map(|model| (model, self.settings.pace.class(model)))
+            .filter(|(model, class)| *model != class)
+            .collect();
+        let classes = serde_json::to_string(&classes).ok();
+        let of = |queue: &str, id: ProfileId, classes| {
+            let profile = &self.profiles[id];
+            AccountRow { queue: queue.to_owned(), profile: profile.name.clone(), key: profile.key(), classes }
+        };
+        let named = self.profiles.chosen().iter().map(|(queue, id)| of(queue, *id, None));
+        [of(DEFAULT_PROFILE, ProfileId::DEFAULT, classes)].into_iter().chain(named).collect()
+    }
+
     fn has_beaten(&self) {
         *self.beaten.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
@@ -210,11 +251,6 @@ impl Mill {
     /// Time since the database last took a beat of ours.
     fn unheard(&self) -> Duration {
         self.beaten.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
-    }
-
-    /// Has the input of a call counted.
-    pub async fn count_tokens(&self, request: &Request, stop: &CancellationToken) -> Counted {
-        self.counting.count(&*self.claude, request, stop).await
     }
 
     fn refuses_prefill(&self, model: &str) -> bool {
@@ -243,7 +279,7 @@ pub struct Signals {
 /// far as it came and goes back without a failure.
 pub async fn run(
     store: Arc<dyn Store>,
-    claude: Arc<dyn Claude>,
+    profiles: Profiles<Profile>,
     settings: Settings,
     defaults: Defaults,
     signals: Signals,
@@ -258,11 +294,16 @@ pub async fn run(
     let (recorder, mut recording) = Recorder::new(settings.concurrency, spool);
     let restored = recording.restore().await;
     let mill = Arc::new(Mill {
-        gates: Gates::new(settings.breaker, settings.pace.clone(), &settings.profile, claude.fingerprint()),
+        gates: Gates::new(
+            settings.breaker,
+            settings.pace.clone(),
+            &profiles.map(|profile| (profile.name.clone(), profile.key())),
+        ),
+        accounts_told: AtomicBool::new(false),
         store,
-        claude,
         counting: Counting::new(settings.curve),
         models: Models::new(defaults),
+        profiles,
         settings,
         recorder,
         process,
@@ -369,6 +410,9 @@ async fn last_words(mill: &Mill, mut upkeep: JoinSet<()>) {
     if let Err(err) = mill.gates.sync(&*mill.store, Instant::now()).await {
         tracing::warn!(error = %err, "failed to write the gates");
     }
+    if let Err(err) = upkeep::tell_accounts(mill).await {
+        tracing::warn!(error = %err, "failed to say whose gates are whose");
+    }
     if let Err(err) = mill.store.retire(mill.worker()).await {
         tracing::warn!(error = %err, "failed to take this worker's row away");
     }
@@ -421,7 +465,7 @@ enum Found {
     Some,
     /// None.
     Nothing,
-    /// Nothing may be claimed: the key's gate, too many bytes in flight, or the database is away.
+    /// Nothing may be claimed: every key's gate, too many bytes in flight, or the database is away.
     Shut,
 }
 
@@ -449,9 +493,7 @@ struct Turning {
 
 impl Turning {
     async fn until_stopped(&mut self, wake: &Wake, stop: &CancellationToken) -> End {
-        let mut check = JoinSet::new();
-        let mill = Arc::clone(&self.mill);
-        check.spawn(async move { models::learn(&mill).await });
+        let mut checks = self.check_keys();
         let mut draining = self.mill.settings.drain.map(drain::Drain::new);
         loop {
             self.reap();
@@ -461,10 +503,10 @@ impl Turning {
             if let Some(why) = self.mill.outdated.get() {
                 return End::Outdated(why.clone());
             }
-            if let Some(Ok(checked)) = check.try_join_next()
-                && let Some(why) = key_refused(checked)
-            {
-                return End::KeyRefused(why);
+            while let Some(Ok((profile, checked))) = checks.try_join_next() {
+                if let Some(why) = self.key_refused(profile, checked) {
+                    return End::KeyRefused(why);
+                }
             }
             let found = self.claim().await;
             match found {
@@ -483,15 +525,67 @@ impl Turning {
                 && let Some(end) = drain.is_over(&self.mill).await
             {
                 // What blocks may be the key itself, which is said by another exit code.
-                if matches!(end, End::Blocked(_))
-                    && let Some(Ok(checked)) = check.join_next().await
-                    && let Some(why) = key_refused(checked)
+                while matches!(end, End::Blocked(_))
+                    && let Some(Ok((profile, checked))) = checks.join_next().await
                 {
-                    return End::KeyRefused(why);
+                    if let Some(why) = self.key_refused(profile, checked) {
+                        return End::KeyRefused(why);
+                    }
                 }
                 return end;
             }
             self.wait(wake, stop, found == Found::Full).await;
+        }
+    }
+
+    /// Asks beside the first claim whether the keys are good, each once.
+    fn check_keys(&self) -> JoinSet<(ProfileId, Result<(), Failure>)> {
+        let profiles = &self.mill.profiles;
+        let mut asked = HashSet::new();
+        let mut checks = JoinSet::new();
+        for id in profiles.used(&self.mill.settings.queues) {
+            if asked.insert(profiles[id].key()) {
+                let mill = Arc::clone(&self.mill);
+                checks.spawn(async move {
+                    // Which models there are is asked of the API of `[api]`, and says as much of its key.
+                    let checked = match id {
+                        ProfileId::DEFAULT => models::learn(&mill).await,
+                        other => mill.profiles[other].claude.check().await,
+                    };
+                    (id, checked)
+                });
+            }
+        }
+        checks
+    }
+
+    /// What came of it: why to leave. A refused key of one profile among several blocks its own gate, and
+    /// the other queues flow on.
+    fn key_refused(&self, id: ProfileId, checked: Result<(), Failure>) -> Option<String> {
+        let profiles = &self.mill.profiles;
+        let profile = &profiles[id];
+        let name = &profile.name;
+        match checked {
+            Ok(()) => None,
+            Err(Failure::Api(error)) if error.status == 401 && id == ProfileId::DEFAULT => Some(
+                "the API refused the key (401): set ANTHROPIC_API_KEY, or api.key_file, to one that is valid"
+                    .to_owned(),
+            ),
+            Err(Failure::Api(error)) if error.status == 401 => {
+                let why = format!("the API refused the key of profile {name} (401)");
+                if profiles.used(&self.mill.settings.queues).len() == 1 {
+                    return Some(format!("{why}: correct what its key_env or key_file names"));
+                }
+                self.mill.gates.block_key(&profile.key(), &why, KEY_REST, Instant::now());
+                None
+            }
+            Err(failure) => {
+                let reason = crate::domain::retry::reason(&failure);
+                let whose =
+                    if id == ProfileId::DEFAULT { String::new() } else { format!(" of profile {name}") };
+                tracing::warn!("could not check the key{whose} beforehand: {reason}; going on");
+                None
+            }
         }
     }
 
@@ -553,6 +647,7 @@ impl Turning {
             suspect: self.suspects == 0,
             queues: settings.queues.clone(),
             default_model: self.mill.me.default_model.clone(),
+            profiles: self.mill.profiles.words(),
             blocked,
             rooms,
         })
@@ -714,21 +809,6 @@ impl Turning {
     async fn all_reaped(&mut self) {
         while let Some(ended) = self.attempts.join_next_with_id().await {
             self.reaped(ended);
-        }
-    }
-}
-
-fn key_refused(checked: Result<(), Failure>) -> Option<String> {
-    match checked {
-        Ok(()) => None,
-        Err(Failure::Api(error)) if error.status == 401 => Some(
-            "the API refused the key (401): set ANTHROPIC_API_KEY, or api.key_file, to one that is valid"
-                .to_owned(),
-        ),
-        Err(failure) => {
-            let reason = crate::domain::retry::reason(&failure);
-            tracing::warn!("could not check the key beforehand: {reason}; going on");
-            None
         }
     }
 }

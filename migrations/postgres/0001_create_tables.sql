@@ -240,6 +240,16 @@ CREATE TABLE rates (
     CONSTRAINT rates_scope_kind PRIMARY KEY (scope, kind)
 ) WITH (fillfactor = 50);
 
+-- With which account the jobs of a queue are asked, as the daemon has it that said so last: its configuration decides, not
+-- these rows, which only let job_overview tell whose gate is whose. queue '' is every queue without a row of its own.
+-- key and profile are those of gates.scope; classes, in the row of '', is a JSON object of models and their classes.
+CREATE TABLE accounts (
+    queue   text NOT NULL CONSTRAINT accounts_queue PRIMARY KEY,
+    profile text NOT NULL,
+    key     text NOT NULL,
+    classes text
+);
+
 -- The daemons that are there. A worker is dead when its beat stands still.
 CREATE TABLE workers (
     id            bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT workers_id PRIMARY KEY,
@@ -650,10 +660,15 @@ SELECT j.id, j.queue, j.batch, j.key, s.state, r.outcome, r.stop_reason,
        CASE WHEN s.state IN ('pending', 'scheduled') THEN
             coalesce(s.reason,
                      (SELECT coalesce(g.reason, g.scope || ' is ' || g.state) FROM gates g
-                       WHERE g.state <> 'flowing' AND g.scope LIKE 'key:%' ORDER BY g.scope LIMIT 1),
+                       WHERE g.state <> 'flowing' AND g.scope LIKE 'key:%'
+                         AND g.scope = coalesce('key:' || a.key, g.scope) ORDER BY g.scope LIMIT 1),
                      (SELECT coalesce(g.reason, g.scope || ' is ' || g.state) FROM gates g
                        WHERE g.state <> 'flowing' AND g.scope LIKE 'model:%'
-                         AND right(g.scope, length(m.model) + 1) = '/' || m.model ORDER BY g.scope LIMIT 1),
+                         AND right(g.scope, length(m.model) + 1) = '/' || m.model
+                         AND g.scope = coalesce('model:' || a.profile || '/' || m.model, g.scope) ORDER BY g.scope LIMIT 1),
+                     (SELECT coalesce(g.reason, g.scope || ' is ' || g.state) FROM gates g
+                       WHERE g.state <> 'flowing'
+                         AND g.scope = 'rate:' || a.key || '/' || coalesce(d.classes::json ->> m.model, m.model)),
                      (SELECT coalesce(g.reason, g.scope || ' is ' || g.state) FROM gates g
                        WHERE g.state <> 'flowing' AND s.batch <> '' AND g.scope = 'batch:' || s.queue || '/' || s.batch),
                      CASE WHEN q.paused THEN 'queue paused' END)
@@ -668,6 +683,8 @@ SELECT j.id, j.queue, j.batch, j.key, s.state, r.outcome, r.stop_reason,
   JOIN job_state s ON s.job_id = j.id
   LEFT JOIN results r ON r.job_id = j.id
   LEFT JOIN queues q ON q.name = j.queue
+  LEFT JOIN accounts d ON d.queue = ''
+  LEFT JOIN accounts a ON a.queue = CASE WHEN EXISTS (SELECT FROM accounts WHERE queue = j.queue) THEN j.queue ELSE '' END
  CROSS JOIN LATERAL (
        SELECT coalesce(nullif(s.model, ''), q.model, (SELECT w.default_model FROM workers w ORDER BY w.id DESC LIMIT 1)) AS model) m;
 

@@ -264,6 +264,16 @@ CREATE TABLE rates (
     CONSTRAINT rates_scope_kind PRIMARY KEY (scope, kind)
 ) STRICT;
 
+-- With which account the jobs of a queue are asked, as the daemon has it that said so last: its configuration decides, not
+-- these rows, which only let job_overview tell whose gate is whose. queue '' is every queue without a row of its own.
+-- key and profile are those of gates.scope; classes, in the row of '', is a JSON object of models and their classes.
+CREATE TABLE accounts (
+    queue   TEXT NOT NULL CONSTRAINT accounts_queue PRIMARY KEY,
+    profile TEXT NOT NULL,
+    key     TEXT NOT NULL,
+    classes TEXT CONSTRAINT classes_are_json CHECK (classes IS NULL OR json_valid(classes))
+) STRICT;
+
 -- The daemons that are there. A worker is dead when its beat stands still.
 CREATE TABLE workers (
     id            INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -585,10 +595,15 @@ SELECT o.*,
                CASE WHEN s.state IN ('pending', 'scheduled') THEN
                     coalesce(s.reason,
                              (SELECT coalesce(g.reason, g.scope || ' is ' || g.state) FROM gates g
-                               WHERE g.state <> 'flowing' AND substr(g.scope, 1, 4) = 'key:' ORDER BY g.scope LIMIT 1),
+                               WHERE g.state <> 'flowing' AND substr(g.scope, 1, 4) = 'key:'
+                                 AND g.scope = coalesce('key:' || a.key, g.scope) ORDER BY g.scope LIMIT 1),
                              (SELECT coalesce(g.reason, g.scope || ' is ' || g.state) FROM gates g
                                WHERE g.state <> 'flowing' AND substr(g.scope, 1, 6) = 'model:'
-                                 AND substr(g.scope, -length(coalesce(nullif(s.model, ''), q.model, (SELECT w.default_model FROM workers w ORDER BY w.id DESC LIMIT 1))) - 1) = '/' || coalesce(nullif(s.model, ''), q.model, (SELECT w.default_model FROM workers w ORDER BY w.id DESC LIMIT 1)) ORDER BY g.scope LIMIT 1),
+                                 AND substr(g.scope, -length(coalesce(nullif(s.model, ''), q.model, (SELECT w.default_model FROM workers w ORDER BY w.id DESC LIMIT 1))) - 1) = '/' || coalesce(nullif(s.model, ''), q.model, (SELECT w.default_model FROM workers w ORDER BY w.id DESC LIMIT 1))
+                                 AND g.scope = coalesce('model:' || a.profile || '/' || coalesce(nullif(s.model, ''), q.model, (SELECT w.default_model FROM workers w ORDER BY w.id DESC LIMIT 1)), g.scope) ORDER BY g.scope LIMIT 1),
+                             (SELECT coalesce(g.reason, g.scope || ' is ' || g.state) FROM gates g
+                               WHERE g.state <> 'flowing'
+                                 AND g.scope = 'rate:' || a.key || '/' || coalesce((SELECT c.value FROM json_each(d.classes) c WHERE c.key = coalesce(nullif(s.model, ''), q.model, (SELECT w.default_model FROM workers w ORDER BY w.id DESC LIMIT 1))), coalesce(nullif(s.model, ''), q.model, (SELECT w.default_model FROM workers w ORDER BY w.id DESC LIMIT 1)))),
                              (SELECT coalesce(g.reason, g.scope || ' is ' || g.state) FROM gates g
                                WHERE g.state <> 'flowing' AND s.batch <> '' AND g.scope = 'batch:' || s.queue || '/' || s.batch),
                              CASE WHEN q.paused THEN 'queue paused' END)
@@ -602,7 +617,9 @@ SELECT o.*,
           FROM jobs j
           JOIN job_state s ON s.job_id = j.id
           LEFT JOIN results r ON r.job_id = j.id
-          LEFT JOIN queues q ON q.name = j.queue) o;
+          LEFT JOIN queues q ON q.name = j.queue
+          LEFT JOIN accounts d ON d.queue = ''
+          LEFT JOIN accounts a ON a.queue = CASE WHEN EXISTS (SELECT 1 FROM accounts WHERE queue = j.queue) THEN j.queue ELSE '' END) o;
 
 -- Each batch: how many jobs are where, how the done ones ended, and what it cost. finished_at: when all were done.
 CREATE VIEW batch_progress AS

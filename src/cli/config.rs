@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 
 use serde_json::json;
 
-use crate::config::{Auth, Config, ConfigError, Entry, Flags, KeyPlace, NO_KEY};
+use crate::config::{ApiSettings, Auth, Config, ConfigError, Entry, Flags, part};
 
 /// Shows the effective configuration and where each value came from
 #[derive(Debug, Clone, clap::Args)]
@@ -21,9 +21,9 @@ pub struct ConfigArgs {
 /// Runs the command; returns the exit code.
 #[expect(clippy::unused_async, reason = "all commands are run the same way")]
 pub async fn run(args: ConfigArgs, flags: &Flags) -> anyhow::Result<u8> {
-    let checked = Config::load(flags).and_then(|config| match config.api.key.read() {
-        Ok(_) => Ok(config),
-        Err(error) => Err(ConfigError::from(error)),
+    let checked = Config::load(flags).and_then(|config| {
+        config.accounts().try_for_each(|account| account.key.read().map(drop))?;
+        Ok(config)
     });
     let config = match checked {
         Ok(config) => config,
@@ -58,14 +58,15 @@ fn checked_sentence(config: &Config) -> String {
 
 fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = config.warnings.clone();
-    if config.api.needs_key() && matches!(config.api.key.place, KeyPlace::Nowhere) {
-        warnings.push(NO_KEY.to_owned());
-    }
-    if config.api.is_in_the_clear() {
-        warnings.push(format!(
-            "{} sends key and prompts in the clear: use https, or localhost",
-            config.api.base_url
-        ));
+    for account in config.accounts() {
+        let whose = config.whose(account);
+        warnings.extend(account.no_key().map(|why| format!("{whose}{why}")));
+        if account.is_in_the_clear() {
+            warnings.push(format!(
+                "{} sends key and prompts in the clear: use https, or localhost",
+                account.base_url
+            ));
+        }
     }
     warnings
 }
@@ -94,13 +95,15 @@ const STRING: &str = "a String takes every write";
 
 /// The key is no setting, but people look for it here.
 fn key_comment(config: &Config, section: &str) -> String {
-    if section != "api" {
-        return String::new();
-    }
-    match config.api.key.read() {
+    let is_its_own = |account: &&ApiSettings| match account.profile.as_str() {
+        name if name == config.api.profile => section == "api",
+        name => section == part("profiles", name),
+    };
+    let Some(account) = config.accounts().find(is_its_own) else { return String::new() };
+    match account.key.read() {
         Ok(Some(key)) => format!(
             "# key: *** from {}, sent as {}, fingerprint {}\n",
-            config.api.key.describe(),
+            account.key.describe(),
             style(key.style),
             key.fingerprint()
         ),
@@ -131,14 +134,18 @@ pub fn to_json(config: &Config) -> serde_json::Value {
             (format!("{section}.{key}"), json!({ "value": value, "from": origin }))
         })
         .collect();
-    let key = config.api.key.read().ok().flatten().map(|key| {
-        json!({
-            "from": config.api.key.describe(),
-            "sent_as": style(key.style),
-            "fingerprint": key.fingerprint(),
+    let key = |account: &ApiSettings| {
+        account.key.read().ok().flatten().map(|key| {
+            json!({
+                "from": account.key.describe(),
+                "sent_as": style(key.style),
+                "fingerprint": key.fingerprint(),
+            })
         })
-    });
-    json!({ "file": config.file, "key": key, "settings": settings, "warnings": warnings(config) })
+    };
+    let keys: serde_json::Map<String, serde_json::Value> =
+        config.profiles.0.iter().map(|(name, account)| (name.clone(), key(account).into())).collect();
+    json!({ "file": config.file, "key": key(&config.api), "profile_keys": keys, "settings": settings, "warnings": warnings(config) })
 }
 
 fn problems_json(error: &ConfigError) -> serde_json::Value {

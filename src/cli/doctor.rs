@@ -11,7 +11,7 @@ use secrecy::ExposeSecret as _;
 use serde_json::json;
 
 use super::config::{say, style};
-use crate::config::{Config, ConfigError, Flags, NO_KEY};
+use crate::config::{ApiSettings, Config, ConfigError, Flags};
 
 mod host;
 mod models;
@@ -40,8 +40,8 @@ pub enum KeyCheck {
 /// What doctor cannot see by itself.
 #[async_trait]
 pub trait Outside: Send + Sync {
-    /// Asks the API, for free, whether the key is good.
-    async fn key(&self, config: &Config) -> KeyCheck;
+    /// Asks an account's API, for free, whether its key is good.
+    async fn key(&self, config: &Config, api: &ApiSettings) -> KeyCheck;
 
     /// Connects to the database; returns what stands there (`schema 3 in promptmill.db`), or why
     /// it cannot be used and what to do. Must quote no password.
@@ -111,8 +111,10 @@ pub async fn run(args: DoctorArgs, flags: &Flags, outside: &dyn Outside) -> anyh
 /// Looks at everything, in the order in which a run would meet it.
 pub async fn examine(config: &Config, outside: &dyn Outside) -> Vec<Finding> {
     let mut findings = configuration(config);
-    findings.extend(key(config, outside).await);
-    findings.extend(base_url(config));
+    for account in config.accounts() {
+        findings.extend(key(config, account, outside).await);
+        findings.extend(base_url(config, account));
+    }
     findings.push(state_dir(config));
     findings.extend(config.tools.iter().map(|tool| match tool.check() {
         Ok(found) => Finding::ok("tool", format!("{}: {found}", tool.name)),
@@ -161,41 +163,48 @@ fn configuration(config: &Config) -> Vec<Finding> {
     findings
 }
 
-async fn key(config: &Config, outside: &dyn Outside) -> Vec<Finding> {
-    let source = &config.api.key;
+async fn key(config: &Config, api: &ApiSettings, outside: &dyn Outside) -> Vec<Finding> {
+    let source = &api.key;
+    let whose = config.whose(api);
     let key = match source.read() {
         Ok(Some(key)) => key,
-        Ok(None) if config.api.needs_key() => return vec![Finding::fail("key", NO_KEY)],
         Ok(None) => {
-            return vec![Finding::ok("key", format!("none, and {} may need none", config.api.base_url))];
+            let none = Finding::ok("key", format!("{whose}none, and {} may need none", api.base_url));
+            return vec![api.no_key().map_or(none, |why| Finding::fail("key", format!("{whose}{why}")))];
         }
-        Err(error) => return vec![Finding::fail("key", error.to_string())],
+        Err(error) => return vec![Finding::fail("key", format!("{whose}{error}"))],
     };
-    let found =
-        format!("{}, fingerprint {}, sent as {}", source.describe(), key.fingerprint(), style(key.style));
+    let found = format!(
+        "{whose}{}, fingerprint {}, sent as {}",
+        source.describe(),
+        key.fingerprint(),
+        style(key.style)
+    );
     let mut findings = vec![Finding::ok("key", found)];
     if let Some(path) = source.file()
         && host::mode(path).is_some_and(|mode| mode & 0o077 != 0)
     {
         let path = path.display();
-        findings.push(Finding::warn("key", format!("others may read {path}: chmod 600 {path}")));
+        findings.push(Finding::warn("key", format!("{whose}others may read {path}: chmod 600 {path}")));
     }
-    findings.push(match outside.key(config).await {
-        KeyCheck::Accepted => Finding::ok("key", format!("{} accepts it", config.api.base_url)),
-        // What a server says may repeat what it was sent.
-        KeyCheck::Refused(why) => Finding::fail("key", why.replace(key.secret.expose_secret(), "***")),
-        KeyCheck::Unclear(why) => Finding::warn("key", why.replace(key.secret.expose_secret(), "***")),
+    // What a server says may repeat what it was sent.
+    let masked = |why: String| format!("{whose}{}", why.replace(key.secret.expose_secret(), "***"));
+    findings.push(match outside.key(config, api).await {
+        KeyCheck::Accepted => Finding::ok("key", format!("{whose}{} accepts it", api.base_url)),
+        KeyCheck::Refused(why) => Finding::fail("key", masked(why)),
+        KeyCheck::Unclear(why) => Finding::warn("key", masked(why)),
     });
     findings
 }
 
-fn base_url(config: &Config) -> Option<Finding> {
-    config.api.is_in_the_clear().then(|| {
+fn base_url(config: &Config, api: &ApiSettings) -> Option<Finding> {
+    api.is_in_the_clear().then(|| {
         Finding::warn(
             "base URL",
             format!(
-                "{} sends key and prompts in the clear: use https, or a server on this host",
-                config.api.base_url
+                "{}{} sends key and prompts in the clear: use https, or a server on this host",
+                config.whose(api),
+                api.base_url
             ),
         )
     })

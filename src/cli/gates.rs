@@ -13,7 +13,7 @@ use serde_json::json;
 use super::exit::{Exit, Stop};
 use super::open::{Absent, Context};
 use super::out::{Out, duration, say};
-use crate::store::{Desk, Freed, GateLine, Listed};
+use crate::store::{AccountRow, Desk, Freed, GateLine, Listed};
 use scope::{Scope, quoted};
 use view::{Shown, behind};
 
@@ -65,7 +65,8 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let default_model = context.load()?.defaults.model;
     let desk = context.desk(Absent::Refuse).await?;
     let queues = desk.queue_names().await.context("failed to look at the queues")?;
-    let house = House { desk: &*desk, queues, default_model };
+    let accounts = desk.account_rows().await.context("failed to look at the accounts")?;
+    let house = House { desk: &*desk, queues, accounts, default_model };
     match &args.change {
         None => {
             let which = if args.all { Listed::All } else { Listed::Stopped };
@@ -116,6 +117,7 @@ async fn print_changed(house: &House<'_>, scopes: &[String], context: &Context) 
 struct House<'a> {
     desk: &'a dyn Desk,
     queues: Vec<String>,
+    accounts: Vec<AccountRow>,
     default_model: String,
 }
 
@@ -133,9 +135,19 @@ impl House<'_> {
         for line in lines {
             let scope = self.parse(&line.scope);
             let jobs = behind(self.desk, &scope, &self.default_model).await?;
-            gates.push(Shown { line, scope, jobs });
+            gates.push(Shown { profiles: self.profiles(&scope), line, scope, jobs });
         }
         Ok(gates)
+    }
+
+    /// The profiles that have a scope's key.
+    fn profiles(&self, scope: &Scope) -> Option<Vec<String>> {
+        let (Scope::Key(key) | Scope::Rate { key, .. }) = scope else { return None };
+        let those = self.accounts.iter().filter(|account| account.key == *key);
+        let mut profiles: Vec<String> = those.map(|account| account.profile.clone()).collect();
+        profiles.sort();
+        profiles.dedup();
+        (!self.accounts.is_empty()).then_some(profiles)
     }
 
     /// Frees gates, all or none of those that cannot be found; returns their scopes.

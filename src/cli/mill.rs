@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use crate::claude::http::{Auth, ClaudeSettings, HttpClaude};
-use crate::config::{Config, KeyPlace, Model};
+use crate::claude::http::{Auth, ClaudeSettings, HttpClaude, fingerprint};
+use crate::config::{ApiSettings, Config, KeyPlace, Model};
 use crate::domain::breaker::BreakerSettings;
 use crate::domain::job::Defaults;
 use crate::domain::model::{Catalogue, Layers, Said};
@@ -14,6 +14,7 @@ use crate::domain::pace::Each;
 use crate::domain::retry::Curve;
 use crate::worker::Settings;
 use crate::worker::gate::PaceSettings;
+use crate::worker::profiles::{Profile, Profiles};
 use crate::worker::tools::{Tools, ToolsSettings};
 
 /// Longest time a probe may keep the others waiting.
@@ -42,7 +43,6 @@ pub fn settings(config: &Config) -> Settings {
             probe_lease: PROBE_LEASE,
         },
         pace: pace(config),
-        profile: config.api.profile.clone(),
         models: layers(config),
         tools: Arc::new(tools(config)),
     }
@@ -107,18 +107,37 @@ pub fn defaults(config: &Config) -> Defaults {
     }
 }
 
-/// Returns the API of the configuration. Reads the key, calls nobody.
-pub fn claude(config: &Config) -> anyhow::Result<HttpClaude> {
-    HttpClaude::new(claude_settings(config)?).context("failed to set up the API client")
+/// Returns the accounts of the configuration, and which queue has which. Reads the keys, calls nobody.
+pub fn profiles(config: &Config) -> anyhow::Result<Profiles<Profile>> {
+    let mut profiles = Profiles::new(profile(config, &config.api, Arc::new(claude(config, &config.api)?)));
+    for (name, account) in &config.profiles.0 {
+        let claude = claude(config, account).with_context(|| format!("failed with profile {name}"))?;
+        let id = profiles.add(profile(config, account, Arc::new(claude)));
+        let chosen = config.queues.0.iter().filter(|(_, queue)| queue.profile.as_ref() == Some(name));
+        chosen.for_each(|(queue, _)| profiles.choose(queue, id));
+    }
+    Ok(profiles)
 }
 
-/// Returns how the configuration reaches the API.
-pub fn claude_settings(config: &Config) -> anyhow::Result<ClaudeSettings> {
-    let api = &config.api;
+/// Returns an account with its API.
+pub fn profile(config: &Config, api: &ApiSettings, claude: Arc<HttpClaude>) -> Profile {
+    // The same key, or none, is another one at another server: what is known of it there does not hold here.
+    let elsewhere = api.base_url != config.api.base_url;
+    let place = elsewhere.then(|| format!("-{}", fingerprint(&api.base_url.clone().into())));
+    Profile { name: api.profile.clone(), claude, place: place.unwrap_or_default() }
+}
+
+/// Returns the API of an account. Reads the key, calls nobody.
+pub fn claude(config: &Config, api: &ApiSettings) -> anyhow::Result<HttpClaude> {
+    HttpClaude::new(claude_settings(config, api)?).context("failed to set up the API client")
+}
+
+/// Returns how an account reaches the API.
+pub fn claude_settings(config: &Config, api: &ApiSettings) -> anyhow::Result<ClaudeSettings> {
     let credential = api.key.read().context("failed to read the key")?;
     let auth = credential.as_ref().map_or(Auth::XApiKey, |credential| credential.style);
     let (key, key_file) = match &api.key.place {
-        KeyPlace::Nowhere => (None, None),
+        KeyPlace::Nowhere | KeyPlace::Unset { .. } => (None, None),
         KeyPlace::Variable { .. } => (credential.map(|credential| credential.secret), None),
         KeyPlace::File { path, .. } => (None, Some(path.clone())),
     };

@@ -6,7 +6,7 @@ use super::doctor::{InUse, KeyCheck, Outside};
 use super::mill;
 use super::open::desk_of;
 use crate::claude::Claude as _;
-use crate::config::Config;
+use crate::config::{ApiSettings, Config};
 use crate::domain::outcome::Failure;
 use crate::domain::retry::{fault, reason};
 use crate::store::{self, Migrate};
@@ -19,8 +19,8 @@ pub struct World;
 
 #[async_trait]
 impl Outside for World {
-    async fn key(&self, config: &Config) -> KeyCheck {
-        let claude = match mill::claude(config) {
+    async fn key(&self, config: &Config, api: &ApiSettings) -> KeyCheck {
+        let claude = match mill::claude(config, api) {
             Ok(claude) => claude,
             Err(err) => return KeyCheck::Unclear(format!("{err:#}")),
         };
@@ -31,10 +31,7 @@ impl Outside for World {
             }
             Err(failure) => {
                 let why = fault(&failure).message;
-                KeyCheck::Unclear(format!(
-                    "{} could not say whether the key is good: {why}",
-                    config.api.base_url
-                ))
+                KeyCheck::Unclear(format!("{} could not say whether the key is good: {why}", api.base_url))
             }
         }
     }
@@ -56,7 +53,7 @@ impl Outside for World {
     }
 
     async fn models(&self, config: &Config) -> Option<InUse> {
-        let catalogue = mill::claude(config).ok()?.models().await.ok()?;
+        let catalogue = mill::claude(config, &config.api).ok()?.models().await.ok()?;
         Some(InUse { catalogue, named: named(config).await })
     }
 }

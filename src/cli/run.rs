@@ -13,12 +13,12 @@ use super::files;
 use super::mill;
 use super::open::{Context, desk_of, open};
 use super::watch::Watch;
-use crate::claude::Claude;
 use crate::claude::http::{ClaudeSettings, HttpClaude};
-use crate::config::{Config, Flags, NO_KEY, Surroundings};
+use crate::config::{Config, Flags, Surroundings};
 use crate::domain::outcome::Outcome;
 use crate::store::{Backlog, Migrate};
 use crate::telemetry::Lines;
+use crate::worker::profiles::{Profile, Profiles};
 use crate::worker::record::Unwritten;
 use crate::worker::{End, Report, Signals};
 
@@ -52,15 +52,15 @@ pub async fn run(args: &RunArgs, context: &Context) -> anyhow::Result<Exit> {
 }
 
 async fn run_on(args: &RunArgs, config: &Config, log: &Lines) -> anyhow::Result<Exit> {
-    if config.api.needs_key() && config.api.key.read().context("failed to read the key")?.is_none() {
-        return Err(Stop { exit: Exit::Credentials, sentence: NO_KEY.to_owned() }.into());
+    let profiles = mill::profiles(config)?;
+    if let Some(sentence) = no_key(config, &profiles, &args.queues) {
+        return Err(Stop { exit: Exit::Credentials, sentence }.into());
     }
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     let signals = Signals::default();
     listen(&signals)?;
-    let claude: Arc<dyn Claude> = Arc::new(mill::claude(config)?);
     let stop = signals.stop.clone();
     // Nothing was begun that could be left half-way: a connection that is being opened is just closed.
     let Some(opened) = stop.run_until_cancelled(open(config, Migrate::Serve)).await else {
@@ -84,12 +84,21 @@ async fn run_on(args: &RunArgs, config: &Config, log: &Lines) -> anyhow::Result<
     let watched = args.drain && std::io::stderr().is_terminal() && !config.database.store.transaction_pooler;
     let watch = watched.then(|| Watch::start(desk_of(&opened)));
     let started = Instant::now();
-    let report = crate::worker::run(opened.store, claude, settings, mill::defaults(config), signals).await;
+    let report = crate::worker::run(opened.store, profiles, settings, mill::defaults(config), signals).await;
     if let Some(watch) = watch {
         watch.finish().await;
     }
     let report = report.context("failed to start the worker")?;
     Ok(tell(log, &report, started.elapsed()))
+}
+
+/// Says which of the accounts that are used has no key and needs one.
+fn no_key(config: &Config, profiles: &Profiles<Profile>, queues: &[String]) -> Option<String> {
+    let used = profiles.used(queues);
+    config
+        .accounts()
+        .filter(|account| used.iter().any(|&id| profiles[id].name == account.profile))
+        .find_map(|account| Some(format!("{}{}", config.whose(account), account.no_key()?)))
 }
 
 /// Runs the demo on the built-in configuration: nothing of the environment, no file.
@@ -107,12 +116,15 @@ pub async fn demo(args: super::demo::Args) -> anyhow::Result<()> {
         let config = config(database, api)?;
         let opened = open(&config, Migrate::Never).await?;
         // The stand-in takes any key, but it wants one.
-        let claude = ClaudeSettings { key: Some("demo".into()), ..mill::claude_settings(&config)? };
-        let claude: Arc<dyn Claude> = Arc::new(HttpClaude::new(claude)?);
+        let claude =
+            ClaudeSettings { key: Some("demo".into()), ..mill::claude_settings(&config, &config.api)? };
+        let claude = Arc::new(HttpClaude::new(claude)?);
+        let profiles = Profiles::new(mill::profile(&config, &config.api, claude));
         let mut settings = mill::settings(&config);
         settings.drain = Some(config.worker.drain_horizon);
         let defaults = mill::defaults(&config);
-        let report = crate::worker::run(opened.store, claude, settings, defaults, Signals::default()).await?;
+        let report =
+            crate::worker::run(opened.store, profiles, settings, defaults, Signals::default()).await?;
         match report.end {
             End::Drained(_) => Ok(()),
             other => anyhow::bail!("the drain did not end as it should: {other:?}"),

@@ -13,7 +13,8 @@ use super::out::{
 };
 use crate::domain::outcome::Usage;
 use crate::store::{
-    BatchLine, Desk, FaultLine, GateLine, Listed, OutcomeLine, QueueLine, ReasonLine, StateCounts, WorkerLine,
+    AccountRow, BatchLine, DEFAULT_PROFILE, Desk, FaultLine, GateLine, Listed, OutcomeLine, QueueLine,
+    ReasonLine, StateCounts, WorkerLine,
 };
 
 /// Pause between two views of `--watch`.
@@ -68,6 +69,7 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
 /// Everything.
 struct View {
     queues: Vec<QueueLine>,
+    accounts: Vec<AccountRow>,
     outcomes: Vec<OutcomeLine>,
     batches: Vec<BatchLine>,
     reasons: Vec<ReasonLine>,
@@ -79,6 +81,7 @@ impl View {
     async fn read(desk: &dyn Desk) -> Result<Self, crate::store::StoreError> {
         Ok(Self {
             queues: desk.queue_lines().await?,
+            accounts: desk.account_rows().await?,
             outcomes: desk.outcome_lines(None).await?,
             batches: desk.open_batches(LINES_MAX).await?,
             reasons: desk.reason_lines(None, LINES_MAX).await?,
@@ -87,14 +90,26 @@ impl View {
         })
     }
 
+    /// The profile of a queue, as a daemon said last.
+    fn profile(&self, queue: &str) -> Option<&str> {
+        let of = |queue: &str| self.accounts.iter().find(|account| account.queue == queue);
+        of(queue).or_else(|| of(DEFAULT_PROFILE)).map(|account| account.profile.as_str())
+    }
+
     fn text(&self) -> String {
         let mut text = String::new();
         if self.queues.is_empty() {
             text.push_str("no jobs yet: INSERT INTO jobs (prompt) VALUES ('…'), or promptmill enqueue\n");
         } else {
-            let mut lines = table(&["queue", "", "pending", "scheduled", "running", "waiting", "done"]);
+            // Where there is one account, nobody need be told which.
+            let several = self.accounts.len() > 1;
+            let profile = several.then_some("profile");
+            let columns = ["", "pending", "scheduled", "running", "waiting", "done"];
+            let mut lines = table(&["queue"].into_iter().chain(profile).chain(columns).collect::<Vec<_>>());
             for queue in &self.queues {
-                let mut row = vec![cell(&queue.name), cell(if queue.paused { "paused" } else { "" })];
+                let mut row = vec![cell(&queue.name)];
+                row.extend(several.then(|| cell(self.profile(&queue.name).unwrap_or_default())));
+                row.push(cell(if queue.paused { "paused" } else { "" }));
                 row.extend(states(&queue.jobs));
                 lines.add_row(row);
             }
@@ -145,7 +160,7 @@ impl View {
     fn json(&self) -> Value {
         let queues = self.queues.iter().map(|queue| {
             let mut object =
-                json!({"queue": queue.name, "paused": queue.paused, "max_running": queue.max_running});
+                json!({"queue": queue.name, "paused": queue.paused, "max_running": queue.max_running, "profile": self.profile(&queue.name)});
             add_states(&mut object, &queue.jobs);
             object
         });

@@ -15,9 +15,9 @@ use super::layers::{Merged, Surroundings};
 use super::read::{MASK, Reader};
 use super::sections::{
     ApiSettings, BreakerSettings, DatabaseSettings, DefaultSettings, LogFormat, LogSettings, Model, Models,
-    Queue, Queues, RetrySettings, WorkerSettings,
+    Profiles, Queue, Queues, RetrySettings, WorkerSettings,
 };
-use super::{Config, ConfigError, DatabaseUrl};
+use super::{Config, ConfigError, DatabaseUrl, knobs};
 use crate::domain::job::{OnContextOverflow, OnCrash, OnMaxTokens, OnToolUse, Policy};
 use crate::domain::model::Said;
 use crate::store::StoreSettings;
@@ -37,12 +37,18 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
     let defaults = defaults(&mut r);
     let log = log(&mut r, around);
     let models = models(&mut r);
-    let queues = queues(&mut r);
+    let profiles = profiles(&mut r, around, &api);
+    let queues = queues(&mut r, &api, &profiles);
     let tools = super::tools::tools(&mut r, around);
     super::tools::check_queues(&mut r, &queues, &tools);
     if !r.problems.is_empty() {
         return Err(ConfigError { problems: r.problems });
     }
+    let used = |profile: &&String| queues.0.values().any(|queue| queue.profile.as_ref() == Some(profile));
+    let idle = profiles.0.keys().filter(|profile| !used(profile));
+    let idle =
+        idle.map(|profile| format!("profile {profile} is used by no queue: set queues.\"NAME\".profile"));
+    let warnings = merged.warnings.into_iter().chain(idle).collect();
     Ok(Config {
         database,
         api,
@@ -51,12 +57,13 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
         breaker,
         defaults,
         models,
+        profiles,
         queues,
         tools,
         log,
         file: merged.file,
         entries: r.entries,
-        warnings: merged.warnings,
+        warnings,
     })
 }
 
@@ -111,19 +118,16 @@ fn database_url(r: &mut Reader, key: &str) -> Option<DatabaseUrl> {
 
 fn api(r: &mut Reader, around: &Surroundings) -> ApiSettings {
     let s = ["api"];
-    let base_url = base_url(r);
-    let version = r.optional_text(&s, "version").unwrap_or_default();
-    if !version.chars().all(|letter| letter.is_ascii_graphic()) {
-        r.problem(&s, "version", "must be a date such as 2026-10-21");
+    let before = r.problems.len();
+    let base_url = base_url(r, &s).unwrap_or_default();
+    if base_url.is_empty() && r.problems.len() == before {
+        r.problem(&s, "base_url", "must not be empty");
     }
-    let style = r.choice(
-        &s,
-        "auth",
-        &[("auto", None), ("x-api-key", Some(Auth::XApiKey)), ("bearer", Some(Auth::Bearer))],
-    );
+    let version = version(r, &s).unwrap_or_default();
+    let style = r.choice(&s, "auth", &STYLES);
     let key_file = r.optional_text(&s, "key_file");
     let key = KeySource { place: key_place(r, around, key_file), style };
-    let headers = headers(r);
+    let headers = headers(r, &s);
     let profile = r.text(&s, "profile");
     if profile.contains('/') {
         r.problem(&s, "profile", "must not have a slash in it");
@@ -145,12 +149,23 @@ fn api(r: &mut Reader, around: &Surroundings) -> ApiSettings {
     }
 }
 
-fn base_url(r: &mut Reader) -> String {
-    let s = ["api"];
-    let text = r.text(&s, "base_url");
+/// How a key may be sent.
+const STYLES: [(&str, Option<Auth>); 3] =
+    [("auto", None), ("x-api-key", Some(Auth::XApiKey)), ("bearer", Some(Auth::Bearer))];
+
+fn version(r: &mut Reader, s: &[&str]) -> Option<String> {
+    let version = r.optional_text(s, "version")?;
+    if !version.chars().all(|letter| letter.is_ascii_graphic()) {
+        r.problem(s, "version", "must be a date such as 2026-10-21");
+    }
+    Some(version)
+}
+
+fn base_url(r: &mut Reader, s: &[&str]) -> Option<String> {
+    let text = r.optional_text(s, "base_url")?;
     let text = text.trim().trim_end_matches('/');
     if text.is_empty() {
-        return String::new();
+        return None;
     }
     let what = match reqwest::Url::parse(text) {
         Err(error) => Some(format!("is no URL: {error}")),
@@ -166,9 +181,88 @@ fn base_url(r: &mut Reader) -> String {
         Ok(_) => None,
     };
     if let Some(what) = what {
-        r.problem(&s, "base_url", what);
+        r.problem(s, "base_url", what);
     }
-    text.to_owned()
+    Some(text.to_owned())
+}
+
+/// The accounts beside that of `[api]`, each as that one but for what it sets itself.
+fn profiles(r: &mut Reader, around: &Surroundings, api: &ApiSettings) -> Profiles {
+    let names = r.keys(&[], "profiles");
+    let read = names.into_iter().map(|name| {
+        if name.is_empty() || name.contains('/') {
+            r.problem(&["profiles"], &name, "must not be empty nor have a slash in its name");
+        } else if name == api.profile {
+            let what = "is the name of [api] itself: choose another, or rename that one by api.profile";
+            r.problem(&["profiles"], &name, what);
+        }
+        let account = profile(r, around, api, &name);
+        (name, account)
+    });
+    Profiles(read.collect())
+}
+
+fn profile(r: &mut Reader, around: &Surroundings, api: &ApiSettings, name: &str) -> ApiSettings {
+    let s = ["profiles", name];
+    let base_url = base_url(r, &s).unwrap_or_else(|| {
+        r.follow_api(&s, "base_url");
+        api.base_url.clone()
+    });
+    let version = version(r, &s).unwrap_or_else(|| {
+        r.follow_api(&s, "version");
+        api.version.clone()
+    });
+    let own = STYLES.map(|(word, style)| (word, Some(style)));
+    let style = r.choice(&s, "auth", &[&[("", None)], own.as_slice()].concat()).unwrap_or_else(|| {
+        r.follow_api(&s, "auth");
+        api.key.style
+    });
+    let here = base_url == api.base_url;
+    let place = profile_key_place(r, around, &s).unwrap_or_else(|| {
+        // Nobody's key goes to a server that it was not named for, nor do headers, which may hold one.
+        if here { api.key.place.clone() } else { KeyPlace::Nowhere }
+    });
+    let mut headers = headers(r, &s);
+    if headers.is_empty() && here {
+        headers.clone_from(&api.headers);
+    }
+    let key = KeySource { place, style };
+    ApiSettings { base_url, version, key, headers, profile: name.to_owned(), ..api.clone() }
+}
+
+/// Where a profile's own key is, if it has one.
+fn profile_key_place(r: &mut Reader, around: &Surroundings, s: &[&str]) -> Option<KeyPlace> {
+    let variable = key_variable(r, s);
+    let file = r.optional_text(s, "key_file");
+    match (variable, file) {
+        (None, None) => None,
+        (Some(_), Some(_)) => {
+            r.problem(s, "key_file", "stands beside key_env: set one of them");
+            None
+        }
+        (None, Some(path)) => {
+            Some(KeyPlace::File { path: PathBuf::from(path), origin: r.origin(s, "key_file") })
+        }
+        (Some(name), None) => Some(match around.var(&name).filter(|text| !text.trim().is_empty()) {
+            Some(secret) => KeyPlace::Variable { secret: secret.into(), name },
+            None => KeyPlace::Unset { name },
+        }),
+    }
+}
+
+/// Reads `key_env`. Somebody may have put the key itself there: what is no name is not shown.
+fn key_variable(r: &mut Reader, s: &[&str]) -> Option<String> {
+    let name = r.secret(s, "key_env");
+    let is_name = |name: &String| {
+        name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
+            && !name.starts_with(|first: char| first.is_ascii_digit())
+    };
+    let plain = name.clone().filter(is_name);
+    r.note(s, "key_env", if name == plain { plain.clone().unwrap_or_default() } else { MASK.into() }.into());
+    if name != plain {
+        r.problem(s, "key_env", "must be the name of a variable, such as SECOND_API_KEY: no key stands here");
+    }
+    plain
 }
 
 /// Finds the key by the order of the layers: our own variable, the general ones, a file's setting,
@@ -182,7 +276,7 @@ fn key_place(r: &Reader, around: &Surroundings, key_file: Option<String>) -> Key
     }
     for name in ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"] {
         if let Some(secret) = around.var(name).filter(|text| !text.trim().is_empty()) {
-            return KeyPlace::Variable { name, secret: secret.into() };
+            return KeyPlace::Variable { name: name.to_owned(), secret: secret.into() };
         }
     }
     file.or_else(|| {
@@ -204,18 +298,18 @@ const OURS: [&str; 8] = [
     "transfer-encoding",
 ];
 
-fn headers(r: &mut Reader) -> Vec<(String, SecretString)> {
-    let path = ["api", "headers"];
+fn headers(r: &mut Reader, s: &[&str]) -> Vec<(String, SecretString)> {
+    let path = &[s, &["headers"]].concat();
     let mut headers = Vec::new();
-    for name in r.keys(&["api"], "headers") {
-        let Some(text) = r.secret(&path, &name) else { continue };
-        r.note(&path, &name, MASK.into());
+    for name in r.keys(s, "headers") {
+        let Some(text) = r.secret(path, &name) else { continue };
+        r.note(path, &name, MASK.into());
         if HeaderName::from_bytes(name.as_bytes()).is_err() {
-            r.problem(&path, &name, "is no name of a header");
+            r.problem(path, &name, "is no name of a header");
         } else if OURS.contains(&name.to_lowercase().as_str()) {
-            r.problem(&path, &name, "is a header of our own: take it out");
+            r.problem(path, &name, "is a header of our own: take it out");
         } else if HeaderValue::from_str(&text).is_err() {
-            r.problem(&path, &name, "has characters in its value that no header takes");
+            r.problem(path, &name, "has characters in its value that no header takes");
         } else {
             headers.push((name, text.into()));
         }
@@ -397,12 +491,21 @@ fn models(r: &mut Reader) -> Models {
     Models(read.collect())
 }
 
-fn queues(r: &mut Reader) -> Queues {
+fn queues(r: &mut Reader, api: &ApiSettings, profiles: &Profiles) -> Queues {
+    let known: Vec<&str> = [&api.profile].into_iter().chain(profiles.0.keys()).map(String::as_str).collect();
     let names = r.keys(&[], "queues");
     let read = names.into_iter().map(|name| {
         let path = ["queues", name.as_str()];
-        let queue = Queue { tools: r.list(&path, "tools"), profile: r.optional_text(&path, "profile") };
-        (name, queue)
+        let profile = r.optional_text(&path, "profile");
+        if let Some(chosen) = profile.as_deref().filter(|chosen| !known.contains(chosen)) {
+            let what = match knobs::closest_word(chosen, known.iter().copied()) {
+                Some(meant) => format!("there is no such profile: did you mean {meant}?"),
+                None => format!("there is no such profile; there are {}", known.join(", ")),
+            };
+            r.problem(&path, "profile", what);
+        }
+        let tools = r.list(&path, "tools");
+        (name, Queue { tools, profile })
     });
     Queues(read.collect())
 }

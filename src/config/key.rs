@@ -46,9 +46,14 @@ pub enum KeyPlace {
     /// A variable, read once: a process's environment does not change.
     Variable {
         /// Its name.
-        name: &'static str,
+        name: String,
         /// Its value.
         secret: SecretString,
+    },
+    /// A variable that a profile names and that is not set.
+    Unset {
+        /// Its name.
+        name: String,
     },
     /// A file, read whenever the key is asked for.
     File {
@@ -74,9 +79,9 @@ impl KeySource {
         let place = self.describe();
         let fail = |why: String| KeyError { place: place.clone(), why };
         let (text, bearer) = match &self.place {
-            KeyPlace::Nowhere => return Ok(None),
+            KeyPlace::Nowhere | KeyPlace::Unset { .. } => return Ok(None),
             KeyPlace::Variable { name, secret } => {
-                (secret.expose_secret().to_owned(), *name == "ANTHROPIC_AUTH_TOKEN")
+                (secret.expose_secret().to_owned(), name == "ANTHROPIC_AUTH_TOKEN")
             }
             KeyPlace::File { path, .. } => {
                 let bytes = std::fs::read(path)
@@ -96,7 +101,7 @@ impl KeySource {
     pub fn file(&self) -> Option<&Path> {
         match &self.place {
             KeyPlace::File { path, .. } => Some(path),
-            KeyPlace::Nowhere | KeyPlace::Variable { .. } => None,
+            KeyPlace::Nowhere | KeyPlace::Unset { .. } | KeyPlace::Variable { .. } => None,
         }
     }
 
@@ -104,7 +109,8 @@ impl KeySource {
     pub fn describe(&self) -> String {
         match &self.place {
             KeyPlace::Nowhere => "nowhere".to_owned(),
-            KeyPlace::Variable { name, .. } => (*name).to_owned(),
+            KeyPlace::Variable { name, .. } => name.clone(),
+            KeyPlace::Unset { name } => format!("{name}, which is not set"),
             KeyPlace::File { path, origin } => format!("{} ({origin})", path.display()),
         }
     }
@@ -115,7 +121,7 @@ mod tests {
     use super::*;
 
     fn given(name: &'static str, text: &str) -> KeySource {
-        KeySource { place: KeyPlace::Variable { name, secret: text.into() }, style: None }
+        KeySource { place: KeyPlace::Variable { name: name.to_owned(), secret: text.into() }, style: None }
     }
 
     #[test]

@@ -138,8 +138,12 @@ pub(super) fn closest(section: &str, key: &str) -> Option<(&'static str, &'stati
     let candidates = knobs().iter().filter(|knob| named(knob.group()).is_none() || knob.group() == section);
     // A key of this section stands here where its part has no name.
     let here = |knob: &&Knob| knob.key == key && knob.group() == section;
+    // What a profile does not have, `[api]` has for all of them.
+    let of_api = |knob: &&Knob| knob.key == key && section == "profiles" && knob.group() == "api";
     let there = |knob: &&Knob| knob.key == key && knob.group() != section;
-    let meant = candidates.clone().find(here).or_else(|| candidates.clone().find(there)).or_else(|| {
+    let exact = [&here as &dyn Fn(&&Knob) -> bool, &of_api, &there];
+    let exact = exact.iter().find_map(|is_meant| candidates.clone().find(is_meant));
+    let meant = exact.or_else(|| {
         let name = format!("{section}.{key}");
         candidates
             .map(|knob| {

@@ -40,12 +40,15 @@ pub(super) fn name(path: &[&str], key: &str) -> String {
     format!("{}.{key}", section_name(path))
 }
 
+/// Returns `models."NAME"`, the name as TOML quotes it: it may hold anything.
+pub fn part(section: &str, name: &str) -> String {
+    format!("{section}.{}", toml::Value::from(name))
+}
+
 fn section_name(path: &[&str]) -> String {
     match path {
         [section, name, rest @ ..] if knobs::named(section).is_some() => {
-            // As TOML quotes it: a name may hold anything.
-            let name = toml::Value::from(*name).to_string();
-            [&[*section, &name], rest].concat().join(".")
+            [&[part(section, name).as_str()], rest].concat().join(".")
         }
         path => path.join("."),
     }
@@ -106,6 +109,14 @@ impl Reader {
         if let Some(entry) = noted {
             entry.value = shown;
             entry.origin = origin;
+        }
+    }
+
+    /// Notes that a setting of a profile is that of `[api]`.
+    pub(super) fn follow_api(&mut self, path: &[&str], key: &str) {
+        let of_api = self.entries.iter().find(|entry| entry.section == "api" && entry.key == key);
+        if let Some(value) = of_api.map(|entry| entry.value.clone()) {
+            self.overrule(path, key, value, format!("follows api.{key}"));
         }
     }
 

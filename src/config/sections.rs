@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use tracing_subscriber::filter::Targets;
 
 use super::DatabaseUrl;
-use super::key::KeySource;
+use super::key::{KeyPlace, KeySource, NO_KEY};
 use crate::domain::job::Policy;
 use crate::domain::model::{Said, undated};
 use crate::store::StoreSettings;
@@ -26,7 +26,7 @@ pub struct DatabaseSettings {
     pub store: StoreSettings,
 }
 
-/// `[api]`.
+/// `[api]`, or an account of `[profiles]`, which is as `[api]` but for what it sets itself.
 #[derive(Debug, Clone)]
 pub struct ApiSettings {
     /// `base_url`, without a slash at its end.
@@ -37,7 +37,7 @@ pub struct ApiSettings {
     pub key: KeySource,
     /// `headers`: names are valid and none that we set ourselves; values fit into a header.
     pub headers: Vec<(String, SecretString)>,
-    /// `profile`.
+    /// `profile`, or the name under `[profiles]`.
     pub profile: String,
     /// `connect_seconds`.
     pub connect: Duration,
@@ -64,6 +64,18 @@ impl ApiSettings {
     /// Says whether a key is needed: other servers may do without.
     pub fn needs_key(&self) -> bool {
         self.base_url == Self::ANTHROPIC
+    }
+
+    /// Says why there is no key, where there should be one.
+    pub fn no_key(&self) -> Option<String> {
+        match &self.key.place {
+            KeyPlace::Nowhere if self.needs_key() => Some(NO_KEY.to_owned()),
+            KeyPlace::Unset { name } => Some(format!(
+                "there is no API key: set {name}, which key_env names, or put the key into a file and name that \
+                 file in key_file"
+            )),
+            KeyPlace::Nowhere | KeyPlace::Variable { .. } | KeyPlace::File { .. } => None,
+        }
     }
 
     /// Says whether the key would go over the network in the clear.
@@ -179,6 +191,10 @@ pub struct Queue {
     /// `profile`: the account that its jobs are asked with; `None`: the default one.
     pub profile: Option<String>,
 }
+
+/// `[profiles."NAME"]`: accounts beside that of `[api]`.
+#[derive(Debug, Clone, Default)]
+pub struct Profiles(pub BTreeMap<String, ApiSettings>);
 
 /// The queues that something is set for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::StoreError;
+use super::{AccountRow, StoreError};
 use crate::domain::job::JobId;
 use crate::domain::outcome::Usage;
 
@@ -292,10 +292,12 @@ pub enum Listed {
 /// Jobs that a gate may hold back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Behind {
-    /// All.
-    Everything,
-    /// Those that are asked of this model.
+    /// Those that are asked with this key, as `gates.scope` names it; all, where no daemon ever said which.
+    Key(String),
+    /// Those that are asked of this model with this profile; whatever the profile, where no daemon ever said.
     Model {
+        /// Which account.
+        profile: String,
         /// Which.
         model: String,
         /// The model of a job that names none, and whose queue names none, where no daemon says so.
@@ -499,6 +501,9 @@ pub trait Desk: Send + Sync {
 
     /// Returns gates, by scope.
     async fn gate_lines(&self, which: Listed) -> Result<Vec<GateLine>, StoreError>;
+
+    /// Returns with which account each queue's jobs are asked, by queue; none where no daemon ever said.
+    async fn account_rows(&self) -> Result<Vec<AccountRow>, StoreError>;
 
     /// Counts pending jobs that a gate may hold back, at most `limit`.
     async fn jobs_behind(&self, gate: &Behind, limit: i64) -> Result<i64, StoreError>;

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::{Blocked, Rooms, Wanted};
+use super::{Blocked, LaneAsked, Rooms, Wanted};
 
 /// Streams, and lanes in a stream, that one scan looks at. What lies beyond comes with the next scan.
 pub(crate) const LANES_MAX: usize = 64;
@@ -195,17 +195,17 @@ impl Lanes {
             let shares: Vec<usize> = tier
                 .iter()
                 .map(|&at| {
-                    let (model, batch) = effective(&self.all[at], wanted);
-                    (rooms.left(model, &batch).min(slots) / tier.len()).max(1)
+                    let room = rooms.left(&asked(&self.all[at], wanted));
+                    (room.min(slots) / tier.len()).max(1)
                 })
                 .collect();
             let start = self.turn % tier.len();
             for place in (start..tier.len()).chain(0..start) {
                 let at = tier[place];
-                let (model, batch) = effective(&self.all[at], wanted);
-                let room = rooms.left(model, &batch);
+                let lane = asked(&self.all[at], wanted);
+                let room = rooms.left(&lane);
                 let jobs = shares[place].min(room).min(left[at]).min(slots);
-                rooms.take(model, &batch, jobs);
+                rooms.take(&lane, jobs);
                 left[at] = if jobs == room { 0 } else { left[at] - jobs };
                 if jobs == 0 {
                     continue;
@@ -219,7 +219,7 @@ impl Lanes {
                 self.turn = place + 1;
             }
         }
-        let probed = |lane: usize| rooms.models.contains_key(effective_model(&self.all[lane], wanted));
+        let probed = |lane: usize| rooms.is_probed(&asked(&self.all[lane], wanted));
         let take = |lane| {
             let jobs = given[lane];
             Take { lane, jobs, among: if probed(lane) { jobs.max(PROBE_AMONG) } else { jobs } }
@@ -258,22 +258,23 @@ impl Lanes {
     }
 }
 
-/// Returns the model that a lane's jobs ask, and their (queue, batch): what rooms go by.
-fn effective<'a>(lane: &'a Lane, wanted: &'a Wanted) -> (&'a str, (String, String)) {
-    (effective_model(lane, wanted), (lane.queue.clone(), lane.batch.clone()))
-}
-
-/// Returns the model that a lane's jobs ask: their own, else the queue's, else the default.
-pub(crate) fn effective_model<'a>(lane: &'a Lane, wanted: &'a Wanted) -> &'a str {
-    if lane.model.is_empty() {
-        lane.queue_model.as_deref().unwrap_or(&wanted.default_model)
+/// Returns what a lane's jobs ask for. Their model is their own, else the queue's, else the default.
+fn asked(lane: &Lane, wanted: &Wanted) -> LaneAsked {
+    let model = if lane.model.is_empty() {
+        lane.queue_model.as_ref().unwrap_or(&wanted.default_model)
     } else {
         &lane.model
+    };
+    LaneAsked {
+        model: (wanted.profile(&lane.queue).to_owned(), model.clone()),
+        batch: (lane.queue.clone(), lane.batch.clone()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::domain::job::WorkerId;
 
@@ -285,6 +286,7 @@ mod tests {
             suspect: true,
             queues: Vec::new(),
             default_model: "m".to_owned(),
+            profiles: BTreeMap::new(),
             blocked: Blocked::default(),
             rooms: Rooms::default(),
         }
@@ -344,7 +346,7 @@ mod tests {
     #[test]
     fn a_probed_model_gives_one_job_over_all_its_lanes() {
         let mut wanted = wanted();
-        wanted.rooms.models.insert("m".to_owned(), 1);
+        wanted.rooms.models.insert((String::new(), "m".to_owned()), 1);
         let mut lanes = Lanes::default();
         lanes.learn(scan(vec![lane("q", "", 0, "a", 9), lane("r", "m", 0, "b", 9)]), &wanted);
         let jobs: usize = dealt(&mut lanes, 8, &wanted).iter().map(|(.., jobs)| jobs).sum();
@@ -365,13 +367,13 @@ mod tests {
     #[test]
     fn lanes_that_share_a_room_share_it_evenly_and_a_single_place_goes_round() {
         let mut wanted = wanted();
-        wanted.rooms.models.insert("m".to_owned(), 4);
+        wanted.rooms.models.insert((String::new(), "m".to_owned()), 4);
         let mut lanes = Lanes::default();
         lanes.learn(scan(vec![lane("q", "", 0, "a", 9), lane("r", "", 0, "b", 9)]), &wanted);
         let mut shares = dealt(&mut lanes, 8, &wanted);
         shares.sort();
         assert_eq!(shares, [("a".to_owned(), 0, 2), ("b".to_owned(), 0, 2)]);
-        wanted.rooms.models.insert("m".to_owned(), 1);
+        wanted.rooms.models.insert((String::new(), "m".to_owned()), 1);
         let turns: Vec<String> = (0..4).map(|_| dealt(&mut lanes, 8, &wanted).remove(0).0).collect();
         assert_eq!(turns, ["a", "b", "a", "b"]);
     }

@@ -31,7 +31,8 @@ use super::held::Held;
 use super::lanes::Lanes;
 use super::migrations::Meta;
 use super::{
-    Backlog, GateRow, Me, Migrate, Peer, Rescued, Store, StoreError, StoreSettings, Wanted, Written, op, row,
+    AccountRow, Backlog, GateRow, Me, Migrate, Peer, Rescued, Store, StoreError, StoreSettings, Wanted,
+    Written, op, row,
 };
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
@@ -323,6 +324,10 @@ impl Store for PostgresStore {
 
     async fn set_gate(&self, row: &GateRow) -> Result<Option<i64>, StoreError> {
         self.run(row.clone(), |conn, row| Box::pin(gates::set(conn, row))).await
+    }
+
+    async fn set_accounts(&self, accounts: &[AccountRow]) -> Result<(), StoreError> {
+        self.run(accounts.to_vec(), |conn, rows| Box::pin(gates::set_accounts(conn, rows))).await
     }
 
     async fn count_refusal(&self, scope: &str, word: &str) -> Result<u32, StoreError> {

@@ -96,7 +96,7 @@ GRANT UPDATE (id) ON {schema}.jobs TO {worker};
 GRANT UPDATE ON {schema}.job_state TO {worker};
 GRANT INSERT, UPDATE ON {schema}.results, {schema}.tool_calls, {schema}.queues TO {worker};
 GRANT INSERT, UPDATE, DELETE
-   ON {schema}.calls, {schema}.checkpoints, {schema}.gates, {schema}.rates, {schema}.workers TO {worker};
+   ON {schema}.calls, {schema}.checkpoints, {schema}.gates, {schema}.rates, {schema}.accounts, {schema}.workers TO {worker};
 
 -- Counts where a pooler drops what a connection sets for itself, and only for a role that logs in itself:
 -- do the same for a role of yours that a daemon logs in with.

@@ -3,7 +3,7 @@
 //! Batches travel as one JSON array, which both take apart into rows; the field names are the
 //! columns' names. Times travel as milliseconds ago: the database's clock turns them into times.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -390,6 +390,11 @@ pub(crate) fn ids(ids: &[i64]) -> String {
 /// Returns names, or pairs of names, as a JSON array.
 pub(crate) fn texts<T: Serialize>(names: &[T]) -> String {
     json(&names)
+}
+
+/// Returns names by names as a JSON object.
+pub(crate) fn names(names: &BTreeMap<String, String>) -> String {
+    json(names)
 }
 
 /// Returns the ids as jobs.

@@ -42,7 +42,8 @@ use tokio::time::Instant;
 use super::held::Held;
 use super::lanes::Lanes;
 use super::{
-    Backlog, GateRow, Me, Migrate, Peer, Rescued, Store, StoreError, StoreSettings, Wanted, Written, op, row,
+    AccountRow, Backlog, GateRow, Me, Migrate, Peer, Rescued, Store, StoreError, StoreSettings, Wanted,
+    Written, op, row,
 };
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
@@ -379,6 +380,10 @@ impl Store for SqliteStore {
 
     async fn set_gate(&self, row: &GateRow) -> Result<Option<i64>, StoreError> {
         self.write(row.clone(), |conn, row| Box::pin(gates::set(conn, row))).await
+    }
+
+    async fn set_accounts(&self, accounts: &[AccountRow]) -> Result<(), StoreError> {
+        self.write(accounts.to_vec(), |conn, rows| Box::pin(gates::set_accounts(conn, rows))).await
     }
 
     async fn count_refusal(&self, scope: &str, word: &str) -> Result<u32, StoreError> {

@@ -149,7 +149,7 @@ pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
             Err(ended) => return ended,
         };
         let probe = permit.is_probe();
-        let key = mill.claude.fingerprint();
+        let key = mill.claude(talk.job()).fingerprint();
         seq += 1;
         if talk.is_resumable() {
             rein.notes.begin(seq, &request, Instant::now());
@@ -161,7 +161,7 @@ pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
         };
         *rein.under_way() = Some(unheard(&request, seq, probe, Instant::now()));
         failpoint!("ask.before", lease.job);
-        let exchange = mill.claude.ask(&request, listener).await;
+        let exchange = mill.claude(talk.job()).ask(&request, listener).await;
         failpoint!("ask.ended", lease.job);
         let mut call = ledger_row(&request, &exchange, seq, probe);
         *rein.under_way() = None;
@@ -169,7 +169,7 @@ pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
         log_call(lease, &request, &exchange);
         talk.count(call.usage, call.request_id.as_deref(), call.sent);
         if let Some(limits) = &exchange.limits {
-            mill.gates.learn(&talk.job().model, limits, Instant::now());
+            mill.gates.learn(talk.job(), limits, Instant::now());
         }
         match exchange.end {
             Ok(()) => {
@@ -221,7 +221,7 @@ fn window_to_measure(talk: &Talk, request: &Request) -> Option<i64> {
 
 /// Has the input counted. Where nobody can say, the API is to say whether it fits.
 async fn measure(mill: &Mill, talk: &mut Talk, request: &Request, window: i64, rein: &Rein) {
-    match mill.counting.count(&*mill.claude, request, &rein.token).await {
+    match mill.counting.count(mill.claude(talk.job()), request, &rein.token).await {
         Counted::Tokens(tokens) => talk.measured(tokens, window),
         Counted::Stopped => talk.unmeasured(),
         Counted::Unknown { reason, .. } => {
@@ -291,7 +291,7 @@ async fn judge(
     tally: Tally,
     key: &str,
 ) -> Disposition {
-    if *class == Class::Suspect && key_is_another(mill, key) {
+    if *class == Class::Suspect && key_is_another(mill, job, key) {
         let reason = format!("{}, and the key is another one now", retry::reason(failure));
         return Disposition::Back { delay: None, tally, reason };
     }
@@ -320,18 +320,18 @@ async fn judge(
     );
     match decision.news {
         News::Nothing => {}
-        News::KeyBlocked(rest) => mill.gates.block_key(&reason, rest, now),
+        News::KeyBlocked(rest) => mill.gates.block_key(permit.key(), &reason, rest, now),
         News::ModelMissing => {
             let why =
                 format!("the API does not know model {}: correct defaults.model, or the queue's", job.model);
-            mill.gates.hold_model(&job.model, &why, now);
+            mill.gates.hold_model(job, &why, now);
         }
         News::Refused => {
             if let Failure::Api(error) = failure {
                 mill.gates.refused(&*mill.store, &permit, &retry::signature(error)).await;
             }
             if *class == Class::Model {
-                mill.gates.remember_missing(&job.model, retry::fault(failure), now);
+                mill.gates.remember_missing(job, retry::fault(failure), now);
             }
         }
     }
@@ -339,21 +339,17 @@ async fn judge(
 }
 
 /// Whether the key changed since a call was sent with `key`, be it that its file is read again now.
-fn key_is_another(mill: &Mill, key: &str) -> bool {
-    if mill.claude.fingerprint() != key {
-        return true;
+fn key_is_another(mill: &Mill, job: &Job, key: &str) -> bool {
+    if mill.claude(job).fingerprint() == key {
+        mill.reload_keys();
     }
-    let changed = mill.claude.reload_key();
-    if changed {
-        mill.gates.new_key(mill.claude.fingerprint());
-    }
-    changed
+    mill.claude(job).fingerprint() != key
 }
 
 /// Whether a 401, 402 or 403 is the key's fault: the API is asked for free; a job that a good key
 /// does not help is at fault itself, until several are.
 async fn key_is_refused(mill: &Mill, job: &Job) -> bool {
-    match mill.claude.check().await {
+    match mill.claude(job).check().await {
         Err(Failure::Api(error)) if matches!(error.status, 401..=403) => true,
         _ => mill.gates.suspect(job),
     }

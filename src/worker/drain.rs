@@ -25,7 +25,6 @@ impl Drain {
         if !self.looked.is_due(LOOK_EVERY) {
             return None;
         }
-        let held = mill.gates.held();
         let wanted = Wanted {
             worker: mill.worker(),
             slots: 0,
@@ -33,7 +32,8 @@ impl Drain {
             suspect: false,
             queues: mill.settings.queues.clone(),
             default_model: mill.me.default_model.clone(),
-            blocked: held.clone().unwrap_or_default(),
+            profiles: mill.profiles.words(),
+            blocked: mill.gates.held(),
             rooms: Rooms::default(),
         };
         let left = match mill.store.backlog(&wanted, self.horizon).await {
@@ -45,9 +45,6 @@ impl Drain {
         };
         if left.running > 0 {
             return None;
-        }
-        if held.is_none() && left.pending + left.soon > 0 {
-            return Some(End::Blocked(left));
         }
         if left.pending + left.soon > 0 {
             return None;

@@ -1,5 +1,5 @@
-//! Whether a call may be made: gates for the key, for each model and for batches that the API
-//! refuses, kept in this process and shared with all daemons through the table `gates`.
+//! Whether a call may be made: gates for each key, for each profile's models and for batches that the
+//! API refuses, kept in this process and shared with all daemons through the table `gates`.
 //!
 //! The copy here decides, but for probes: who may probe is decided in the table, by compare-and-set.
 //! [`Gates::sync`] takes over what others changed and writes what changed here. Nothing here waits for
@@ -18,15 +18,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::profiles::{ProfileId, Profiles};
 use crate::domain::breaker::{Breaker, BreakerSettings, Health};
 use crate::domain::gate::{Admission, Gate, State};
 use crate::domain::job::{Job, Lease};
 use crate::domain::outcome::{Fault, Usage};
 use crate::domain::pace::Spent;
-use crate::store::{Blocked, ClassOf, Rooms, Store};
+use crate::store::{Blocked, Rated, Rooms, Store};
 
 pub use pace::PaceSettings;
-use pace::{Paced, Paces};
+use pace::{Paced, Paces, Tier};
 pub use scope::Lane;
 use scope::Scope;
 use trust::Trust;
@@ -47,9 +48,10 @@ pub(super) const REMEMBERED: usize = 4096;
 
 /// All gates of this process.
 pub struct Gates {
-    profile: String,
+    /// The profiles' names.
+    names: Profiles<String>,
     settings: BreakerSettings,
-    class_of: ClassOf,
+    classes: Arc<PaceSettings>,
     inner: Mutex<Inner>,
     /// Something changed that the others should know at once.
     changed: Notify,
@@ -62,16 +64,14 @@ pub struct Gates {
 }
 
 struct Inner {
-    fingerprint: String,
-    key: Gate,
-    models: HashMap<String, Breaker>,
+    accounts: Profiles<Account>,
+    /// The keys in use. Profiles that have the same key share its gate, its suspects and its paces.
+    keys: HashMap<String, Key>,
     paces: Paces,
     /// Batches that do not flow.
     batches: HashMap<Lane, Gate>,
     /// How far each labelled batch is trusted.
     trust: HashMap<Lane, Trust>,
-    missing: HashMap<String, (Instant, Fault)>,
-    suspects: HashSet<String>,
     /// Generations as they were last read or written.
     seen: HashMap<String, i64>,
     /// Batches whose row counts refusals.
@@ -80,9 +80,25 @@ struct Inner {
     changed: HashSet<Scope>,
 }
 
+/// What is known of one profile.
+struct Account {
+    key: String,
+    models: HashMap<String, Breaker>,
+    missing: HashMap<String, (Instant, Fault)>,
+}
+
+/// What is known of one key.
+#[derive(Default)]
+struct Key {
+    gate: Gate,
+    suspects: HashSet<String>,
+}
+
 /// The right to make one call. Dropped without a report, its probes are given back.
 pub struct Permit<'a> {
     gates: &'a Gates,
+    profile: ProfileId,
+    key: String,
     model: String,
     lane: Lane,
     probes: Vec<(Scope, u64)>,
@@ -104,7 +120,7 @@ pub enum Refusal {
 /// What claims may take now.
 #[derive(Clone)]
 pub struct Open {
-    /// At most so many jobs; none where the key is blocked.
+    /// At most so many jobs; none where every key is blocked.
     pub slots: usize,
     /// Nothing of these lanes.
     pub blocked: Blocked,
@@ -113,27 +129,28 @@ pub struct Open {
 }
 
 impl Gates {
-    /// Returns gates that all flow.
-    pub fn new(settings: BreakerSettings, pace: PaceSettings, profile: &str, fingerprint: String) -> Self {
-        let named = pace.clone();
-        let class_of: ClassOf = Arc::new(move |model| named.class(model));
-        let inner = Inner {
-            fingerprint,
-            key: Gate::default(),
+    /// Returns gates that all flow, of these profiles: each a name and a key.
+    pub fn new(settings: BreakerSettings, pace: PaceSettings, profiles: &Profiles<(String, String)>) -> Self {
+        let account = |(_, key): &(String, String)| Account {
+            key: key.clone(),
             models: HashMap::new(),
-            paces: Paces::new(pace),
+            missing: HashMap::new(),
+        };
+        let classes = Arc::new(pace);
+        let inner = Inner {
+            accounts: profiles.map(account),
+            keys: profiles.iter().map(|(_, (_, key))| (key.clone(), Key::default())).collect(),
+            paces: Paces::new(Arc::clone(&classes)),
             batches: HashMap::new(),
             trust: HashMap::new(),
-            missing: HashMap::new(),
-            suspects: HashSet::new(),
             seen: HashMap::new(),
             counted: HashSet::new(),
             changed: HashSet::new(),
         };
         Self {
-            profile: profile.to_owned(),
+            names: profiles.map(|(name, _)| name.clone()),
             settings,
-            class_of,
+            classes,
             inner: Mutex::new(inner),
             changed: Notify::new(),
             opened: Notify::new(),
@@ -169,14 +186,25 @@ impl Gates {
             batch: Some(trust::FIRST),
             class: Some(1),
             classes: inner.paces.rooms(now),
-            class_of: Some(Arc::clone(&self.class_of)),
+            rated: Some(self.rated(&inner)),
             ..Rooms::default()
         };
-        for (model, breaker) in &inner.models {
-            match breaker.gate().peek(now) {
-                Admission::Flow => {}
-                Admission::Probe => drop(rooms.models.insert(model.clone(), 1)),
-                Admission::Blocked => blocked.models.push(model.clone()),
+        for (key, known) in &inner.keys {
+            if known.gate.peek(now) == Admission::Probe {
+                rooms.keys.insert(key.clone(), 1);
+            }
+        }
+        for (id, account) in inner.accounts.iter() {
+            if inner.keys[&account.key].gate.peek(now) == Admission::Blocked {
+                blocked.profiles.push(id.word());
+                continue;
+            }
+            for (model, breaker) in &account.models {
+                match breaker.gate().peek(now) {
+                    Admission::Flow => {}
+                    Admission::Probe => drop(rooms.models.insert((id.word(), model.clone()), 1)),
+                    Admission::Blocked => blocked.models.push((id.word(), model.clone())),
+                }
             }
         }
         for (lane, trust) in &inner.trust {
@@ -190,33 +218,52 @@ impl Gates {
                 Admission::Blocked => blocked.batches.push(lane.pair()),
             }
         }
-        let slots = match inner.key.peek(now) {
-            Admission::Flow => usize::MAX,
-            Admission::Probe => 1,
-            Admission::Blocked => 0,
-        };
-        Open { slots, blocked, rooms }
+        let all_blocked = blocked.profiles.len() == inner.accounts.iter().count();
+        Open { slots: if all_blocked { 0 } else { usize::MAX }, blocked, rooms }
+    }
+
+    /// With which key a profile's calls are made, and which class a model has, as it is now.
+    fn rated(&self, inner: &Inner) -> Rated {
+        let keys: HashMap<String, String> =
+            inner.accounts.iter().map(|(id, account)| (id.word(), account.key.clone())).collect();
+        let classes = Arc::clone(&self.classes);
+        Arc::new(move |profile, model| (keys.get(profile).cloned().unwrap_or_default(), classes.class(model)))
+    }
+
+    /// With which profile the jobs of a queue are asked.
+    fn whose(&self, queue: &str) -> ProfileId {
+        self.names.of(queue)
+    }
+
+    /// The budget that a call to a model takes from, with the key of a queue's profile.
+    fn tier(&self, inner: &Inner, queue: &str, model: &str) -> Tier {
+        (inner.accounts[self.whose(queue)].key.clone(), self.classes.class(model))
     }
 
     /// Whether nothing is blocked that may open by itself at any moment.
     pub fn all_flow(&self) -> bool {
         let inner = self.lock();
-        inner.key.state() == State::Flowing
+        let models = inner.accounts.iter().flat_map(|(_, account)| account.models.values());
+        inner.keys.values().all(|key| key.gate.state() == State::Flowing)
             && inner.batches.is_empty()
             && !inner.paces.is_paused()
-            && inner.models.values().all(|breaker| breaker.gate().state() == State::Flowing)
+            && models.map(Breaker::gate).all(|gate| gate.state() == State::Flowing)
     }
 
-    /// The lanes that only a person or a date opens, for a drain: `None` where it is the key.
-    pub fn held(&self) -> Option<Blocked> {
+    /// The lanes that only a person or a date opens, for a drain: a key that does not flow is such a one.
+    pub fn held(&self) -> Blocked {
         let inner = self.lock();
-        let models = inner.models.iter().filter(|(_, breaker)| breaker.gate().is_held());
+        let mut held = Blocked::default();
+        for (id, account) in inner.accounts.iter() {
+            if inner.keys[&account.key].gate.state() != State::Flowing {
+                held.profiles.push(id.word());
+            }
+            let models = account.models.iter().filter(|(_, breaker)| breaker.gate().is_held());
+            held.models.extend(models.map(|(model, _)| (id.word(), model.clone())));
+        }
         let batches = inner.batches.iter().filter(|(_, gate)| gate.is_held());
-        let held = Blocked {
-            models: models.map(|(model, _)| model.clone()).collect(),
-            batches: batches.map(|(lane, _)| lane.pair()).collect(),
-        };
-        (inner.key.state() == State::Flowing).then_some(held)
+        held.batches.extend(batches.map(|(lane, _)| lane.pair()));
+        held
     }
 
     /// Whether the pace keeps jobs from being claimed just now: then it says nothing that none came.
@@ -227,7 +274,8 @@ impl Gates {
     /// Notes that a job of this lane was claimed, which will ask this model.
     pub fn claimed(&self, lease: Lease, lane: &Lane, model: &str, now: Instant) {
         let mut inner = self.lock();
-        inner.paces.claimed(lease, model, now);
+        let tier = self.tier(&inner, &lane.queue, model);
+        inner.paces.claimed(lease, tier, now);
         if lane.is_labelled() {
             if inner.trust.len() >= REMEMBERED {
                 inner.trust.retain(|_, trust| trust.is_in_use());
@@ -256,8 +304,12 @@ impl Gates {
         stop: &CancellationToken,
     ) -> Result<Permit<'_>, Refusal> {
         let lane = Lane::of(job);
-        let scopes = [Scope::Key, Scope::Model(job.model.clone()), Scope::Batch(lane.clone())];
-        let class = Scope::Rate((self.class_of)(&job.model));
+        let profile = self.whose(&job.queue);
+        let tier = self.tier(&self.lock(), &job.queue, &job.model);
+        let key = tier.0.clone();
+        let scopes =
+            [Scope::Key(key.clone()), Scope::Model(profile, job.model.clone()), Scope::Batch(lane.clone())];
+        let class = Scope::Rate(tier.clone());
         // Who would only wait to be refused need not wait.
         self.is_there(job, Instant::now())?;
         for scope in scopes.iter().chain([&class]) {
@@ -265,10 +317,12 @@ impl Gates {
                 return Err(Refusal::Blocked(self.reason(scope)));
             }
         }
-        let paced = self.pace(job, bytes, stop).await;
+        let paced = self.pace(job, tier, bytes, stop).await;
         self.lock().paces.waits_no_more(lease);
         let mut permit = Permit {
             gates: self,
+            profile,
+            key,
             model: job.model.clone(),
             lane,
             probes: Vec::new(),
@@ -291,14 +345,14 @@ impl Gates {
 
     /// Refuses a job that names a model which was not there a moment ago.
     fn is_there(&self, job: &Job, now: Instant) -> Result<(), Refusal> {
-        let mut inner = self.lock();
+        let missing = &mut self.lock().accounts[self.whose(&job.queue)].missing;
         if job.model_named
-            && let Some((since, fault)) = inner.missing.get(&job.model)
+            && let Some((since, fault)) = missing.get(&job.model)
         {
             if now.saturating_duration_since(*since) < MISSING_FOR {
                 return Err(Refusal::Missing(fault.clone()));
             }
-            inner.missing.remove(&job.model);
+            missing.remove(&job.model);
         }
         Ok(())
     }
@@ -306,11 +360,12 @@ impl Gates {
     fn peek(&self, scope: &Scope, now: Instant) -> Admission {
         let mut inner = self.lock();
         match scope {
-            Scope::Key => inner.key.peek(now),
-            Scope::Model(model) => inner.model(model, self.settings, now).gate().peek(now),
+            // A key that is not in use any more is nobody's hindrance: its calls are refused, and asked again.
+            Scope::Key(key) => inner.keys.get(key).map_or(Admission::Flow, |key| key.gate.peek(now)),
+            Scope::Model(profile, model) => inner.model(*profile, model, self.settings, now).gate().peek(now),
             Scope::Batch(lane) => inner.batches.get(lane).map_or(Admission::Flow, |gate| gate.peek(now)),
             // Many may go when a pause is over: it is never probed.
-            Scope::Rate(class) if inner.paces.row(class, now).is_some() => Admission::Blocked,
+            Scope::Rate(tier) if inner.paces.row(tier, now).is_some() => Admission::Blocked,
             Scope::Rate(_) => Admission::Flow,
         }
     }
@@ -318,28 +373,41 @@ impl Gates {
     fn reason(&self, scope: &Scope) -> String {
         let inner = self.lock();
         let reason = match scope {
-            Scope::Rate(class) => inner.paces.row(class, Instant::now()).map(|(reason, _)| reason),
+            Scope::Rate(tier) => inner.paces.row(tier, Instant::now()).map(|(reason, _)| reason),
             _ => inner.gate(scope).and_then(Gate::reason).map(str::to_owned),
         };
         reason.unwrap_or_else(|| "rate limit".to_owned())
     }
 
-    /// The account may not use this key; after this rest one call asks again.
-    pub fn block_key(&self, reason: &str, rest: Duration, now: Instant) {
+    /// The account may not use this key; after this rest one call asks again. Nothing where the key is
+    /// not in use any more.
+    pub fn block_key(&self, key: &str, reason: &str, rest: Duration, now: Instant) {
         let mut inner = self.lock();
-        if inner.key.state() == State::Flowing {
-            tracing::error!(gate.reason = reason, "the key's gate blocks: {reason}");
+        let Some(known) = inner.keys.get_mut(key) else { return };
+        if known.gate.state() == State::Flowing {
+            tracing::error!(gate.key = key, gate.reason = reason, "the gate of key {key} blocks: {reason}");
         }
-        inner.key.block(reason, Some(rest), now);
-        self.tell(&mut inner, Scope::Key);
+        known.gate.block(reason, Some(rest), now);
+        self.tell(&mut inner, Scope::Key(key.to_owned()));
     }
 
-    /// The key changed: what is known of the old one does not hold for the new.
-    pub fn new_key(&self, fingerprint: String) {
+    /// A profile's key changed: what is known of the old one does not hold for the new, about which
+    /// something may be known from another profile or from the table.
+    pub fn new_key(&self, profile: ProfileId, key: String) {
         let mut inner = self.lock();
-        (inner.fingerprint, inner.key) = (fingerprint, Gate::default());
-        inner.paces = inner.paces.for_another_key();
-        inner.suspects.clear();
+        let old = std::mem::replace(&mut inner.accounts[profile].key, key.clone());
+        if !inner.accounts.iter().any(|(_, account)| account.key == old) {
+            inner.keys.remove(&old);
+            inner.paces.forget_key(&old);
+            inner.changed.retain(|scope| scope.key() != Some(&old));
+        }
+        if !inner.keys.contains_key(&key) {
+            // Its rows count as not read: nothing was taken over of a key that was not ours.
+            let (gate, rates) = (format!("key:{key}"), format!("rate:{key}/"));
+            inner.seen.retain(|scope, _| *scope != gate && !scope.starts_with(&rates));
+            inner.keys.insert(key, Key::default());
+        }
+        self.changed.notify_one();
         self.opened.notify_one();
     }
 
@@ -352,28 +420,31 @@ impl Gates {
             // Rows without a label are one batch here: a handful of them must not stop everybody.
             None => format!("queue {}", job.queue),
         };
-        inner.suspects.insert(label);
-        inner.suspects.len() >= SUSPECTS
+        let key = inner.accounts[self.whose(&job.queue)].key.clone();
+        let suspects = &mut inner.keys.entry(key).or_default().suspects;
+        suspects.insert(label);
+        suspects.len() >= SUSPECTS
     }
 
     /// The model that jobs without one get is not there: it blocks until a person acts.
-    pub fn hold_model(&self, model: &str, reason: &str, now: Instant) {
+    pub fn hold_model(&self, job: &Job, reason: &str, now: Instant) {
+        let (profile, model) = (self.whose(&job.queue), &job.model);
         let mut inner = self.lock();
-        let gate = inner.model(model, self.settings, now).gate_mut();
+        let gate = inner.model(profile, model, self.settings, now).gate_mut();
         if !gate.is_held() {
-            tracing::error!(gate.model = model, "the gate of model {model} blocks: {reason}");
+            tracing::error!(gate.model = %model, "the gate of model {model} blocks: {reason}");
         }
         gate.block(reason, None, now);
-        self.tell(&mut inner, Scope::Model(model.to_owned()));
+        self.tell(&mut inner, Scope::Model(profile, model.clone()));
     }
 
     /// A model that a job names is not there: jobs that name it end without a call for a while.
-    pub fn remember_missing(&self, model: &str, fault: Fault, now: Instant) {
-        let mut inner = self.lock();
-        if inner.missing.len() >= REMEMBERED {
-            inner.missing.retain(|_, (since, _)| now.saturating_duration_since(*since) < MISSING_FOR);
+    pub fn remember_missing(&self, job: &Job, fault: Fault, now: Instant) {
+        let missing = &mut self.lock().accounts[self.whose(&job.queue)].missing;
+        if missing.len() >= REMEMBERED {
+            missing.retain(|_, (since, _)| now.saturating_duration_since(*since) < MISSING_FOR);
         }
-        inner.missing.insert(model.to_owned(), (now, fault));
+        missing.insert(job.model.clone(), (now, fault));
     }
 
     /// The API refused a job for its own fault. The same again and again, over all daemons, stops a
@@ -389,6 +460,14 @@ impl Gates {
             }
         };
         let now = Instant::now();
+        // Nobody counts behind a gate that does not flow: what another daemon wrote is to be known before the
+        // next job of this batch is claimed.
+        if same == 0
+            && !self.is_vouched(&permit.lane)
+            && let Err(err) = self.sync(store, now).await
+        {
+            tracing::debug!(error = %err, "failed to read the gates");
+        }
         let mut inner = self.lock();
         if same > 0 {
             inner.counted.insert(permit.lane.clone());
@@ -409,6 +488,11 @@ impl Gates {
         }
     }
 
+    /// Whether a batch is trusted without end, be it that a person lets it fail.
+    fn is_vouched(&self, lane: &Lane) -> bool {
+        self.lock().trust.get(lane).is_some_and(|trust| trust.room().is_none())
+    }
+
     fn tell(&self, inner: &mut Inner, scope: Scope) {
         inner.changed.insert(scope);
         self.changed.notify_one();
@@ -416,8 +500,8 @@ impl Gates {
 
     fn reported(&self, permit: &Permit<'_>, health: Health, reason: &str, now: Instant, dice: f64) -> bool {
         let mut inner = self.lock();
-        let scope = Scope::Model(permit.model.clone());
-        let breaker = inner.model(&permit.model, self.settings, now);
+        let scope = Scope::Model(permit.profile, permit.model.clone());
+        let breaker = inner.model(permit.profile, &permit.model, self.settings, now);
         let before = breaker.gate().state();
         breaker.report(health, reason, permit.probe(&scope), now, dice);
         let after = breaker.gate().state();
@@ -444,17 +528,24 @@ impl Gates {
 }
 
 impl Inner {
-    fn model(&mut self, model: &str, settings: BreakerSettings, now: Instant) -> &mut Breaker {
-        if self.models.len() >= REMEMBERED {
-            self.models.retain(|_, breaker| !breaker.is_idle(now));
+    fn model(
+        &mut self,
+        profile: ProfileId,
+        model: &str,
+        settings: BreakerSettings,
+        now: Instant,
+    ) -> &mut Breaker {
+        let models = &mut self.accounts[profile].models;
+        if models.len() >= REMEMBERED {
+            models.retain(|_, breaker| !breaker.is_idle(now));
         }
-        self.models.entry(model.to_owned()).or_insert_with(|| Breaker::new(settings, now))
+        models.entry(model.to_owned()).or_insert_with(|| Breaker::new(settings, now))
     }
 
     fn gate(&self, scope: &Scope) -> Option<&Gate> {
         match scope {
-            Scope::Key => Some(&self.key),
-            Scope::Model(model) => self.models.get(model).map(Breaker::gate),
+            Scope::Key(key) => self.keys.get(key).map(|key| &key.gate),
+            Scope::Model(profile, model) => self.accounts[*profile].models.get(model).map(Breaker::gate),
             Scope::Batch(lane) => self.batches.get(lane),
             Scope::Rate(_) => None,
         }
@@ -462,8 +553,10 @@ impl Inner {
 
     fn gate_mut(&mut self, scope: &Scope) -> Option<&mut Gate> {
         match scope {
-            Scope::Key => Some(&mut self.key),
-            Scope::Model(model) => self.models.get_mut(model).map(Breaker::gate_mut),
+            Scope::Key(key) => self.keys.get_mut(key).map(|key| &mut key.gate),
+            Scope::Model(profile, model) => {
+                self.accounts[*profile].models.get_mut(model).map(Breaker::gate_mut)
+            }
             Scope::Batch(lane) => self.batches.get_mut(lane),
             Scope::Rate(_) => None,
         }
@@ -474,6 +567,11 @@ impl Permit<'_> {
     /// Whether this call is a probe.
     pub fn is_probe(&self) -> bool {
         !self.probes.is_empty()
+    }
+
+    /// Names the key that the call is made with, as its gate is named.
+    pub fn key(&self) -> &str {
+        &self.key
     }
 
     fn probe(&self, scope: &Scope) -> Option<u64> {
@@ -488,7 +586,9 @@ impl Permit<'_> {
         self.gates.reported(self, Health::Well, "", now, 0.0);
         let mut inner = self.gates.lock();
         self.pace_content(&mut inner, now);
-        inner.suspects.clear();
+        if let Some(key) = inner.keys.get_mut(&self.key) {
+            key.suspects.clear();
+        }
         if let Some(trust) = inner.trust.get_mut(&self.lane)
             && trust.clean()
         {
@@ -497,10 +597,13 @@ impl Permit<'_> {
         if inner.counted.remove(&self.lane) {
             self.gates.tell(&mut inner, Scope::Batch(self.lane.clone()));
         }
-        if self.probe(&Scope::Key).is_some_and(|number| inner.key.awaits(Some(number))) {
-            inner.key.flow();
-            tracing::info!("the key's gate flows again");
-            self.gates.tell(&mut inner, Scope::Key);
+        let scope = Scope::Key(self.key.clone());
+        if let (Some(number), Some(gate)) = (self.probe(&scope), inner.gate_mut(&scope))
+            && gate.awaits(Some(number))
+        {
+            gate.flow();
+            tracing::info!(gate.key = %self.key, "the gate of key {} flows again", self.key);
+            self.gates.tell(&mut inner, scope);
             self.gates.opened.notify_one();
         }
         let scope = Scope::Batch(self.lane.clone());

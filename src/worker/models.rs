@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Mill;
 use super::gate::Refusal;
+use super::profiles::ProfileId;
 use crate::domain::job::{Defaults, Job};
 use crate::domain::model::Catalogue;
 use crate::domain::outcome::{Failure, Fault};
@@ -89,7 +90,9 @@ impl Mill {
     /// Refuses to ask a model that the API has retired. A job that names it is at fault itself; where
     /// it is the queue's or the default, no job is, and the model's gate blocks.
     pub fn is_not_retired(&self, job: &Job, now: Instant) -> Result<(), Refusal> {
-        let Some(retired) = self.models.known().catalogue.retired(&job.model) else {
+        let listed = self.profiles[self.profiles.of(&job.queue)].place.is_empty();
+        let retired = self.models.known().catalogue.retired(&job.model).filter(|_| listed);
+        let Some(retired) = retired else {
             self.uses_model(&job.model);
             return Ok(());
         };
@@ -98,7 +101,7 @@ impl Mill {
             return Err(Refusal::Retired(Fault::new("invalid_job", Some("model_retired"), why)));
         }
         let why = format!("{retired}: set defaults.model, or the queue's, to another one");
-        self.gates.hold_model(&job.model, &why, now);
+        self.gates.hold_model(job, &why, now);
         Err(Refusal::Blocked(why))
     }
 }
@@ -106,7 +109,7 @@ impl Mill {
 /// Asks the API which models there are, and takes over what it says. The failure is the key check's:
 /// that there is no such list is none.
 pub async fn learn(mill: &Mill) -> Result<(), Failure> {
-    match mill.claude.models().await {
+    match mill.profiles[ProfileId::DEFAULT].claude.models().await {
         Ok(catalogue) => take_over(mill, catalogue),
         Err(failure) if lists_none(&failure) => {
             let reason = retry::reason(&failure);

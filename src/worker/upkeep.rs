@@ -56,14 +56,11 @@ pub async fn beat(mill: Arc<Mill>, stop: CancellationToken) {
     }
 }
 
-/// Reads the key file again whenever told to (SIGHUP), until told to stop.
+/// Reads the key files again whenever told to (SIGHUP), until told to stop.
 pub async fn reload(mill: Arc<Mill>, again: Arc<Notify>, stop: CancellationToken) {
     while stop.run_until_cancelled(again.notified()).await.is_some() {
-        if mill.claude.reload_key() {
-            mill.gates.new_key(mill.claude.fingerprint());
-            tracing::info!("the key file was read again: the key is another one now");
-        } else {
-            tracing::info!("the key file was read again: the key is the same");
+        if mill.reload_keys().is_empty() {
+            tracing::info!("the key files were read again: the keys are the same");
         }
     }
 }
@@ -103,6 +100,16 @@ pub async fn share_gates(mill: Arc<Mill>, stop: CancellationToken) {
         // Passing is the ordinary end.
         drop(tokio::time::timeout(TICK, stop.run_until_cancelled(mill.gates.changed())).await);
     }
+}
+
+/// Says which profile and key each queue has, where that is not said yet.
+pub async fn tell_accounts(mill: &Mill) -> Result<(), StoreError> {
+    if mill.accounts_told.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    let told = mill.store.set_accounts(&mill.accounts()).await;
+    mill.accounts_told.fetch_and(told.is_ok(), Ordering::Relaxed);
+    told
 }
 
 /// Takes from the rate budgets that all daemons share, until told to stop; not all at the same moment.
@@ -160,6 +167,7 @@ async fn prune_gates(mill: &Mill, pruned: &mut Seldom) {
 async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers, swept: &mut Seldom) -> Result<(), StoreError> {
     drop_lost(mill).await?;
     keep_notes(mill).await?;
+    tell_accounts(mill).await?;
     // Many jobs may be due at the same time: a step a second would be the slowest part of the mill.
     for _ in 0..STEPS_MAX {
         let promoted = mill.store.promote(STEP).await?;

@@ -13,7 +13,9 @@ use async_trait::async_trait;
 use promptmill::cli;
 use promptmill::cli::config::{ConfigArgs, to_json, to_toml};
 use promptmill::cli::doctor::{DoctorArgs, Finding, InUse, KeyCheck, Outside, Verdict, examine};
-use promptmill::config::{Auth, Config, ConfigError, Flags, LogFormat, Surroundings, knobs, table};
+use promptmill::config::{
+    ApiSettings, Auth, Config, ConfigError, Flags, LogFormat, Surroundings, knobs, table,
+};
 use promptmill::domain::job::OnMaxTokens;
 use promptmill::domain::model::Said;
 use promptmill::telemetry;
@@ -269,6 +271,92 @@ fn a_queue_is_named_as_people_name_queues() {
 }
 
 #[test]
+fn a_profile_is_as_the_api_but_for_what_it_sets() {
+    let place = place()
+        .file(
+            "[api]\nversion = '2025-01-01'\nfirst_event_seconds = 7\n[api.headers]\nx-team = 'mill'\n\
+             [profiles.same]\n[profiles.own]\nkey_env = 'OTHER_KEY'\nauth = 'bearer'\n\
+             [profiles.own.headers]\nx-team = 'own'\n\
+             [profiles.far]\nbase_url = 'https://far.example/'\nversion = '2023-06-01'\n\
+             [profiles.\"a b\"]\nkey_file = 'absent'\n\
+             [queues.q]\nprofile = 'own'\n[queues.r]\nprofile = 'default'\n",
+        )
+        .var("ANTHROPIC_API_KEY", "sk-first")
+        .var("OTHER_KEY", "sk-canary")
+        .var("PROMPTMILL_PROFILES__A_B__BASE_URL", "http://127.0.0.1:9");
+    let config = place.good();
+    let names: Vec<&str> = config.accounts().map(|account| account.profile.as_str()).collect();
+    assert_eq!(names, ["default", "a b", "far", "own", "same"]);
+    let key = |name: &str| {
+        let read = config.profiles.0[name].key.read().unwrap();
+        read.map(|key| (key.secret.expose_secret().to_owned(), key.style))
+    };
+    assert_eq!(key("same"), Some(("sk-first".into(), Auth::XApiKey)));
+    assert_eq!(key("own"), Some(("sk-canary".into(), Auth::Bearer)));
+    assert_eq!(key("far"), None, "no server gets a key that was not named for it");
+    let headers = |name: &str| {
+        let headers = &config.profiles.0[name].headers;
+        headers.iter().map(|(_, value)| value.expose_secret().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (headers("same"), headers("own"), headers("far")),
+        (vec!["mill".into()], vec!["own".into()], vec![])
+    );
+    let far = &config.profiles.0["far"];
+    assert_eq!((far.base_url.as_str(), far.version.as_str()), ("https://far.example", "2023-06-01"));
+    assert_eq!(
+        (far.first_event, config.profiles.0["same"].version.as_str()),
+        (Duration::from_secs(7), "2025-01-01")
+    );
+    assert_eq!(config.profiles.0["a b"].base_url, "http://127.0.0.1:9");
+    assert_eq!(origin(&config, "profiles.\"same\".base_url"), "follows api.base_url");
+    let shown = to_toml(&config);
+    assert!(shown.contains("[profiles.\"own\"]\n# key: *** from OTHER_KEY, sent as bearer"), "{shown}");
+    assert!(!format!("{config:?} {shown} {}", to_json(&config)).contains("canary"));
+    let idle: Vec<_> =
+        config.warnings.iter().filter(|warning| warning.contains("used by no queue")).collect();
+    assert_eq!(idle.len(), 3, "{idle:?}");
+}
+
+#[test]
+fn a_profile_that_cannot_be_is_refused_and_a_key_in_it_not_told() {
+    for (text, says) in [
+        ("[profiles.bulk]\n[queues.q]\nprofile = 'bluk'", "there is no such profile: did you mean bulk?"),
+        ("[queues.q]\nprofile = 'zzzzzz'", "there is no such profile; there are default"),
+        ("[profiles.default]", "is the name of [api] itself"),
+        ("[profiles.\"a/b\"]", "must not be empty nor have a slash"),
+        ("[profiles.p]\nkey_env = 'canary-key'", "must be the name of a variable"),
+        ("[profiles.p]\nkey = 'canary'", "a key does not belong here"),
+        ("[profiles.p]\nkey_env = 'K'\nkey_file = 'f'", "stands beside key_env: set one of them"),
+        ("[profiles.p]\nbase_url = 'ftp://x'", "profiles.\"p\".base_url ("),
+        ("[profiles.p]\nheaders = 'x'", "write [profiles.\"p\".headers]"),
+        ("[profiles.p]\nconnect_seconds = 5", "did you mean api.connect_seconds?"),
+    ] {
+        let refused = place().file(text).refused();
+        assert!(refused.contains(says) && !refused.contains("canary"), "{refused} | {says}");
+    }
+    let unset = place().file("[profiles.p]\nkey_env = 'NOT_THERE'").good();
+    let why = unset.profiles.0["p"].no_key().unwrap();
+    assert!(why.contains("set NOT_THERE"), "{why}");
+}
+
+#[tokio::test]
+async fn doctor_looks_at_the_key_of_each_profile() {
+    let outside = Says { key: KeyCheck::Refused("401".into()), database: Ok("schema 1".into()) };
+    let place =
+        place().var("ANTHROPIC_API_KEY", KEY).file("[profiles.b]\n[profiles.c]\nkey_env = 'NOT_THERE'");
+    let findings = examine(&place.good(), &outside).await;
+    let keys = [Verdict::Ok, Verdict::Fail, Verdict::Ok, Verdict::Fail, Verdict::Fail];
+    assert_eq!(verdicts(&findings, "key"), keys);
+    let says: Vec<&str> = findings.iter().map(|finding| finding.says.as_str()).collect();
+    assert!(says.contains(&"profile b: 401"), "{says:?}");
+    assert!(
+        says.iter().any(|says| says.starts_with("profile c: there is no API key: set NOT_THERE")),
+        "{says:?}"
+    );
+}
+
+#[test]
 fn a_named_section_refuses_what_it_does_not_know() {
     for (place, says) in [
         (place().file("[queues.bulk]\nprofil = 'x'"), "did you mean queues.\"NAME\".profile?"),
@@ -482,7 +570,7 @@ struct Says {
 
 #[async_trait]
 impl Outside for Says {
-    async fn key(&self, _config: &Config) -> KeyCheck {
+    async fn key(&self, _config: &Config, _api: &ApiSettings) -> KeyCheck {
         self.key.clone()
     }
 

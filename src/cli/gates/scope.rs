@@ -73,10 +73,12 @@ impl Scope {
     /// The jobs that it may hold back, where that can be told.
     pub fn behind(&self, default_model: &str) -> Option<Behind> {
         match self {
-            Self::Key(_) => Some(Behind::Everything),
-            Self::Model { model, .. } => {
-                Some(Behind::Model { model: model.clone(), default_model: default_model.to_owned() })
-            }
+            Self::Key(key) => Some(Behind::Key(key.clone())),
+            Self::Model { profile, model } => Some(Behind::Model {
+                profile: profile.clone(),
+                model: model.clone(),
+                default_model: default_model.to_owned(),
+            }),
             Self::Batch { queue, batch } => {
                 Some(Behind::Batch { queue: queue.clone(), batch: batch.clone() })
             }

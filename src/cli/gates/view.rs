@@ -20,6 +20,8 @@ const WIDTH: usize = 80;
 pub struct Shown {
     pub line: GateLine,
     pub scope: Scope,
+    /// The profiles that have its key; `None`: it is not about a key, or no daemon ever said.
+    pub profiles: Option<Vec<String>>,
     pub jobs: Option<Jobs>,
 }
 
@@ -80,6 +82,17 @@ impl Shown {
         }
     }
 
+    /// What goes through it, in words.
+    fn what(&self) -> String {
+        let words = self.scope.words();
+        match self.profiles.as_deref() {
+            None => words,
+            Some([]) => format!("{words}, which no profile has now"),
+            Some([profile]) => format!("{words}, profile {profile}"),
+            Some(profiles) => format!("{words}, profiles {}", profiles.join(", ")),
+        }
+    }
+
     fn until(&self) -> Option<String> {
         // Up to the whole second: what was just blocked for 2 h is blocked for 2 h, and not 1 h 59 min.
         let left = self.line.until_ms.unwrap_or_default();
@@ -103,7 +116,7 @@ impl Shown {
     pub fn text(&self, width: Option<usize>) -> String {
         let width = width.unwrap_or(usize::MAX);
         let mut text = format!("{}  {}\n", printable(&self.line.scope), self.line.state);
-        let mut words = self.scope.words();
+        let mut words = self.what();
         if let Some(jobs) = self.jobs
             && !self.flows()
         {
@@ -136,7 +149,7 @@ impl Shown {
         let ways: serde_json::Map<String, Value> =
             self.ways().into_iter().map(|(what, command)| (what.replace(' ', "_"), command.into())).collect();
         json!({
-            "scope": self.line.scope, "what": self.scope.words(), "state": self.line.state,
+            "scope": self.line.scope, "what": self.what(), "profiles": self.profiles, "state": self.line.state,
             "reason": self.line.reason, "since": time_rfc3339(self.line.since),
             "until": self.line.until.map(time_rfc3339), "until_ms": self.line.until_ms,
             "pending": self.jobs.map(|jobs| jobs.count), "pending_more": self.jobs.map(|jobs| jobs.more),
@@ -188,7 +201,7 @@ mod tests {
             ignored: false,
         };
         let scope = Scope::parse(scope, &[]);
-        Shown { line, scope, jobs: Some(Jobs { count: JOBS_MAX, more: true }) }
+        Shown { line, scope, profiles: None, jobs: Some(Jobs { count: JOBS_MAX, more: true }) }
     }
 
     #[test]

@@ -161,6 +161,9 @@ async fn scan(conn: &mut PgConnection, wanted: &Wanted, cursor: &Cursor) -> sqlx
         at_priorities.push(*priority);
         at_batches.push(batch.as_str());
     }
+    let (queues, profiles): (Vec<&str>, Vec<&str>) =
+        wanted.profiles.iter().map(|(queue, profile)| (queue.as_str(), profile.as_str())).unzip();
+    let (shut_profiles, shut_models): (Vec<&str>, Vec<&str>) = wanted.blocked.doors().into_iter().unzip();
     let rows = sqlx::query(
         "WITH RECURSIVE hop AS (
              (SELECT queue, model FROM job_state
@@ -181,6 +184,7 @@ async fn scan(conn: &mut PgConnection, wanted: &Wanted, cursor: &Cursor) -> sqlx
          SELECT st.queue, st.model, q.model AS queue_model, q.max_running, l.priority, l.batch, l.count
            FROM stream st
            LEFT JOIN queues q ON q.name = st.queue
+           LEFT JOIN unnest($13::text[], $14::text[]) AS p(queue, profile) ON p.queue = st.queue
            LEFT JOIN LATERAL (
                 WITH RECURSIVE lane AS (
                     (SELECT top.priority, coalesce(a.batch, top.batch) AS batch
@@ -211,7 +215,9 @@ async fn scan(conn: &mut PgConnection, wanted: &Wanted, cursor: &Cursor) -> sqlx
                                LIMIT $12) pending) c) l
              ON NOT coalesce(q.paused, false)
             AND (cardinality($4::text[]) = 0 OR st.queue = ANY ($4))
-            AND NOT coalesce(nullif(st.model, ''), q.model, $5) = ANY ($6)
+            AND NOT EXISTS (SELECT FROM unnest($6::text[], $15::text[]) AS b(profile, model)
+                             WHERE b.profile = coalesce(p.profile, '')
+                               AND b.model IN ('', coalesce(nullif(st.model, ''), q.model, $5)))
           ORDER BY st.queue, st.model, l.priority DESC, l.batch DESC",
     )
     .bind(&cursor.stream.0)
@@ -219,17 +225,23 @@ async fn scan(conn: &mut PgConnection, wanted: &Wanted, cursor: &Cursor) -> sqlx
     .bind(LANES_MAX as i64)
     .bind(&wanted.queues)
     .bind(&wanted.default_model)
-    .bind(&wanted.blocked.models)
+    .bind(shut_profiles)
     .bind(&at_queues)
     .bind(&at_models)
     .bind(&at_priorities)
     .bind(&at_batches)
     .bind(lanes_max as i64)
     .bind(cap as i64)
+    .bind(queues)
+    .bind(profiles)
+    .bind(shut_models)
     .fetch_all(conn)
     .await?;
-    let mut scan = Scan { lanes_max, cap, ..Scan::default() };
-    for found in &rows {
+    scanned(&rows, Scan { lanes_max, cap, ..Scan::default() })
+}
+
+fn scanned(rows: &[PgRow], mut scan: Scan) -> sqlx::Result<Scan> {
+    for found in rows {
         scan.add(found.try_get("queue")?, found.try_get("model")?);
         if let Some(priority) = found.try_get("priority")? {
             let count: i64 = found.try_get("count")?;

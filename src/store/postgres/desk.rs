@@ -15,9 +15,9 @@ use crate::domain::outcome::Usage;
 use crate::store::desk::{Found, fields, queues_of, usage};
 use crate::store::op::said;
 use crate::store::{
-    BatchLine, Behind, CallRow, Desk, FaultLine, Flow, Freed, GateLine, Inserted, JobFilter, JobRow, Listed,
-    Moment, NewJob, OutcomeLine, QueueLine, ReasonLine, ResultFilter, ResultRow, StateCounts, StoreError,
-    Texts, ToolRow, WorkerLine, row,
+    AccountRow, BatchLine, Behind, CallRow, Desk, FaultLine, Flow, Freed, GateLine, Inserted, JobFilter,
+    JobRow, Listed, Moment, NewJob, OutcomeLine, QueueLine, ReasonLine, ResultFilter, ResultRow, StateCounts,
+    StoreError, Texts, ToolRow, WorkerLine, row,
 };
 
 /// SQLSTATE `insufficient_privilege`.
@@ -354,11 +354,21 @@ impl Desk for PostgresStore {
         rows.iter().map(line).collect::<sqlx::Result<_>>().map_err(said)
     }
 
+    async fn account_rows(&self) -> Result<Vec<AccountRow>, StoreError> {
+        let rows: Vec<(String, String, String, Option<String>)> =
+            sqlx::query_as("SELECT queue, profile, key, classes FROM accounts ORDER BY queue")
+                .fetch_all(self.pool())
+                .await
+                .map_err(said)?;
+        let account = |(queue, profile, key, classes)| AccountRow { queue, profile, key, classes };
+        Ok(rows.into_iter().map(account).collect())
+    }
+
     async fn jobs_behind(&self, gate: &Behind, limit: i64) -> Result<i64, StoreError> {
         let count = match gate {
             // Queue by queue and in the order of the index: else all that is done is read, to find out
             // that none of it is pending.
-            Behind::Everything => sqlx::query_scalar(
+            Behind::Key(key) => sqlx::query_scalar(
                 "SELECT count(*)
                    FROM (SELECT
                            FROM queues q
@@ -367,10 +377,13 @@ impl Desk for PostgresStore {
                                                WHERE s.queue = q.name AND s.state = 'pending'
                                                ORDER BY s.model, s.priority DESC
                                                LIMIT $1) s
+                          WHERE coalesce((SELECT a.key FROM accounts a WHERE a.queue = q.name),
+                                         (SELECT a.key FROM accounts a WHERE a.queue = ''), $2) = $2
                           LIMIT $1) b",
             )
-            .bind(limit),
-            Behind::Model { model, default_model } => sqlx::query_scalar(
+            .bind(limit)
+            .bind(key),
+            Behind::Model { profile, model, default_model } => sqlx::query_scalar(
                 "SELECT count(*)
                    FROM (SELECT
                            FROM (SELECT q.name, $2::text AS model
@@ -387,11 +400,14 @@ impl Desk for PostgresStore {
                                                WHERE s.queue = q.name AND s.model = q.model AND s.state = 'pending'
                                                ORDER BY s.priority DESC
                                                LIMIT $1) s
+                          WHERE coalesce((SELECT a.profile FROM accounts a WHERE a.queue = q.name),
+                                         (SELECT a.profile FROM accounts a WHERE a.queue = ''), $4) = $4
                           LIMIT $1) b",
             )
             .bind(limit)
             .bind(model)
-            .bind(default_model),
+            .bind(default_model)
+            .bind(profile),
             Behind::Batch { queue, batch } if batch.is_empty() => sqlx::query_scalar(
                 "SELECT count(*)
                    FROM (SELECT

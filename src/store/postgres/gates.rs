@@ -3,7 +3,7 @@
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 
-use crate::store::{Counters, GateRow, row};
+use crate::store::{AccountRow, Counters, GateRow, row};
 
 /// Reads all gates.
 pub(super) async fn all(conn: &mut PgConnection) -> sqlx::Result<Vec<GateRow>> {
@@ -58,6 +58,28 @@ pub(super) async fn set(conn: &mut PgConnection, gate: &GateRow) -> sqlx::Result
     .bind(gate.counters.as_ref().map(Counters::text))
     .fetch_optional(conn)
     .await
+}
+
+/// Writes which account each queue has; what is so already is not written again.
+pub(super) async fn set_accounts(conn: &mut PgConnection, accounts: &[AccountRow]) -> sqlx::Result<()> {
+    let column = |of: fn(&AccountRow) -> &str| accounts.iter().map(of).collect::<Vec<&str>>();
+    sqlx::query(
+        "WITH gone AS (
+             DELETE FROM accounts WHERE NOT queue = ANY ($1)
+         )
+         INSERT INTO accounts AS a (queue, profile, key, classes)
+         SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
+             ON CONFLICT (queue) DO UPDATE
+            SET profile = excluded.profile, key = excluded.key, classes = excluded.classes
+          WHERE (a.profile, a.key, a.classes) IS DISTINCT FROM (excluded.profile, excluded.key, excluded.classes)",
+    )
+    .bind(column(|account| &account.queue))
+    .bind(column(|account| &account.profile))
+    .bind(column(|account| &account.key))
+    .bind(accounts.iter().map(|account| account.classes.as_deref()).collect::<Vec<Option<&str>>>())
+    .execute(conn)
+    .await
+    .map(drop)
 }
 
 /// Counts one more refusal, but of a batch that a person lets fail; another word, or a gate that does

@@ -251,6 +251,9 @@ pub(super) async fn backlog(
 ) -> sqlx::Result<Backlog> {
     let (queues, batches): (Vec<&str>, Vec<&str>) =
         wanted.blocked.batches.iter().map(|(queue, batch)| (queue.as_str(), batch.as_str())).unzip();
+    let (named, profiles): (Vec<&str>, Vec<&str>) =
+        wanted.profiles.iter().map(|(queue, profile)| (queue.as_str(), profile.as_str())).unzip();
+    let (shut_profiles, shut_models): (Vec<&str>, Vec<&str>) = wanted.blocked.doors().into_iter().unzip();
     let found = sqlx::query(
         "WITH counted AS (
              SELECT state, queue, model, batch, count(*) AS n, 0::bigint AS later
@@ -267,16 +270,22 @@ pub(super) async fn backlog(
              SELECT state, queue, '', '', count(*), 0 FROM job_state WHERE state = 'waiting' GROUP BY state, queue
          ), lane AS (
              SELECT c.state, c.n, c.later, coalesce(q.paused, false) OR coalesce(q.max_running = 0, false) AS paused,
-                    coalesce(nullif(c.model, ''), q.model, $2) = ANY ($3)
-                    OR (c.queue, c.batch) IN (SELECT * FROM unnest($5::text[], $6::text[])) AS blocked
+                    EXISTS (SELECT FROM unnest($3::text[], $9::text[]) AS b(profile, model)
+                             WHERE b.profile = coalesce(p.profile, '')
+                               AND b.model IN ('', coalesce(nullif(c.model, ''), q.model, $2)))
+                    OR (c.queue, c.batch) IN (SELECT * FROM unnest($5::text[], $6::text[])) AS blocked,
+                    EXISTS (SELECT FROM unnest($3::text[], $9::text[]) AS b(profile, model)
+                             WHERE b.profile = coalesce(p.profile, '') AND b.model = '') AS shut
                FROM counted c
                LEFT JOIN queues q ON q.name = c.queue
+               LEFT JOIN unnest($7::text[], $8::text[]) AS p(queue, profile) ON p.queue = c.queue
               WHERE cardinality($1::text[]) = 0 OR c.queue = ANY ($1)
          )
          SELECT coalesce(sum(n) FILTER (WHERE state = 'pending' AND NOT paused AND NOT blocked), 0)::bigint AS pending,
-                coalesce(sum(n) FILTER (WHERE state = 'pending' AND NOT paused AND blocked), 0)::bigint AS blocked,
+                (coalesce(sum(n) FILTER (WHERE state = 'pending' AND NOT paused AND blocked), 0)
+                 + coalesce(sum(n - later) FILTER (WHERE state = 'scheduled' AND NOT paused AND shut), 0))::bigint AS blocked,
                 coalesce(sum(n) FILTER (WHERE state = 'running'), 0)::bigint AS running,
-                coalesce(sum(n - later) FILTER (WHERE state = 'scheduled' AND NOT paused), 0)::bigint AS soon,
+                coalesce(sum(n - later) FILTER (WHERE state = 'scheduled' AND NOT paused AND NOT shut), 0)::bigint AS soon,
                 coalesce(sum(later) FILTER (WHERE state = 'scheduled' AND NOT paused), 0)::bigint AS later,
                 coalesce(sum(n) FILTER (WHERE state IN ('pending', 'scheduled') AND paused), 0)::bigint AS paused,
                 coalesce(sum(n) FILTER (WHERE state = 'waiting'), 0)::bigint AS waiting
@@ -284,10 +293,13 @@ pub(super) async fn backlog(
     )
     .bind(&wanted.queues)
     .bind(&wanted.default_model)
-    .bind(&wanted.blocked.models)
+    .bind(shut_profiles)
     .bind(row::ms(horizon))
     .bind(queues)
     .bind(batches)
+    .bind(named)
+    .bind(profiles)
+    .bind(shut_models)
     .fetch_one(conn)
     .await?;
     Ok(Backlog {

@@ -152,10 +152,13 @@ async fn scan(conn: &mut SqliteConnection, wanted: &Wanted, cursor: &Cursor) -> 
              SELECT s.queue, s.model, s.priority, s.batch, q.model AS queue_model, q.max_running,
                     NOT coalesce(q.paused, 0)
                     AND ($4 = '[]' OR s.queue IN (SELECT value FROM json_each($4)))
-                    AND coalesce(nullif(s.model, ''), q.model, $5) NOT IN (SELECT value FROM json_each($6)) AS flows
+                    AND NOT EXISTS (SELECT 1 FROM json_each($6) b
+                                     WHERE b.value ->> 0 = coalesce(p.value, '')
+                                       AND b.value ->> 1 IN ('', coalesce(nullif(s.model, ''), q.model, $5))) AS flows
                FROM hop
                JOIN job_state s ON s.job_id = hop.job_id
                LEFT JOIN queues q ON q.name = s.queue
+               LEFT JOIN json_each($10) p ON p.key = s.queue
          ), lane(queue, model, priority, batch, n) AS (
              SELECT s.queue, s.model, s.priority,
                     coalesce((SELECT a.value ->> 3 FROM json_each($7) a
@@ -194,14 +197,18 @@ async fn scan(conn: &mut SqliteConnection, wanted: &Wanted, cursor: &Cursor) -> 
     .bind(LANES_MAX as i64)
     .bind(row::texts(&wanted.queues))
     .bind(&wanted.default_model)
-    .bind(row::texts(&wanted.blocked.models))
+    .bind(row::texts(&wanted.blocked.doors()))
     .bind(row::texts(&at))
     .bind(lanes_max as i64)
     .bind(cap as i64)
+    .bind(row::names(&wanted.profiles))
     .fetch_all(conn)
     .await?;
-    let mut scan = Scan { lanes_max, cap, ..Scan::default() };
-    for found in &rows {
+    scanned(&rows, Scan { lanes_max, cap, ..Scan::default() })
+}
+
+fn scanned(rows: &[SqliteRow], mut scan: Scan) -> sqlx::Result<Scan> {
+    for found in rows {
         scan.add(found.try_get("queue")?, found.try_get("model")?);
         if let Some(priority) = found.try_get("priority")? {
             let count: i64 = found.try_get("count")?;

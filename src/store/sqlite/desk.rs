@@ -14,9 +14,9 @@ use crate::domain::outcome::Usage;
 use crate::store::desk::{Found, fields, list, queues_of, usage};
 use crate::store::op::said;
 use crate::store::{
-    BatchLine, Behind, CallRow, Desk, FaultLine, Flow, Freed, GateLine, Inserted, JobFilter, JobRow, Listed,
-    Moment, NewJob, OutcomeLine, QueueLine, ReasonLine, ResultFilter, ResultRow, StateCounts, StoreError,
-    Texts, ToolRow, WorkerLine, row,
+    AccountRow, BatchLine, Behind, CallRow, Desk, FaultLine, Flow, Freed, GateLine, Inserted, JobFilter,
+    JobRow, Listed, Moment, NewJob, OutcomeLine, QueueLine, ReasonLine, ResultFilter, ResultRow, StateCounts,
+    StoreError, Texts, ToolRow, WorkerLine, row,
 };
 
 #[async_trait]
@@ -388,18 +388,31 @@ impl Desk for SqliteStore {
         rows.iter().map(line).collect::<sqlx::Result<_>>().map_err(said)
     }
 
+    async fn account_rows(&self) -> Result<Vec<AccountRow>, StoreError> {
+        let rows: Vec<(String, String, String, Option<String>)> =
+            sqlx::query_as("SELECT queue, profile, key, classes FROM accounts ORDER BY queue")
+                .fetch_all(&self.reader())
+                .await
+                .map_err(said)?;
+        let account = |(queue, profile, key, classes)| AccountRow { queue, profile, key, classes };
+        Ok(rows.into_iter().map(account).collect())
+    }
+
     async fn jobs_behind(&self, gate: &Behind, limit: i64) -> Result<i64, StoreError> {
         let count = match gate {
-            Behind::Everything => sqlx::query_scalar(
+            Behind::Key(key) => sqlx::query_scalar(
                 "SELECT count(*)
                    FROM (SELECT 1
-                           FROM job_state
-                          WHERE state = 'pending'
+                           FROM queues q
+                          CROSS JOIN job_state s ON s.queue = q.name AND s.state = 'pending'
+                          WHERE coalesce((SELECT a.key FROM accounts a WHERE a.queue = q.name),
+                                         (SELECT a.key FROM accounts a WHERE a.queue = ''), $2) = $2
                           LIMIT $1)",
             )
-            .bind(limit),
+            .bind(limit)
+            .bind(key),
             // CROSS JOIN: queue by queue, else every pending job is looked at.
-            Behind::Model { model, default_model } => sqlx::query_scalar(
+            Behind::Model { profile, model, default_model } => sqlx::query_scalar(
                 "SELECT count(*)
                    FROM (SELECT 1
                            FROM queues q
@@ -410,11 +423,14 @@ impl Desk for SqliteStore {
                                                                                ORDER BY w.id DESC
                                                                                LIMIT 1), $3) = $2
                                                      THEN '' ELSE $2 END)
+                          WHERE coalesce((SELECT a.profile FROM accounts a WHERE a.queue = q.name),
+                                         (SELECT a.profile FROM accounts a WHERE a.queue = ''), $4) = $4
                           LIMIT $1)",
             )
             .bind(limit)
             .bind(model)
-            .bind(default_model),
+            .bind(default_model)
+            .bind(profile),
             Behind::Batch { queue, batch } if batch.is_empty() => sqlx::query_scalar(
                 "SELECT count(*)
                    FROM (SELECT 1

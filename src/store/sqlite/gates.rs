@@ -4,7 +4,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 
 use super::text;
-use crate::store::{Counters, GateRow, row};
+use crate::store::{AccountRow, Counters, GateRow, row};
 
 /// Reads all gates.
 pub(super) async fn all(conn: &mut SqliteConnection) -> sqlx::Result<Vec<GateRow>> {
@@ -55,6 +55,28 @@ pub(super) async fn set(conn: &mut SqliteConnection, gate: &GateRow) -> sqlx::Re
     .bind(gate.counters.as_ref().map(Counters::text))
     .fetch_optional(conn)
     .await
+}
+
+/// Writes which account each queue has; what is so already is not written again.
+pub(super) async fn set_accounts(conn: &mut SqliteConnection, accounts: &[AccountRow]) -> sqlx::Result<()> {
+    let rows = row::texts(accounts);
+    sqlx::query("DELETE FROM accounts WHERE queue NOT IN (SELECT value ->> 'queue' FROM json_each($1))")
+        .bind(&rows)
+        .execute(&mut *conn)
+        .await?;
+    sqlx::query(
+        "INSERT INTO accounts (queue, profile, key, classes)
+         SELECT value ->> 'queue', value ->> 'profile', value ->> 'key', value ->> 'classes'
+           FROM json_each($1)
+          WHERE true
+             ON CONFLICT (queue) DO UPDATE
+            SET profile = excluded.profile, key = excluded.key, classes = excluded.classes
+          WHERE (profile, key, classes) IS NOT (excluded.profile, excluded.key, excluded.classes)",
+    )
+    .bind(&rows)
+    .execute(conn)
+    .await
+    .map(drop)
 }
 
 /// Counts one more refusal, but of a batch that a person lets fail; another word, or a gate that does

@@ -282,17 +282,23 @@ pub(super) async fn backlog(
              SELECT state, queue, '', '', count(*), 0 FROM job_state WHERE state = 'waiting' GROUP BY queue
          ), lane AS (
              SELECT c.state, c.n, c.later, coalesce(q.paused, 0) OR coalesce(q.max_running = 0, 0) AS paused,
-                    coalesce(nullif(c.model, ''), q.model, $2) IN (SELECT value FROM json_each($3))
+                    EXISTS (SELECT 1 FROM json_each($3) b
+                             WHERE b.value ->> 0 = coalesce(p.value, '')
+                               AND b.value ->> 1 IN ('', coalesce(nullif(c.model, ''), q.model, $2)))
                     OR EXISTS (SELECT 1 FROM json_each($5) b
-                                WHERE b.value ->> 0 = c.queue AND b.value ->> 1 = c.batch) AS blocked
+                                WHERE b.value ->> 0 = c.queue AND b.value ->> 1 = c.batch) AS blocked,
+                    EXISTS (SELECT 1 FROM json_each($3) b
+                             WHERE b.value ->> 0 = coalesce(p.value, '') AND b.value ->> 1 = '') AS shut
                FROM counted c
                LEFT JOIN queues q ON q.name = c.queue
+               LEFT JOIN json_each($6) p ON p.key = c.queue
               WHERE $1 = '[]' OR c.queue IN (SELECT value FROM json_each($1))
          )
          SELECT coalesce(sum(n) FILTER (WHERE state = 'pending' AND NOT paused AND NOT blocked), 0) AS pending,
-                coalesce(sum(n) FILTER (WHERE state = 'pending' AND NOT paused AND blocked), 0) AS blocked,
+                coalesce(sum(n) FILTER (WHERE state = 'pending' AND NOT paused AND blocked), 0)
+                + coalesce(sum(n - later) FILTER (WHERE state = 'scheduled' AND NOT paused AND shut), 0) AS blocked,
                 coalesce(sum(n) FILTER (WHERE state = 'running'), 0) AS running,
-                coalesce(sum(n - later) FILTER (WHERE state = 'scheduled' AND NOT paused), 0) AS soon,
+                coalesce(sum(n - later) FILTER (WHERE state = 'scheduled' AND NOT paused AND NOT shut), 0) AS soon,
                 coalesce(sum(later) FILTER (WHERE state = 'scheduled' AND NOT paused), 0) AS later,
                 coalesce(sum(n) FILTER (WHERE state IN ('pending', 'scheduled') AND paused), 0) AS paused,
                 coalesce(sum(n) FILTER (WHERE state = 'waiting'), 0) AS waiting
@@ -300,9 +306,10 @@ pub(super) async fn backlog(
     ))
     .bind(row::texts(&wanted.queues))
     .bind(&wanted.default_model)
-    .bind(row::texts(&wanted.blocked.models))
+    .bind(row::texts(&wanted.blocked.doors()))
     .bind(row::ms(horizon))
     .bind(row::texts(&wanted.blocked.batches))
+    .bind(row::names(&wanted.profiles))
     .fetch_one(conn)
     .await?;
     Ok(Backlog {

@@ -1,7 +1,8 @@
-//! How fast each class of models is asked: who waits for a ticket, what is taken from the shared
+//! How fast each class of models is asked with each key: who waits for a ticket, what is taken from the shared
 //! budget, and what a class's pause looks like in the table `gates`.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -35,14 +36,22 @@ impl PaceSettings {
     }
 }
 
+/// A key, and a class of models: what has one rate limit.
+pub(super) type Tier = (String, String);
+
+/// The name of its budget, and of its gate.
+pub(super) fn scope((key, class): &Tier) -> String {
+    format!("rate:{key}/{class}")
+}
+
 /// The paces of this process.
 #[derive(Default)]
 pub(super) struct Paces {
-    settings: PaceSettings,
-    by_class: HashMap<String, Class>,
+    settings: Arc<PaceSettings>,
+    by_class: HashMap<Tier, Class>,
     estimates: Estimates,
-    /// The class of each job that was claimed and has no ticket yet.
-    waiting: HashMap<Lease, String>,
+    /// Where each job belongs that was claimed and has no ticket yet.
+    waiting: HashMap<Lease, Tier>,
 }
 
 /// One class.
@@ -71,7 +80,7 @@ impl Class {
 
 /// What was set aside for one call.
 pub(super) struct Paced {
-    class: String,
+    tier: Tier,
     queue: String,
     model: String,
     bytes: usize,
@@ -79,30 +88,23 @@ pub(super) struct Paced {
 }
 
 impl Paces {
-    pub(super) fn new(settings: PaceSettings) -> Self {
+    pub(super) fn new(settings: Arc<PaceSettings>) -> Self {
         Self { settings, ..Self::default() }
     }
 
-    pub(super) fn class(&self, model: &str) -> String {
-        self.settings.class(model)
+    /// A key is not in use any more: its limits say nothing about another's. What is known of the models
+    /// stays.
+    pub(super) fn forget_key(&mut self, key: &str) {
+        self.by_class.retain(|(of, _), _| of != key);
+        self.waiting.retain(|_, (of, _)| of != key);
     }
 
-    /// What is known of the models, but not of the limits of one key.
-    pub(super) fn for_another_key(&self) -> Self {
-        Self {
-            settings: self.settings.clone(),
-            by_class: HashMap::new(),
-            estimates: self.estimates.clone(),
-            waiting: HashMap::new(),
-        }
-    }
-
-    fn of(&mut self, class: &str, now: Instant) -> &mut Class {
+    fn of(&mut self, tier: &Tier, now: Instant) -> &mut Class {
         if self.by_class.len() >= super::REMEMBERED {
             self.by_class.retain(|_, class| !class.pace.is_idle(now) || class.waiting > 0 || class.shown);
         }
-        let limits = self.settings.limits.get(class);
-        self.by_class.entry(class.to_owned()).or_insert_with(|| {
+        let limits = self.settings.limits.get(&tier.1);
+        self.by_class.entry(tier.clone()).or_insert_with(|| {
             let mut pace = Pace::new(now);
             if let Some(limits) = limits {
                 pace.configure(*limits);
@@ -112,14 +114,14 @@ impl Paces {
     }
 
     /// How many more jobs of each class may be claimed now.
-    pub(super) fn rooms(&self, now: Instant) -> HashMap<String, usize> {
+    pub(super) fn rooms(&self, now: Instant) -> HashMap<Tier, usize> {
         let typical = self.estimates.typical();
         self.by_class.iter().map(|(name, class)| (name.clone(), class.room(typical, now))).collect()
     }
 
-    fn room(&self, class: &str, now: Instant) -> usize {
+    fn room(&self, tier: &Tier, now: Instant) -> usize {
         let typical = self.estimates.typical();
-        self.by_class.get(class).map_or(0, |class| class.room(typical, now))
+        self.by_class.get(tier).map_or(0, |class| class.room(typical, now))
     }
 
     /// Whether a class gives no room just now.
@@ -128,35 +130,34 @@ impl Paces {
         self.by_class.values().any(|class| class.room(typical, now) == 0)
     }
 
-    pub(super) fn claimed(&mut self, lease: Lease, model: &str, now: Instant) {
-        let class = self.class(model);
-        self.of(&class, now).waiting += 1;
-        self.waiting.insert(lease, class);
+    pub(super) fn claimed(&mut self, lease: Lease, tier: Tier, now: Instant) {
+        self.of(&tier, now).waiting += 1;
+        self.waiting.insert(lease, tier);
     }
 
     pub(super) fn waits_no_more(&mut self, lease: Lease) {
-        if let Some(class) = self.waiting.remove(&lease)
-            && let Some(class) = self.by_class.get_mut(&class)
+        if let Some(tier) = self.waiting.remove(&lease)
+            && let Some(class) = self.by_class.get_mut(&tier)
         {
             class.waiting = class.waiting.saturating_sub(1);
         }
     }
 
     /// A class is refused by the API, or a person or another daemon says so in the table.
-    pub(super) fn pause(&mut self, class: &str, until: Instant, now: Instant) {
-        let class = self.of(class, now);
+    pub(super) fn pause(&mut self, tier: &Tier, until: Instant, now: Instant) {
+        let class = self.of(tier, now);
         class.until = Some(class.until.map_or(until, |known| known.max(until)));
         class.pace.pause(Some(until.saturating_duration_since(now)), now, 0.0);
     }
 
-    pub(super) fn hold(&mut self, class: &str, reason: Option<String>, now: Instant) {
-        let class = self.of(class, now);
+    pub(super) fn hold(&mut self, tier: &Tier, reason: Option<String>, now: Instant) {
+        let class = self.of(tier, now);
         (class.held, class.until) = (reason, None);
     }
 
     /// What the table is to say of a class: the reason and the end, if it does not flow.
-    pub(super) fn row(&self, class: &str, now: Instant) -> Option<(String, Option<Instant>)> {
-        let class = self.by_class.get(class)?;
+    pub(super) fn row(&self, tier: &Tier, now: Instant) -> Option<(String, Option<Instant>)> {
+        let class = self.by_class.get(tier)?;
         if let Some(reason) = &class.held {
             return Some((reason.clone(), None));
         }
@@ -165,7 +166,7 @@ impl Paces {
     }
 
     /// Ends the pauses that are over; returns those that the table shows.
-    pub(super) fn end_pauses(&mut self, now: Instant) -> Vec<String> {
+    pub(super) fn end_pauses(&mut self, now: Instant) -> Vec<Tier> {
         let mut over = Vec::new();
         for (name, class) in &mut self.by_class {
             if class.until.is_some_and(|until| until <= now) {
@@ -189,13 +190,14 @@ impl Gates {
     pub(super) async fn pace(
         &self,
         job: &Job,
+        tier: Tier,
         bytes: usize,
         stop: &CancellationToken,
     ) -> Result<Paced, Refusal> {
         let began = Instant::now();
         loop {
             let now = Instant::now();
-            let hold = match self.try_pace(job, bytes, now) {
+            let hold = match self.try_pace(job, &tier, bytes, now) {
                 Ok(paced) => return Ok(paced),
                 Err(hold) => hold,
             };
@@ -215,20 +217,18 @@ impl Gates {
         }
     }
 
-    fn try_pace(&self, job: &Job, bytes: usize, now: Instant) -> Result<Paced, Hold> {
+    fn try_pace(&self, job: &Job, tier: &Tier, bytes: usize, now: Instant) -> Result<Paced, Hold> {
         let mut inner = self.lock();
-        let class = inner.paces.class(&job.model);
         let estimate = inner.paces.estimates.of(&job.queue, &job.model, bytes);
-        let of_class = inner.paces.of(&class, now);
-        let ticket = of_class.pace.admit(estimate, now)?;
-        Ok(Paced { class, queue: job.queue.clone(), model: job.model.clone(), bytes, ticket })
+        let ticket = inner.paces.of(tier, now).pace.admit(estimate, now)?;
+        Ok(Paced { tier: tier.clone(), queue: job.queue.clone(), model: job.model.clone(), bytes, ticket })
     }
 
-    /// What a response said of the limits, be it a refusal.
-    pub fn learn(&self, model: &str, limits: &RateLimits, now: Instant) {
+    /// What a response to a job's call said of the limits, be it a refusal.
+    pub fn learn(&self, job: &Job, limits: &RateLimits, now: Instant) {
         let mut inner = self.lock();
-        let class = inner.paces.class(model);
-        let pace = &mut inner.paces.of(&class, now).pace;
+        let tier = self.tier(&inner, &job.queue, &job.model);
+        let pace = &mut inner.paces.of(&tier, now).pace;
         let knew = pace.knows_limits();
         pace.learn(limits, now);
         if !knew && pace.knows_limits() {
@@ -241,18 +241,13 @@ impl Gates {
     pub async fn take_rates(&self, store: &dyn Store) {
         let takes: Vec<_> = {
             let mut inner = self.lock();
-            let fingerprint = inner.fingerprint.clone();
             let now = Instant::now();
             let classes = inner.paces.by_class.iter_mut();
             let asked = classes.filter(|(_, class)| class.waiting > 0 || !class.pace.is_idle(now));
-            asked
-                .map(|(name, class)| {
-                    (name.clone(), format!("rate:{fingerprint}/{name}"), class.pace.take(now))
-                })
-                .collect()
+            asked.map(|(tier, class)| (tier.clone(), class.pace.take(now))).collect()
         };
-        for (class, scope, take) in takes {
-            let grants = match store.take_rates(&scope, &take).await {
+        for (tier, take) in takes {
+            let grants = match store.take_rates(&scope(&tier), &take).await {
                 Ok(grants) => grants,
                 Err(err) => {
                     tracing::debug!(error = %err, "failed to take from the rate budget");
@@ -260,7 +255,7 @@ impl Gates {
                 }
             };
             let mut inner = self.lock();
-            if let Some(class) = inner.paces.by_class.get_mut(&class) {
+            if let Some(class) = inner.paces.by_class.get_mut(&tier) {
                 let knew = class.pace.knows_limits();
                 class.pace.granted(grants);
                 if !knew && class.pace.knows_limits() {
@@ -278,29 +273,33 @@ impl Gates {
     }
 
     /// Tells those who wait for a ticket, and the claims where there is more room than before.
-    fn has_moved(&self, inner: &Inner, class: &str, room: usize, now: Instant) {
+    fn has_moved(&self, inner: &Inner, tier: &Tier, room: usize, now: Instant) {
         self.moved.notify_waiters();
-        if inner.paces.room(class, now) > room {
+        if inner.paces.room(tier, now) > room {
             self.opened.notify_one();
         }
     }
 
     /// A call ended, or was never made.
     pub(super) fn end_pace(&self, inner: &mut Inner, paced: Paced, spent: Spent, now: Instant) {
-        let Paced { class, queue, model, bytes, ticket } = paced;
-        let room = inner.paces.room(&class, now);
+        let Paced { tier, queue, model, bytes, ticket } = paced;
         if let Spent::Answered { input, output } = spent {
             inner.paces.estimates.learn(&queue, &model, bytes, input, output);
         }
+        // The key was replaced while the call ran: nobody needs its limits any more.
+        if !inner.paces.by_class.contains_key(&tier) {
+            return self.moved.notify_waiters();
+        }
+        let room = inner.paces.room(&tier, now);
         if let Spent::Refused(_, Some(hint)) = spent
             && hint >= SHOWN
         {
-            inner.paces.pause(&class, now + hint, now);
-            inner.paces.of(&class, now).shown = true;
-            self.tell(inner, Scope::Rate(class.clone()));
+            inner.paces.pause(&tier, now + hint, now);
+            inner.paces.of(&tier, now).shown = true;
+            self.tell(inner, Scope::Rate(tier.clone()));
         }
-        inner.paces.of(&class, now).pace.end(ticket, spent, now, fastrand::f64());
-        self.has_moved(inner, &class, room, now);
+        inner.paces.of(&tier, now).pace.end(ticket, spent, now, fastrand::f64());
+        self.has_moved(inner, &tier, room, now);
     }
 }
 
@@ -308,9 +307,11 @@ impl Permit<'_> {
     /// The first content came: the window may grow.
     pub(super) fn pace_content(&self, inner: &mut Inner, now: Instant) {
         if let Some(paced) = &self.paced {
-            let room = inner.paces.room(&paced.class, now);
-            inner.paces.of(&paced.class, now).pace.content(&paced.ticket, now);
-            self.gates.has_moved(inner, &paced.class, room, now);
+            let room = inner.paces.room(&paced.tier, now);
+            if let Some(class) = inner.paces.by_class.get_mut(&paced.tier) {
+                class.pace.content(&paced.ticket, now);
+            }
+            self.gates.has_moved(inner, &paced.tier, room, now);
         }
     }
 

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
+use super::pace::Tier;
 use super::{Gates, REFUSED_PAUSES, SAME_REFUSALS};
 use crate::domain::job::{Claimed, Job};
+use crate::worker::profiles::ProfileId;
 
 /// A (queue, batch), `''` where the jobs have no label.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -68,38 +70,55 @@ impl fmt::Display for Lane {
 /// What a gate is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Scope {
-    /// The key in use.
-    Key,
+    /// A key.
+    Key(String),
     /// A model, asked with this profile.
-    Model(String),
+    Model(ProfileId, String),
     /// A batch.
     Batch(Lane),
-    /// A class of models that share the key's rate limit.
-    Rate(String),
+    /// A class of models that share a key's rate limit.
+    Rate(Tier),
+}
+
+impl Scope {
+    /// The key that it is about, if it is about one.
+    pub(super) fn key(&self) -> Option<&String> {
+        match self {
+            Self::Key(key) | Self::Rate((key, _)) => Some(key),
+            Self::Model(..) | Self::Batch(_) => None,
+        }
+    }
 }
 
 impl Gates {
     /// Returns what `gates.scope` says.
     pub(super) fn name(&self, scope: &Scope) -> String {
         match scope {
-            Scope::Key => format!("key:{}", self.lock().fingerprint),
-            Scope::Model(model) => format!("model:{}/{model}", self.profile),
+            Scope::Key(key) => format!("key:{key}"),
+            Scope::Model(profile, model) => format!("model:{}/{model}", self.names[*profile]),
             Scope::Batch(lane) => format!("batch:{}/{}", lane.queue, lane.batch),
-            Scope::Rate(class) => format!("rate:{}/{class}", self.lock().fingerprint),
+            Scope::Rate(tier) => super::pace::scope(tier),
         }
     }
 
     /// Returns what a row's scope may mean: a queue's name may hold a slash itself, and nobody can
     /// tell which one parts the two. None: it is not ours.
     pub(super) fn scopes(&self, name: &str) -> Vec<Scope> {
-        if *name == self.name(&Scope::Key) {
-            return vec![Scope::Key];
+        let mut ours = Vec::new();
+        for key in self.lock().keys.keys() {
+            if name.strip_prefix("key:") == Some(key) {
+                ours.push(Scope::Key(key.clone()));
+            } else if let Some(class) = name.strip_prefix(&format!("rate:{key}/")) {
+                ours.push(Scope::Rate((key.clone(), class.to_owned())));
+            }
         }
-        if let Some(model) = name.strip_prefix(&format!("model:{}/", self.profile)) {
-            return vec![Scope::Model(model.to_owned())];
+        for (profile, called) in self.names.iter() {
+            if let Some(model) = name.strip_prefix(&format!("model:{called}/")) {
+                ours.push(Scope::Model(profile, model.to_owned()));
+            }
         }
-        if let Some(class) = name.strip_prefix(&self.name(&Scope::Rate(String::new()))) {
-            return vec![Scope::Rate(class.to_owned())];
+        if !ours.is_empty() {
+            return ours;
         }
         let Some(lane) = name.strip_prefix("batch:") else { return Vec::new() };
         let lanes = lane

@@ -146,20 +146,22 @@ impl Gates {
                 }
                 return;
             }
-            Scope::Rate(class) => {
+            Scope::Rate(tier) => {
                 match (row.state.as_str(), until) {
-                    ("blocked", Some(until)) => inner.paces.pause(class, until, now),
+                    ("blocked", Some(until)) => inner.paces.pause(tier, until, now),
                     ("blocked", None) => {
                         let reason = row.reason.clone().unwrap_or_else(|| BY_HAND.to_owned());
-                        inner.paces.hold(class, Some(reason), now);
+                        inner.paces.hold(tier, Some(reason), now);
                     }
-                    _ => inner.paces.hold(class, None, now),
+                    _ => inner.paces.hold(tier, None, now),
                 }
                 return;
             }
             Scope::Batch(lane) => drop(inner.batches.entry(lane.clone()).or_default()),
-            Scope::Model(model) => drop(inner.model(model, self.settings, now)),
-            Scope::Key => {}
+            Scope::Model(profile, model) => drop(inner.model(*profile, model, self.settings, now)),
+            // The key may have changed since the row was read.
+            Scope::Key(key) if !inner.keys.contains_key(key) => return,
+            Scope::Key(_) => {}
         }
         let gate = inner.gate_mut(scope).expect("it was made above");
         let reason = row.reason.clone().unwrap_or_else(|| BY_HAND.to_owned());
@@ -182,7 +184,7 @@ impl Gates {
         let reason = gate.reason().map(str::to_owned);
         let blocks = Some(Counters { word: BLOCKS.to_owned(), count: gate.blocks() });
         let (state, reason, until, counters) = match (scope, gate.state()) {
-            (Scope::Rate(class), _) => match inner.paces.row(class, now) {
+            (Scope::Rate(tier), _) => match inner.paces.row(tier, now) {
                 Some((reason, until)) => ("blocked", Some(reason), until, None),
                 None => ("flowing", None, None, None),
             },

@@ -4,9 +4,16 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::domain::job::{Claimed, Defaults, JobId, Lease, Policy, Tally};
-use crate::store::{Counters, GateRow, IGNORED, Migrate, StoreSettings};
+use crate::store::{Counters, DEFAULT_PROFILE, GateRow, IGNORED, Migrate, StoreSettings};
 
+/// Gates of one account.
 fn gates() -> Gates {
+    gates_of(&Profiles::new(("default".to_owned(), KEY.to_owned())))
+}
+
+const KEY: &str = "12345678";
+
+fn gates_of(profiles: &Profiles<(String, String)>) -> Gates {
     let settings = BreakerSettings {
         failures_in_a_row: 3,
         window: Duration::from_mins(1),
@@ -16,7 +23,12 @@ fn gates() -> Gates {
         open_max: Duration::from_mins(1),
         probe_lease: Duration::from_mins(1),
     };
-    Gates::new(settings, PaceSettings::default(), "default", "12345678".into())
+    Gates::new(settings, PaceSettings::default(), profiles)
+}
+
+/// What shares a rate limit of the one account.
+fn tier(class: &str) -> Tier {
+    (KEY.to_owned(), class.to_owned())
 }
 
 const OPEN: Duration = Duration::from_secs(15);
@@ -41,13 +53,17 @@ async fn store() -> (tempfile::TempDir, std::sync::Arc<dyn Store>) {
 fn let_time_pass(gates: &Gates) {
     let past = Instant::now();
     let mut inner = gates.lock();
-    let Inner { key, models, batches, .. } = &mut *inner;
-    let models = models.values_mut().map(Breaker::gate_mut);
-    for gate in models.chain(batches.values_mut()).chain([key]) {
+    let Inner { keys, accounts, batches, .. } = &mut *inner;
+    let end = |gate: &mut Gate| {
         if let State::Blocked { until: Some(_) } = gate.state() {
             let reason = gate.reason().unwrap_or_default().to_owned();
             gate.blocked_elsewhere(reason, Some(past), gate.blocks());
         }
+    };
+    keys.values_mut().map(|key| &mut key.gate).for_each(end);
+    batches.values_mut().for_each(end);
+    for id in accounts.iter().map(|(id, _)| id).collect::<Vec<_>>() {
+        accounts[id].models.values_mut().map(Breaker::gate_mut).for_each(end);
     }
 }
 
@@ -58,7 +74,7 @@ async fn admit<'g>(gates: &'g Gates, store: &dyn Store, job: &Job) -> Result<Per
 }
 
 fn refused(gates: &Gates, now: Instant) -> Vec<String> {
-    gates.open(now).blocked.models
+    gates.open(now).blocked.models.into_iter().map(|(_, model)| model).collect()
 }
 
 fn job(id: i64, model: &str, batch: Option<&str>) -> Job {
@@ -119,7 +135,7 @@ async fn one_probe_goes_and_its_first_content_opens_the_gate() {
     fall(&gates, &*store, "m").await;
     let_time_pass(&gates);
     let now = Instant::now();
-    assert_eq!(gates.open(now).rooms.models.get("m"), Some(&1));
+    assert_eq!(gates.open(now).rooms.models.get(&(String::new(), "m".to_owned())), Some(&1));
     let probe = admit(&gates, &*store, &job(1, "m", None)).await.expect("a probe is due");
     assert!(probe.is_probe());
     assert_eq!(refused(&gates, now), ["m"], "one probe at a time");
@@ -151,7 +167,9 @@ async fn of_two_daemons_one_probes_and_the_other_hears_what_came_of_it() {
     let probe = admit(&there, &*store, &job(2, "m", None)).await.expect("the next one is anybody's");
     probe.fail(Health::Sick, "overloaded_error (529)", Instant::now(), 0.5);
     drop(probe);
-    let State::Blocked { until: Some(until) } = there.lock().models["m"].gate().state() else {
+    let State::Blocked { until: Some(until) } =
+        there.lock().accounts[ProfileId::DEFAULT].models["m"].gate().state()
+    else {
         panic!("blocked")
     };
     let left = until.saturating_duration_since(Instant::now());
@@ -177,11 +195,11 @@ async fn a_probe_that_never_asked_is_given_back() {
 #[tokio::test]
 async fn a_key_without_credit_stops_everything_and_lets_one_call_ask_after_its_rest() {
     let (gates, (_folder, store)) = (gates(), store().await);
-    gates.block_key("credit", Duration::from_mins(5), Instant::now());
+    gates.block_key(KEY, "credit", Duration::from_mins(5), Instant::now());
     assert_eq!(gates.open(Instant::now()).slots, 0);
-    assert_eq!(gates.held(), None);
+    assert_eq!(gates.held().profiles, [DEFAULT_PROFILE]);
     let_time_pass(&gates);
-    assert_eq!(gates.open(Instant::now()).slots, 1);
+    assert_eq!(gates.open(Instant::now()).rooms.keys[KEY], 1);
     let probe = admit(&gates, &*store, &job(1, "m", None)).await.expect("one may ask");
     assert_eq!(gates.open(Instant::now()).slots, 0, "one at a time");
     assert!(admit(&gates, &*store, &job(2, "m", None)).await.is_err());
@@ -200,10 +218,10 @@ async fn a_rate_limit_holds_its_class_back_everywhere_until_the_hint_has_passed(
     here.sync(&*store, Instant::now()).await.expect("shared");
     there.sync(&*store, Instant::now()).await.expect("shared");
     for gates in [&here, &there] {
-        assert_eq!(gates.open(Instant::now()).rooms.classes.get("opus-4"), Some(&0));
+        assert_eq!(gates.open(Instant::now()).rooms.classes.get(&tier("opus-4")), Some(&0));
         assert!(admit(gates, &*store, &job(2, "claude-opus-4-6", None)).await.is_err(), "the same class");
         assert!(admit(gates, &*store, &job(3, "claude-haiku-4-5", None)).await.is_ok());
-        assert_eq!(gates.held(), Some(Blocked::default()), "it ends by itself");
+        assert_eq!(gates.held(), Blocked::default(), "it ends by itself");
     }
     let row = store.gates().await.expect("gates").remove(0);
     assert_eq!((row.scope.as_str(), row.state.as_str()), ("rate:12345678/opus-4", "blocked"));
@@ -218,7 +236,7 @@ async fn one_call_goes_first_and_more_when_its_answer_has_begun() {
         (Lease { job: JobId(1), claim: 1, run: 1 }, Lease { job: JobId(2), claim: 1, run: 1 });
     let lane = Lane { queue: "q".to_owned(), batch: String::new() };
     gates.claimed(first, &lane, "m", Instant::now());
-    assert_eq!(gates.open(Instant::now()).rooms.classes.get("m"), Some(&0), "one waits for its turn");
+    assert_eq!(gates.open(Instant::now()).rooms.classes.get(&tier("m")), Some(&0), "one waits for its turn");
     let stop = CancellationToken::new();
     let permit = gates.admit(&*store, first, &job(1, "m", None), 100, &stop).await.expect("flowing");
     assert!(gates.is_limiting(Instant::now()), "one is in flight");
@@ -227,7 +245,7 @@ async fn one_call_goes_first_and_more_when_its_answer_has_begun() {
     permit.content(Instant::now());
     assert!(!gates.is_limiting(Instant::now()));
     permit.accept(Usage::default(), Instant::now());
-    assert_eq!(gates.open(Instant::now()).rooms.classes.get("m"), Some(&2));
+    assert_eq!(gates.open(Instant::now()).rooms.classes.get(&tier("m")), Some(&2));
 }
 
 #[tokio::test]
@@ -265,7 +283,7 @@ async fn jobs_without_a_label_that_are_all_refused_are_tried_one_at_a_time_and_e
     let lane = ("q".to_owned(), String::new());
     gates.sync(&*store, Instant::now()).await.expect("shared");
     assert_eq!(gates.open(Instant::now()).blocked.batches, std::slice::from_ref(&lane));
-    assert_eq!(gates.held(), Some(Blocked::default()), "it opens by itself");
+    assert_eq!(gates.held(), Blocked::default(), "it opens by itself");
     let mut longest = Duration::ZERO;
     for _ in 0..9 {
         let_time_pass(&gates);
@@ -316,7 +334,7 @@ async fn a_model_that_was_not_there_is_remembered_for_the_jobs_that_name_it() {
     let (gates, (_folder, store)) = (gates(), store().await);
     let fault = Fault::new("not_found_error", None, "model: nope");
     let now = Instant::now();
-    gates.remember_missing("nope", fault.clone(), now);
+    gates.remember_missing(&job(1, "nope", None), fault.clone(), now);
     let refusal = admit(&gates, &*store, &job(1, "nope", None)).await.err();
     assert_eq!(refusal, Some(Refusal::Missing(fault)));
     assert_eq!(gates.is_there(&job(1, "nope", None), now + MISSING_FOR), Ok(()));
@@ -326,12 +344,12 @@ async fn a_model_that_was_not_there_is_remembered_for_the_jobs_that_name_it() {
 async fn a_key_whose_probe_met_a_sick_model_is_probed_again() {
     let (gates, (_folder, store)) = (gates(), store().await);
     fall(&gates, &*store, "m").await;
-    gates.block_key("credit", Duration::from_mins(5), Instant::now());
+    gates.block_key(KEY, "credit", Duration::from_mins(5), Instant::now());
     let_time_pass(&gates);
     let probe = admit(&gates, &*store, &job(1, "m", None)).await.expect("one may ask, for both gates");
     assert!(probe.fail(Health::Sick, "overloaded_error (529)", Instant::now(), 0.5));
     drop(probe);
-    assert_eq!(gates.open(Instant::now()).slots, 1, "else the key's gate would never open");
+    assert_eq!(gates.open(Instant::now()).rooms.keys[KEY], 1, "else the key's gate would never open");
     assert!(admit(&gates, &*store, &job(2, "well", None)).await.is_ok());
 }
 
@@ -426,4 +444,79 @@ async fn a_row_that_is_deleted_flows_and_its_generations_begin_anew() {
     store.set_gate(&held()).await.expect("written");
     gates.sync(&*store, now).await.expect("shared");
     assert_eq!(gates.open(now).blocked.batches.len(), 1, "the same generation, but of another row");
+}
+
+/// Of three accounts: two have one key. The queue `q` has the first, `second` and `third` have theirs.
+fn three() -> Gates {
+    let mut profiles = Profiles::new(("default".to_owned(), KEY.to_owned()));
+    for (name, key) in [("second", KEY), ("third", "87654321")] {
+        let id = profiles.add((name.to_owned(), key.to_owned()));
+        profiles.choose(name, id);
+    }
+    gates_of(&profiles)
+}
+
+fn job_in(queue: &str) -> Job {
+    Job { queue: queue.to_owned(), ..job(1, "m", None) }
+}
+
+#[tokio::test]
+async fn a_blocked_key_stops_the_profiles_that_have_it_and_one_probe_asks_for_both() {
+    let (gates, (_folder, store)) = (three(), store().await);
+    gates.block_key(KEY, "credit", Duration::from_mins(5), Instant::now());
+    let open = gates.open(Instant::now());
+    assert_eq!((open.slots, open.blocked.profiles), (usize::MAX, vec![String::new(), "1".to_owned()]));
+    assert_eq!(gates.held().profiles.len(), 2);
+    for (queue, flows) in [("q", false), ("second", false), ("third", true)] {
+        assert_eq!(admit(&gates, &*store, &job_in(queue)).await.is_ok(), flows, "{queue}");
+    }
+    let_time_pass(&gates);
+    assert_eq!(gates.open(Instant::now()).rooms.keys, HashMap::from([(KEY.to_owned(), 1)]));
+    let probe = admit(&gates, &*store, &job_in("second")).await.expect("one may ask");
+    assert!(probe.is_probe());
+    assert!(admit(&gates, &*store, &job_in("q")).await.is_err(), "one for both");
+    probe.accept(Usage::default(), Instant::now());
+    assert!(gates.all_flow());
+    assert!(!admit(&gates, &*store, &job_in("q")).await.expect("flowing").is_probe());
+    gates.sync(&*store, Instant::now()).await.expect("shared");
+    assert_eq!(store.gates().await.expect("gates").len(), 1);
+}
+
+#[tokio::test]
+async fn each_profile_has_breakers_of_its_own_and_each_key_a_pace() {
+    let (gates, (_folder, store)) = (three(), store().await);
+    for _ in 0..3 {
+        let permit = admit(&gates, &*store, &job_in("second")).await.expect("flowing");
+        permit.fail(Health::Sick, "overloaded_error (529)", Instant::now(), 0.5);
+    }
+    assert_eq!(gates.open(Instant::now()).blocked.models, [("1".to_owned(), "m".to_owned())]);
+    assert!(admit(&gates, &*store, &job_in("q")).await.is_ok());
+    let hint = Some(Duration::from_mins(1));
+    let mut permit = admit(&gates, &*store, &job_in("q")).await.expect("flowing");
+    permit.spent(Spent::Refused(crate::domain::pace::Overload::Limit, hint), Instant::now());
+    drop(permit);
+    let rooms = gates.open(Instant::now()).rooms;
+    assert_eq!(rooms.classes.get(&tier("m")), Some(&0), "of both profiles that have the key");
+    let rated = rooms.rated.expect("it is known");
+    assert_eq!([rated("", "m"), rated("1", "m")], [tier("m"), tier("m")]);
+    assert!(admit(&gates, &*store, &job_in("third")).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_new_key_begins_anew_and_who_has_the_old_one_keeps_what_is_known_of_it() {
+    let (gates, (_folder, store)) = (three(), store().await);
+    gates.block_key(KEY, "credit", Duration::from_mins(5), Instant::now());
+    gates.sync(&*store, Instant::now()).await.expect("shared");
+    gates.new_key(ProfileId::DEFAULT, "new".to_owned());
+    assert!(admit(&gates, &*store, &job_in("q")).await.is_ok());
+    assert!(admit(&gates, &*store, &job_in("second")).await.is_err());
+    let second = gates.names.of("second");
+    gates.new_key(second, "87654321".to_owned());
+    assert!(gates.all_flow(), "nobody has the old key");
+    gates.block_key(KEY, "a call that set out before", Duration::from_mins(5), Instant::now());
+    assert!(gates.all_flow());
+    // What the table says of a key counts when a profile has it again.
+    gates.new_key(second, KEY.to_owned());
+    gates.sync(&*store, Instant::now()).await.expect("shared");
+    assert_eq!(gates.open(Instant::now()).blocked.profiles, ["1"]);
 }

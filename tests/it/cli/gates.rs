@@ -8,6 +8,7 @@ on_both! {
     nothing_stopped_is_one_friendly_line,
     gates_tells_what_is_stopped_why_until_when_and_for_how_many,
     jobs_are_counted_behind_the_gate_that_holds_them,
+    jobs_are_counted_behind_the_gate_of_their_own_profile,
     a_gate_is_named_by_a_part_of_its_scope_that_only_it_has,
     an_unknown_gate_is_made_where_its_scope_is_well_formed,
     a_block_with_an_end_says_when,
@@ -106,6 +107,33 @@ async fn jobs_are_counted_behind_the_gate_that_holds_them(ground: &Ground) {
     ground.run(many).await;
     let out = desk.mill(&["gates"]).good();
     assert!(out.contains("calls to model m with profile p; 10,000+ pending jobs wait behind it"), "{out}");
+}
+
+async fn jobs_are_counted_behind_the_gate_of_their_own_profile(ground: &Ground) {
+    ground.run("INSERT INTO accounts (queue, profile, key) VALUES ('', 'p', 'k'), ('q', 'p2', 'k2'), ('r', 'p3', 'k2')").await;
+    ground.run("INSERT INTO jobs (prompt, queue, model) VALUES ('a', 'default', 'm'), ('a', 'q', 'm'), ('a', 'q', 'n'), ('a', 'r', 'm')").await;
+    ground.run("INSERT INTO gates (scope, state) VALUES ('key:k', 'blocked'), ('key:k2', 'blocked'), ('key:old', 'blocked'), ('model:p/m', 'blocked'), ('model:p2/m', 'blocked'), ('rate:k2/c', 'blocked')").await;
+    let desk = Desk::new(ground);
+    let json = desk.mill(&["gates", "--json"]).json();
+    let gates = json["gates"].as_array().expect("a list");
+    let told: Vec<String> = gates
+        .iter()
+        .map(|gate| format!("{} {} {}", gate["scope"], gate["pending"], gate["profiles"]))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            r#""key:k" 1 ["p"]"#,
+            r#""key:k2" 3 ["p2","p3"]"#,
+            r#""key:old" 0 []"#,
+            r#""model:p/m" 1 null"#,
+            r#""model:p2/m" 1 null"#,
+            r#""rate:k2/c" null ["p2","p3"]"#,
+        ]
+    );
+    let out = desk.mill(&["gates"]).good();
+    assert!(out.contains("fingerprint k2, profiles p2, p3; 3 pending jobs"), "{out}");
+    assert!(out.contains("fingerprint old, which no profile has now; 0 pending jobs"), "{out}");
 }
 
 async fn a_gate_is_named_by_a_part_of_its_scope_that_only_it_has(ground: &Ground) {

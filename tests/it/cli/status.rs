@@ -27,8 +27,8 @@ async fn status_counts_jobs_by_queue_and_batch(ground: &Ground) {
     assert_eq!(
         json["queues"],
         serde_json::json!([
-            {"queue": "q", "paused": false, "max_running": null, "pending": 1, "scheduled": 0, "running": 0, "waiting": 0, "done": 1},
-            {"queue": "r", "paused": false, "max_running": null, "pending": 0, "scheduled": 1, "running": 0, "waiting": 0, "done": 0},
+            {"queue": "q", "paused": false, "max_running": null, "profile": null, "pending": 1, "scheduled": 0, "running": 0, "waiting": 0, "done": 1},
+            {"queue": "r", "paused": false, "max_running": null, "profile": null, "pending": 0, "scheduled": 1, "running": 0, "waiting": 0, "done": 0},
         ])
     );
     assert_eq!(

@@ -28,6 +28,7 @@ async fn both_databases_have_the_same_tables_and_columns() {
     let tables = relations(&sqlite, "table").await;
     assert_eq!(tables, relations(&postgres, "table").await);
     let expected = [
+        "accounts",
         "calls",
         "checkpoints",
         "gates",

@@ -6,6 +6,7 @@ on_both! {
     an_overview_shows_a_job_before_and_after,
     an_overview_resolves_the_model,
     an_overview_says_why_a_job_waits,
+    an_overview_knows_whose_gate_is_whose,
     only_a_job_that_could_run_waits_for_a_gate,
     a_batch_is_counted_by_state_and_outcome,
     a_batch_is_finished_when_all_of_it_is,
@@ -75,6 +76,40 @@ async fn an_overview_says_why_a_job_waits(ground: &Ground) {
     ground.run("UPDATE job_state SET reason = NULL WHERE job_id = 1").await;
     ground.run("UPDATE gates SET state = 'flowing'").await;
     assert_eq!(why().await, "queue paused");
+}
+
+async fn an_overview_knows_whose_gate_is_whose(ground: &Ground) {
+    add_worker(ground, "m").await;
+    ground
+        .run(
+            r#"INSERT INTO accounts (queue, profile, key, classes)
+               VALUES ('', 'default', 'k1', '{"m":"class"}'), ('q', 'p', 'k2', NULL)"#,
+        )
+        .await;
+    ground.run("INSERT INTO jobs (prompt, queue) VALUES ('a', 'default'), ('a', 'q')").await;
+    let why = async |scope: &str| {
+        ground.run("DELETE FROM gates").await;
+        ground
+            .run(&format!("INSERT INTO gates (scope, state, reason) VALUES ('{scope}', 'blocked', 'x')"))
+            .await;
+        ground.lines("SELECT reason FROM job_overview ORDER BY id").await.join(" ")
+    };
+    for (scope, reasons) in [
+        ("key:k1", "x NULL"),
+        ("key:k2", "NULL x"),
+        ("key:of-yesterday", "NULL NULL"),
+        ("model:default/m", "x NULL"),
+        ("model:p/m", "NULL x"),
+        ("model:other/m", "NULL NULL"),
+        ("rate:k1/class", "x NULL"),
+        ("rate:k2/class", "NULL x"),
+        ("rate:k2/another", "NULL NULL"),
+    ] {
+        assert_eq!(why(scope).await, reasons, "{scope}");
+    }
+    // A model that no daemon named is a class of its own.
+    ground.run("INSERT INTO jobs (prompt, model) VALUES ('a', 'odd')").await;
+    assert_eq!(why("rate:k1/odd").await, "NULL NULL x");
 }
 
 async fn only_a_job_that_could_run_waits_for_a_gate(ground: &Ground) {

@@ -7,5 +7,6 @@ mod gates;
 pub mod harness;
 mod living;
 mod models;
+mod profiles;
 mod speaking;
 mod spool;

@@ -1,11 +1,13 @@
 //! Who gets which job, and when.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use promptmill::domain::job::Claimed;
+use promptmill::store::{DEFAULT_PROFILE, Wanted};
 
-use super::{Bench, back, call, end, ids, job, jobs, one_job};
+use super::{Bench, back, call, end, ids, job, jobs, of_default, one_job};
 use crate::support::{Ground, on_both};
 
 on_both!(
@@ -16,6 +18,9 @@ on_both!(
     a_small_batch_takes_turns_with_a_big_one,
     single_slots_go_round_the_lanes,
     blocked_models_are_passed_by_whoever_names_them,
+    a_blocked_profile_is_passed_by_and_the_queues_of_others_flow_on,
+    a_model_is_blocked_for_one_profile_and_flows_for_another,
+    profiles_that_share_a_key_share_its_probe,
     stopped_batches_are_passed_by_and_lower_priorities_reached,
     paused_and_unnamed_queues_are_left_alone,
     a_probed_model_gives_one_job,
@@ -113,9 +118,60 @@ async fn blocked_models_are_passed_by_whoever_names_them(ground: &Ground) {
     jobs(ground, 1, "queue", "'default'").await;
     let bench = Bench::on(ground).await;
     let mut wanted = bench.wanted(10);
-    wanted.blocked.models = vec!["down".to_owned(), "default-model".to_owned()];
+    wanted.blocked.models = vec![of_default("down"), of_default("default-model")];
     assert_eq!(ids(&bench.store.claim(&wanted).await.expect("a claim")), [7]);
     assert_eq!(ids(&bench.claim(10).await), [1, 2, 3, 4, 5, 6, 8]);
+}
+
+/// Two queues of a second profile, among others.
+fn with_profiles(mut wanted: Wanted) -> Wanted {
+    wanted.profiles =
+        [("a", "1"), ("b", "1"), ("c", "2")].map(|(queue, profile)| (queue.into(), profile.into())).into();
+    wanted
+}
+
+async fn a_blocked_profile_is_passed_by_and_the_queues_of_others_flow_on(ground: &Ground) {
+    for queue in ["'a'", "'b'", "'c'", "'default'"] {
+        jobs(ground, 2, "queue", queue).await;
+    }
+    jobs(ground, 2, "queue, model", "'a', 'other'").await;
+    let before = ground.line("SELECT sum(claims) FROM job_state WHERE queue IN ('a', 'b')").await;
+    let bench = Bench::on(ground).await;
+    let mut wanted = with_profiles(bench.wanted(20));
+    wanted.blocked.profiles = vec!["1".to_owned()];
+    assert_eq!(ids(&bench.store.claim(&wanted).await.expect("a claim")), [5, 6, 7, 8]);
+    let after = ground.line("SELECT sum(claims) FROM job_state WHERE queue IN ('a', 'b')").await;
+    assert_eq!(before, after, "no row that waits is written");
+    wanted.blocked.profiles = vec![DEFAULT_PROFILE.to_owned()];
+    assert_eq!(ids(&bench.store.claim(&wanted).await.expect("a claim")), [1, 2, 3, 4, 9, 10]);
+}
+
+async fn a_model_is_blocked_for_one_profile_and_flows_for_another(ground: &Ground) {
+    for queue in ["'a'", "'default'"] {
+        jobs(ground, 1, "queue, model", &format!("{queue}, 'down'")).await;
+        jobs(ground, 1, "queue", queue).await;
+    }
+    let bench = Bench::on(ground).await;
+    let mut wanted = with_profiles(bench.wanted(20));
+    wanted.blocked.models = vec![("1".into(), "down".into()), of_default("default-model")];
+    assert_eq!(ids(&bench.store.claim(&wanted).await.expect("a claim")), [2, 3]);
+}
+
+async fn profiles_that_share_a_key_share_its_probe(ground: &Ground) {
+    for queue in ["'a'", "'b'", "'c'", "'default'"] {
+        jobs(ground, 3, "queue", queue).await;
+    }
+    let bench = Bench::on(ground).await;
+    let mut wanted = with_profiles(bench.wanted(20));
+    // The first two profiles have the key k, the third another one.
+    let rated = |profile: &str, model: &str| {
+        (if profile == "2" { "other".to_owned() } else { "k".to_owned() }, model.to_owned())
+    };
+    wanted.rooms.rated = Some(Arc::new(rated));
+    wanted.rooms.keys.insert("k".to_owned(), 1);
+    let got = bench.store.claim(&wanted).await.expect("a claim");
+    assert_eq!(got.iter().filter(|got| got.queue == "c").count(), 3);
+    assert_eq!(got.len(), 4, "one job for the key, whichever profile it is of");
 }
 
 async fn stopped_batches_are_passed_by_and_lower_priorities_reached(ground: &Ground) {
@@ -148,7 +204,7 @@ async fn a_probed_model_gives_one_job(ground: &Ground) {
     jobs(ground, 2, "model", "'well'").await;
     let bench = Bench::on(ground).await;
     let mut wanted = bench.wanted(10);
-    wanted.rooms.models.insert("sick".to_owned(), 1);
+    wanted.rooms.models.insert(of_default("sick"), 1);
     let got = bench.store.claim(&wanted).await.expect("a claim");
     assert_eq!(got.iter().filter(|got| got.model.as_deref() == Some("sick")).count(), 1);
     assert_eq!(got.len(), 3);
@@ -278,7 +334,7 @@ async fn a_probe_is_made_with_a_small_job_where_there_is_one(ground: &Ground) {
     ground.run(&format!("INSERT INTO jobs (prompt) VALUES ({big}), ({big}), ('small'), ('small too')")).await;
     let bench = Bench::on(ground).await;
     let mut wanted = bench.wanted(10);
-    wanted.rooms.models.insert("default-model".to_owned(), 1);
+    wanted.rooms.models.insert(of_default("default-model"), 1);
     let probe = async || ids(&bench.store.claim(&wanted).await.expect("a claim"));
     assert_eq!(probe().await, [3]);
     // Known lanes are believed for a moment; what was passed by comes with the next look.

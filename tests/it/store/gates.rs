@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use promptmill::store::{Counters, GateRow};
+use promptmill::store::{AccountRow, Counters, GateRow};
 
 use super::Bench;
 use crate::support::{Ground, on_both};
@@ -14,6 +14,7 @@ on_both!(
     the_same_refusal_is_counted_over_all_daemons_and_another_begins_anew,
     a_batch_that_a_person_lets_fail_counts_no_refusals,
     rows_that_say_nothing_any_more_are_pruned,
+    accounts_are_what_was_said_last_and_what_is_so_is_not_written_again,
 );
 
 fn gate(state: &str, generation: i64) -> GateRow {
@@ -120,4 +121,26 @@ mod sqlite_only {
         assert_eq!(scopes, ["a\u{fffd}", "model:p/m"]);
         ground.close().await;
     }
+}
+
+async fn accounts_are_what_was_said_last_and_what_is_so_is_not_written_again(ground: &Ground) {
+    let account = |queue: &str, profile: &str, key: &str| AccountRow {
+        queue: queue.to_owned(),
+        profile: profile.to_owned(),
+        key: key.to_owned(),
+        classes: queue.is_empty().then(|| r#"{"m-1":"m"}"#.to_owned()),
+    };
+    let bench = Bench::on(ground).await;
+    let set = async |rows: &[AccountRow]| bench.store.set_accounts(rows).await.expect("written");
+    let all = async || ground.lines("SELECT queue, profile, key, classes FROM accounts ORDER BY queue").await;
+    set(&[account("", "default", "k1"), account("a", "p", "k2"), account("b", "p", "k2")]).await;
+    assert_eq!(all().await, [r#"|default|k1|{"m-1":"m"}"#, "a|p|k2|NULL", "b|p|k2|NULL"]);
+    let changes = ground.either(
+        "CREATE TABLE wrote (queue TEXT); CREATE TRIGGER wrote_a AFTER UPDATE ON accounts BEGIN INSERT INTO wrote VALUES (NEW.queue); END",
+        "CREATE TABLE wrote (queue text); CREATE FUNCTION wrote_a() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO wrote VALUES (NEW.queue); RETURN NEW; END'; CREATE TRIGGER wrote_a AFTER UPDATE ON accounts FOR EACH ROW EXECUTE FUNCTION wrote_a()",
+    );
+    ground.run(changes).await;
+    set(&[account("", "default", "k1"), account("a", "p", "k3")]).await;
+    assert_eq!(all().await, [r#"|default|k1|{"m-1":"m"}"#, "a|p|k3|NULL"]);
+    assert_eq!(ground.lines("SELECT queue FROM wrote").await, ["a"]);
 }

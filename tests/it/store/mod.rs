@@ -9,13 +9,14 @@ mod settle;
 mod tools;
 mod upkeep;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use promptmill::domain::job::{Claimed, JobId, Lease, WorkerId};
 use promptmill::domain::ledger::{Answer, Call, CallKind, Release, Settlement};
 use promptmill::domain::outcome::{Outcome, Usage};
-use promptmill::store::{Blocked, Me, Migrate, Rooms, Store, StoreSettings, Wanted, open};
+use promptmill::store::{Blocked, DEFAULT_PROFILE, Me, Migrate, Rooms, Store, StoreSettings, Wanted, open};
 
 use crate::support::Ground;
 
@@ -64,6 +65,7 @@ impl Bench {
             suspect: true,
             queues: Vec::new(),
             default_model: "default-model".to_owned(),
+            profiles: BTreeMap::new(),
             blocked: Blocked::default(),
             rooms: Rooms::default(),
         }
@@ -168,6 +170,11 @@ fn back(lease: Lease, delay: Option<Duration>) -> Release {
         reason: Some("overloaded".to_owned()),
         call: Some(call(1)),
     }
+}
+
+/// A model as claims name it where it is asked with the profile of `[api]`.
+fn of_default(model: &str) -> (String, String) {
+    (DEFAULT_PROFILE.to_owned(), model.to_owned())
 }
 
 fn ids(claimed: &[Claimed]) -> Vec<i64> {

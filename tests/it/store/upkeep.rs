@@ -25,6 +25,7 @@ on_both!(
     a_deadline_ends_jobs_wherever_they_are,
     due_jobs_become_pending,
     the_backlog_counts_each_job_once,
+    what_is_due_soon_behind_a_blocked_key_is_not_waited_for,
     an_insert_by_another_program_is_noticed,
 );
 
@@ -316,7 +317,7 @@ async fn the_backlog_counts_each_job_once(ground: &Ground) {
     jobs(ground, 7, "queue", "'still'").await;
     ground.run("UPDATE queues SET paused = TRUE WHERE name = 'still'").await;
     let mut wanted = bench.wanted(1);
-    wanted.blocked.models = vec!["down".to_owned()];
+    wanted.blocked.models = vec![super::of_default("down")];
     wanted.blocked.batches = vec![("default".to_owned(), "bad".to_owned())];
     let horizon = Duration::from_mins(15);
     let expected = Backlog { pending: 2, blocked: 7, running: 1, soon: 5, later: 6, paused: 7, waiting: 0 };
@@ -327,6 +328,28 @@ async fn the_backlog_counts_each_job_once(ground: &Ground) {
     bench.release(back(lease, Some(Duration::from_secs(5)))).await;
     let expected = Backlog { soon: 1, ..Backlog::default() };
     assert_eq!(bench.store.backlog(&wanted, horizon).await.expect("counts"), expected);
+}
+
+async fn what_is_due_soon_behind_a_blocked_key_is_not_waited_for(ground: &Ground) {
+    for queue in ["'a'", "'default'"] {
+        jobs(ground, 2, "queue", queue).await;
+        jobs(ground, 3, "queue, run_at", &format!("{queue}, {}", ground.at(60))).await;
+        jobs(ground, 4, "queue, run_at", &format!("{queue}, {}", ground.at(7200))).await;
+    }
+    let bench = Bench::on(ground).await;
+    let mut wanted = bench.wanted(1);
+    wanted.profiles.insert("a".to_owned(), "1".to_owned());
+    let count = async |wanted: &Wanted| {
+        let left = bench.store.backlog(wanted, Duration::from_mins(15)).await.expect("counts");
+        (left.pending, left.blocked, left.soon, left.later)
+    };
+    assert_eq!(count(&wanted).await, (4, 0, 6, 8));
+    wanted.blocked.profiles.push("1".to_owned());
+    assert_eq!(count(&wanted).await, (2, 5, 3, 8));
+    // A model of it says nothing about what is scheduled: another may be asked by then.
+    wanted.blocked.profiles.clear();
+    wanted.blocked.models.push(("1".to_owned(), "default-model".to_owned()));
+    assert_eq!(count(&wanted).await, (2, 2, 6, 8));
 }
 
 async fn an_insert_by_another_program_is_noticed(ground: &Ground) {

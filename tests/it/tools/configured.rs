@@ -115,7 +115,7 @@ struct Away;
 
 #[async_trait]
 impl Outside for Away {
-    async fn key(&self, _config: &Config) -> KeyCheck {
+    async fn key(&self, _config: &Config, _api: &promptmill::config::ApiSettings) -> KeyCheck {
         KeyCheck::Accepted
     }
 

@@ -19,6 +19,7 @@ impl Play<'_> {
             suspect,
             queues: Vec::new(),
             default_model: "default-model".to_owned(),
+            profiles: std::collections::BTreeMap::new(),
             blocked: Blocked {
                 batches: vec![("none".to_owned(), self.clock.to_string())],
                 ..Blocked::default()
