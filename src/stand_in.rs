@@ -7,6 +7,7 @@
 
 mod answer;
 mod ask;
+mod cache;
 mod marker;
 mod meter;
 mod models;
@@ -116,7 +117,8 @@ impl Running {
         self.shared.tally.counts()
     }
 
-    /// Forgets all counts, and how often each prompt was asked; fills the rate limits up again.
+    /// Forgets all counts, how often each prompt was asked and what is cached; fills the rate limits up
+    /// again.
     pub fn reset(&self) {
         self.shared.reset();
     }

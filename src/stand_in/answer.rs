@@ -62,6 +62,8 @@ pub struct Usage {
     pub cache_read: u64,
     /// Input written to it.
     pub cache_write: u64,
+    /// Of that, what is kept for an hour.
+    pub cache_write_hour: u64,
     /// Output, thinking included.
     pub output: u64,
     /// Thinking.
@@ -307,13 +309,16 @@ impl<'a> Talk<'a> {
         answer
     }
 
-    fn usage(&self, ask: &Ask) -> Usage {
-        let cache_read = self.script.cache_read.min(ask.input_tokens);
-        let cache_write = self.script.cache_write.min(ask.input_tokens - cache_read);
+    /// The usage of an answer that has not begun.
+    pub fn usage(&self, ask: &Ask) -> Usage {
+        let cached = self.script.cache.unwrap_or(ask.cached);
+        let cache_read = cached.read.min(ask.input_tokens);
+        let cache_write = cached.write.min(ask.input_tokens - cache_read);
         Usage {
             input: ask.input_tokens - cache_read - cache_write,
             cache_read,
             cache_write,
+            cache_write_hour: cached.write_hour.min(cache_write),
             output: 0,
             thinking: 0,
         }

@@ -4,6 +4,7 @@
 
 use serde_json::{Map, Value};
 
+use super::cache::{Cached, Marked, block_bytes};
 use super::models::{self, Model, Thinking};
 use super::problem::Problem;
 use super::shape;
@@ -79,6 +80,10 @@ pub struct Ask {
     pub tools: Vec<String>,
     /// Size of the input.
     pub input_tokens: u64,
+    /// Where it wants the input cached.
+    pub marked: Option<Marked>,
+    /// What of the input the cache has, and takes.
+    pub cached: Cached,
 }
 
 /// What is asked for.
@@ -146,6 +151,7 @@ impl Ask {
         check_tools(body, model)?;
         let tools = tools::declared(body, &turns)?;
         check_end(&turns, model, body)?;
+        let marked = Marked::read(body, model.id)?;
         let input_tokens = input_tokens(body);
         if purpose == Purpose::Message && input_tokens > model.context as u64 {
             return Err(Problem::invalid(format!(
@@ -162,6 +168,8 @@ impl Ask {
             tools,
             turns,
             input_tokens,
+            marked,
+            cached: Cached::default(),
         })
     }
 }
@@ -397,20 +405,8 @@ fn check_end(turns: &[Turn], model: &Model, body: &Map<String, Value>) -> Result
     Ok(())
 }
 
-/// Counts about four bytes a token over all that the model reads, as much for any image or document, and
-/// a few for each message.
+/// Counts about four bytes a token over all that the model reads, and a few for the whole.
 fn input_tokens(body: &Map<String, Value>) -> u64 {
-    /// Tokens of an image of a megapixel or so, whatever its file's size.
-    const MEDIUM: usize = 1_600;
-    fn bytes(value: &Value) -> usize {
-        match value {
-            Value::Null | Value::Bool(_) | Value::Number(_) => 1,
-            Value::String(text) => text.len(),
-            Value::Array(list) => list.iter().map(bytes).sum(),
-            Value::Object(fields) if fields.get("type").is_some_and(|kind| kind == "base64") => MEDIUM * 4,
-            Value::Object(fields) => fields.iter().map(|(key, value)| key.len() + bytes(value)).sum(),
-        }
-    }
     let read = ["system", "messages", "tools", "output_config"].iter().filter_map(|name| body.get(*name));
-    (read.map(bytes).sum::<usize>().div_ceil(4) + 3) as u64
+    (read.map(block_bytes).sum::<usize>().div_ceil(4) + 3) as u64
 }

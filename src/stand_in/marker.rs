@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::cache::Cached;
 use super::problem::{Problem, Shape};
 use super::tools::Scripted;
 
@@ -39,10 +40,8 @@ pub struct Script {
     pub delta: Option<usize>,
     /// `chunk`: bytes in one write, wherever that cuts.
     pub chunk: Option<usize>,
-    /// `cache`: input tokens that count as read from the cache.
-    pub cache_read: u64,
-    /// `cache`: input tokens that count as written to it.
-    pub cache_write: u64,
+    /// `cache`: what counts as read from the cache and written to it, whatever the request asks for.
+    pub cache: Option<Cached>,
     /// Everything that spoils calls, in the order of the prompt.
     pub faults: Vec<Fault>,
     /// The settings' names, for the counts.
@@ -378,8 +377,8 @@ impl Script {
             }
             "cache" => {
                 marker.only(&["read", "write"], 0)?;
-                self.cache_read = marker.number("read")?.unwrap_or(0) as u64;
-                self.cache_write = marker.number("write")?.unwrap_or(0) as u64;
+                let tokens = |name| Ok::<_, String>(marker.number(name)?.unwrap_or(0) as u64);
+                self.cache = Some(Cached { read: tokens("read")?, write: tokens("write")?, write_hour: 0 });
             }
             "words" | "tokens" | "thinking" | "delta" | "chunk" => {
                 marker.only(&[], 1)?;

@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::Options;
 use super::answer::{self, Talk};
 use super::ask::{Ask, Purpose, Version};
+use super::cache::Cache;
 use super::marker::{self, FaultKind, Garbage, RETRY_AFTER_DATE};
 use super::meter::{Headers, Limits, Meter};
 use super::models;
@@ -42,6 +44,7 @@ const BAD_KEY: &str = "bad-key";
 pub struct Shared {
     pub(super) tally: Tally,
     meter: Meter,
+    cache: Cache,
     options: Options,
     stop: CancellationToken,
     /// Tells the ids of one start from those of the next.
@@ -58,6 +61,7 @@ impl Shared {
         Self {
             tally: Tally::new(options.calls_kept),
             meter: Meter::new(limits),
+            cache: Cache::default(),
             options,
             stop,
             run: fastrand::u64(..) & 0xff_ffff_ffff,
@@ -70,6 +74,7 @@ impl Shared {
     pub(super) fn reset(&self) {
         self.tally.reset();
         self.meter.reset();
+        self.cache.reset();
         self.keys_refused.store(false, Ordering::Relaxed);
         *self.failing() = None;
     }
@@ -197,7 +202,13 @@ impl Call {
         let version = Version::read(header_text(&parts.headers, "anthropic-version"));
         let body = to_bytes(body, BODY_MAX).await.map_err(|_| Problem::of_status(413));
         match (version.and_then(|version| Ask::read(&body?, version, purpose)), purpose) {
-            (Ok(ask), Purpose::Message) => self.message(&ask).await,
+            (Ok(mut ask), Purpose::Message) => {
+                let account = account_of(&parts.headers);
+                if let Some(marked) = &ask.marked {
+                    ask.cached = self.shared.cache.look_up(account, marked, Instant::now());
+                }
+                self.message(&ask, account).await
+            }
             (Err(problem), Purpose::Message) => self.refuse_message(&problem, Seen::default()),
             (Ok(ask), Purpose::Count) => {
                 self.json(StatusCode::OK, format!(r#"{{"input_tokens":{}}}"#, ask.input_tokens))
@@ -244,12 +255,13 @@ impl Call {
         }
     }
 
-    async fn message(mut self, ask: &Ask) -> Response {
+    async fn message(mut self, ask: &Ask, account: u64) -> Response {
         let shared = Arc::clone(&self.shared);
         let mut seen = Seen {
             model: Some(ask.model.id.to_owned()),
             max_tokens: ask.max_tokens,
             messages: ask.turns.len(),
+            cache_points: ask.marked.as_ref().map_or(0, |marked| marked.points.len()),
             ..Seen::default()
         };
         let mut talk = match Talk::read(&ask.turns, ask.schema.as_ref()) {
@@ -267,7 +279,9 @@ impl Call {
         if let Some(problem) = failing {
             return self.refuse_message(&problem, seen);
         }
-        let (admitted, limits) = shared.meter.admit(ask.model.line, ask.input_tokens, Instant::now());
+        // What is read from the cache does not count.
+        let counted = ask.input_tokens - talk.usage(ask).cache_read;
+        let (admitted, limits) = shared.meter.admit(ask.model.line, counted, Instant::now());
         let said = shared.options.limits_said;
         self.limits = if said { limits } else { Headers::new() };
         if let Err(mut problem) = admitted {
@@ -295,6 +309,10 @@ impl Call {
             shared.wait(tempo.delay).await;
             return self.refuse_message(problem, seen);
         }
+        if let Some(marked) = &ask.marked {
+            let now = Instant::now();
+            shared.cache.keep(account, marked, now, now + tempo.delay);
+        }
         let empty = kind == Some(&FaultKind::Empty);
         let mut answer = if empty { talk.empty_answer(ask) } else { talk.answer(ask) };
         // What is only another answer spoils nothing on its way.
@@ -311,7 +329,7 @@ impl Call {
             message_id: &message_id,
             request_id: &self.request_id,
         };
-        account(&mut seen, &rendering, ask.stream);
+        enter(&mut seen, &rendering, ask.stream);
         seen.message_id = Some(message_id.clone());
         self.act(&rendering, ask.stream, seen).await
     }
@@ -413,7 +431,7 @@ impl Shared {
 }
 
 /// Enters what the client will be told, and what only streamed.
-fn account(seen: &mut Seen, rendering: &Rendering<'_>, streamed: bool) {
+fn enter(seen: &mut Seen, rendering: &Rendering<'_>, streamed: bool) {
     let usage = &rendering.answer.usage;
     let output = usage.output;
     let input = usage.input + usage.cache_read + usage.cache_write;
@@ -438,7 +456,11 @@ fn account(seen: &mut Seen, rendering: &Rendering<'_>, streamed: bool) {
     seen.answer = answer;
     seen.output_tokens = told;
     seen.output_tokens_untold = untold;
-    seen.input_tokens = if heard { input } else { 0 };
+    if heard {
+        seen.input_tokens = input;
+        seen.cache_read_tokens = usage.cache_read;
+        seen.cache_write_tokens = usage.cache_write;
+    }
 }
 
 /// An answer on its way: dropped by the server when it was sent, or when the client left.
@@ -505,6 +527,13 @@ fn date_in(seconds: u32) -> String {
 
 fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Tells those apart who may not read each other's prefixes: the key as it was sent.
+fn account_of(headers: &HeaderMap) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    header_text(headers, "x-api-key").or_else(|| header_text(headers, "authorization")).hash(&mut hasher);
+    hasher.finish()
 }
 
 fn check_key(headers: &HeaderMap, all_refused: bool) -> Result<(), Problem> {

@@ -66,8 +66,14 @@ pub struct Seen {
     pub answer: String,
     /// Markers that took effect.
     pub markers: Vec<String>,
-    /// Input tokens told.
+    /// Breakpoints of the prompt cache in the request.
+    pub cache_points: usize,
+    /// Input tokens told, cache reads and writes included.
     pub input_tokens: u64,
+    /// Of these, told as read from the cache.
+    pub cache_read_tokens: u64,
+    /// Of these, told as written to it.
+    pub cache_write_tokens: u64,
     /// Output tokens told.
     pub output_tokens: u64,
     /// Output tokens streamed and not told.
