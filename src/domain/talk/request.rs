@@ -48,6 +48,8 @@ impl Talk {
             let ends = next == Next::Pause || prefill;
             let last = |at: usize| ends && at + 1 == turn.len();
             said.extend(turn.iter().enumerate().filter_map(|(at, spoken)| spoken.message(last(at))));
+        } else if self.is_worth_caching(next) {
+            said.push(message("assistant", &self.turn.cached_text()));
         } else {
             // Text alone: what the model thought need not be sent again.
             let text = self.turn.text();
@@ -99,7 +101,8 @@ impl Talk {
             body.push_str(r#","container":"#);
             body.push_str(json_string(&id).get());
         }
-        if self.is_worth_caching(next) {
+        // A text that is gone on with marks itself: what is asked behind it is another each time.
+        if self.is_worth_caching(next) && (self.job.tools || !next.joins()) {
             body.push_str(r#","cache_control":{"type":"ephemeral"}"#);
         }
         body.push_str(r#","stream":true}"#);

@@ -583,8 +583,34 @@ fn conversations_and_long_continuations_are_cached_unless_the_row_does_so() {
         let mut long = talk("{}", "{}");
         let usage = Usage { output: tokens, ..Usage::default() };
         push(&mut long, Reply { usage, ..said("max_tokens", &prose(300)) });
-        assert_eq!(cached(&long), is, "{tokens}");
+        assert_eq!(body(&asked(&long))["messages"][1]["content"].is_array(), is, "{tokens}");
+        assert!(!cached(&long), "the text is, and not what is asked behind it");
     }
+}
+
+#[test]
+fn what_was_sent_of_a_cached_text_is_sent_again_in_the_same_blocks() {
+    let mut talk = talk("{}", "{}");
+    let whole = prose(900);
+    let (first, rest) = whole.split_at(whole.len() / 3);
+    let (second, third) = rest.split_at(rest.len() / 2);
+    let usage = Usage { output: 9000, ..Usage::default() };
+    let mut blocks = Vec::new();
+    for piece in [first, second] {
+        push(&mut talk, Reply { usage, ..said("max_tokens", piece) });
+        let body = body(&asked(&talk));
+        let mut sent = body["messages"][1]["content"].as_array().expect("blocks").clone();
+        let point = sent.last_mut().and_then(|last| last.as_object_mut()?.remove("cache_control"));
+        assert_eq!(point, Some(serde_json::json!({ "type": "ephemeral" })));
+        assert_eq!(body.to_string().matches("cache_control").count(), 1);
+        assert_eq!(sent[..blocks.len()], blocks, "what the cache has is sent as it was");
+        assert_eq!(sent.len(), blocks.len() + 1);
+        blocks = sent;
+    }
+    let sent: String = blocks.iter().filter_map(|block| block["text"].as_str()).collect();
+    assert_eq!(sent, format!("{first}{second}").trim_end());
+    push(&mut talk, Reply { usage, ..said("end_turn", third) });
+    assert_eq!(ended(&talk).text.as_deref(), Some(whole.as_str()));
 }
 
 fn measured(policy: &str, params: &str, tokens: &[i64]) -> Talk {

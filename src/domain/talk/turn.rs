@@ -1,7 +1,7 @@
 //! The assistant's turn in the making: what was said so far, over pauses and continuations.
 
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::spoken::Spoken;
 use crate::domain::job::user_message;
@@ -17,6 +17,8 @@ pub struct Turn {
     /// The messages of the turn as they were sent and received, for conversations that must be
     /// echoed whole: assistant contents, and the user turns that asked to go on.
     spoken: Vec<Spoken>,
+    /// How much of the text was sent each time it was gone on with, in bytes.
+    sent: Vec<usize>,
 }
 
 /// How a continuation met the text before it.
@@ -42,6 +44,7 @@ impl Turn {
     /// Takes a reply that goes on with the text at the end.
     pub fn go_on(&mut self, content: Vec<Block>, how: How) -> Joined {
         let before = self.text();
+        self.sent.push(before.trim_end().len());
         if how == How::Anchor {
             self.spoken.push(Spoken::User(user_message(&self.instruction())));
         }
@@ -129,6 +132,26 @@ impl Turn {
     /// The text of the turn.
     pub fn text(&self) -> String {
         self.blocks.iter().filter_map(|block| block.text.as_deref()).collect()
+    }
+
+    /// The text as the content of a message that the prompt cache is to keep: in the pieces that it was
+    /// said in, for what was kept before is found only where a block ends as it did.
+    pub fn cached_text(&self) -> String {
+        let text = self.text();
+        let text = text.trim_end();
+        let mut pieces = Vec::new();
+        let mut from = 0;
+        for upto in self.sent.iter().copied().filter(|sent| *sent < text.len()).chain([text.len()]) {
+            // White space alone is refused: it goes with what follows.
+            if let Some(piece) = text.get(from..upto).filter(|piece| !piece.trim().is_empty()) {
+                pieces.push(json!({ "type": "text", "text": piece }));
+                from = upto;
+            }
+        }
+        if let Some(last) = pieces.last_mut() {
+            last["cache_control"] = json!({ "type": "ephemeral" });
+        }
+        Value::Array(pieces).to_string()
     }
 
     /// The blocks, in order.

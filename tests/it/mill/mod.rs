@@ -1,5 +1,6 @@
 //! The whole behaviour: the real binary against the stand-in, on both databases.
 
+mod caching;
 mod continuing;
 mod ending;
 mod failing;
