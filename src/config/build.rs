@@ -48,7 +48,11 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
     let idle = profiles.0.keys().filter(|profile| !used(profile));
     let idle =
         idle.map(|profile| format!("profile {profile} is used by no queue: set queues.\"NAME\".profile"));
-    let warnings = merged.warnings.into_iter().chain(idle).collect();
+    let unlisted = tools.iter().map(|tool| &tool.name);
+    let unlisted = unlisted.filter(|name| !queues.0.values().any(|queue| queue.tools.contains(name)));
+    let unlisted =
+        unlisted.map(|name| format!("tool {name} may be used by no queue: list it in queues.\"NAME\".tools"));
+    let warnings = merged.warnings.into_iter().chain(idle).chain(unlisted).collect();
     Ok(Config {
         database,
         api,

@@ -33,7 +33,10 @@ impl Spelling {
 
     fn unknown(self, section: &str, key: &str) -> String {
         if is_inline_key(section, key) {
-            return NO_KEY_HERE.to_owned();
+            return if section == "profiles" { NO_KEY_IN_A_PROFILE } else { NO_KEY_HERE }.to_owned();
+        }
+        if let Some(place) = elsewhere(section, key) {
+            return format!("is not set here: {place}");
         }
         match knobs::closest(section, key) {
             Some((section, key)) => {
@@ -46,6 +49,22 @@ impl Spelling {
 
 const NO_KEY_HERE: &str = "a key does not belong here: put it into ANTHROPIC_API_KEY, or into a file of \
                            its own that api.key_file names";
+
+const NO_KEY_IN_A_PROFILE: &str = "a key does not belong here: put it into a variable that key_env names, or \
+                                   into a file of its own that key_file names";
+
+/// Where something is set that people look for in the configuration, and that is none of ours.
+fn elsewhere(section: &str, key: &str) -> Option<String> {
+    match (section, key) {
+        ("queues", "paused" | "max_running" | "model" | "policy") => {
+            Some(format!("it is a column of the table queues: UPDATE queues SET {key} = … WHERE name = …"))
+        }
+        ("defaults", "output_schema" | "deadline_seconds") => {
+            Some(format!("{key} belongs to the policy of a job, or of its queue"))
+        }
+        _ => None,
+    }
+}
 
 fn is_inline_key(section: &str, key: &str) -> bool {
     let plain = key.to_lowercase().replace('-', "_");
@@ -112,9 +131,13 @@ impl Names {
         for (name, value) in parts {
             let toml::Value::Table(keys) = value else {
                 // `[models.claude-x.5]` without quotes ends here too: TOML splits it at the dot.
-                let what = format!(
-                    "is a {one}: write [{section}.\"{NAME}\"] with the name in quotes, its settings below"
-                );
+                let write =
+                    format!("write [{section}.\"{NAME}\"] with the name in quotes, its settings below");
+                let what = if knobs::is_knob(section, &name) {
+                    format!("is set for one {one}: {write}")
+                } else {
+                    format!("is a {one}: {write}")
+                };
                 self.problem(format!("{section}.{name}"), origin, what);
                 continue;
             };

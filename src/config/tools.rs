@@ -28,7 +28,9 @@ pub(super) fn tools(r: &mut Reader, around: &Surroundings) -> Vec<ToolSettings> 
 
 fn tool(r: &mut Reader, around: &Surroundings, name: String) -> ToolSettings {
     let s = ["tools", name.as_str()];
+    let before = r.problems.len();
     let argv = r.list(&s, "command");
+    let unread = r.problems.len() > before;
     let url = r.optional_text(&s, "url");
     let token = r.optional_text(&s, "token_env");
     let timeout = r.seconds(&s, "timeout_seconds", &(0.1..=TIME_MAX));
@@ -76,7 +78,10 @@ fn tool(r: &mut Reader, around: &Surroundings, name: String) -> ToolSettings {
             } else {
                 "a tool has one or the other: take this or `url` out"
             };
-            r.problem(&s, "command", what);
+            // There is a command, and what is wrong with it was said.
+            if !unread {
+                r.problem(&s, "command", what);
+            }
             Action::Command(CommandSettings { argv, cwd, env: Vec::new() })
         }
     };

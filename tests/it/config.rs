@@ -319,6 +319,20 @@ fn a_profile_is_as_the_api_but_for_what_it_sets() {
 }
 
 #[test]
+fn what_is_set_in_the_tables_is_not_taken_for_a_misspelt_setting() {
+    for (text, says) in [
+        ("[queues.q]\nmax_running = 3", "is not set here: it is a column of the table queues"),
+        ("[queues.q]\nmodel = 'm'", "UPDATE queues SET model = … WHERE name = …"),
+        ("[defaults]\noutput_schema = 's'", "output_schema belongs to the policy of a job, or of its queue"),
+        ("[queues]\nprofile = 'p'", "is set for one queue: write [queues.\"NAME\"]"),
+        ("[queues]\nbulk = 'p'", "is a queue: write [queues.\"NAME\"]"),
+    ] {
+        let wrong = place().file(text).refused();
+        assert!(wrong.contains(says), "{text}: {wrong}");
+    }
+}
+
+#[test]
 fn a_profile_that_cannot_be_is_refused_and_a_key_in_it_not_told() {
     for (text, says) in [
         ("[profiles.bulk]\n[queues.q]\nprofile = 'bluk'", "there is no such profile: did you mean bulk?"),
@@ -326,7 +340,10 @@ fn a_profile_that_cannot_be_is_refused_and_a_key_in_it_not_told() {
         ("[profiles.default]", "is the name of [api] itself"),
         ("[profiles.\"a/b\"]", "must not be empty nor have a slash"),
         ("[profiles.p]\nkey_env = 'canary-key'", "must be the name of a variable"),
-        ("[profiles.p]\nkey = 'canary'", "a key does not belong here"),
+        (
+            "[profiles.p]\nkey = 'canary'",
+            "a key does not belong here: put it into a variable that key_env names",
+        ),
         ("[profiles.p]\nkey_env = 'K'\nkey_file = 'f'", "stands beside key_env: set one of them"),
         ("[profiles.p]\nbase_url = 'ftp://x'", "profiles.\"p\".base_url ("),
         ("[profiles.p]\nheaders = 'x'", "write [profiles.\"p\".headers]"),
@@ -361,7 +378,7 @@ fn a_named_section_refuses_what_it_does_not_know() {
     for (place, says) in [
         (place().file("[queues.bulk]\nprofil = 'x'"), "did you mean queues.\"NAME\".profile?"),
         (place().file("[queues]\nprofile = 'x'"), "queues.profile ("),
-        (place().file("[queues]\nprofile = 'x'"), "is a queue: write [queues.\"NAME\"]"),
+        (place().file("[queues]\nprofile = 'x'"), "is set for one queue: write [queues.\"NAME\"]"),
         (place().file("[queue.bulk]\nprofile = 'x'"), "did you mean [queues]?"),
         (place().var("PROMPTMILL_QUEUES__BULK__PROFILE", "x"), "BULK is no known queue"),
         (place().var("PROMPTMILL_QUEUES__PROFILE", "x"), "did you mean PROMPTMILL_QUEUES__NAME__PROFILE?"),

@@ -1,3 +1,5 @@
+//! What is found again, what is not, and for how long.
+
 use serde_json::{Value, json};
 
 use super::*;

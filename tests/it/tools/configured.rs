@@ -109,6 +109,14 @@ fn everything_wrong_with_tools_is_said_at_once() {
         assert!(wrong.contains(sentence), "{sentence} is not in {wrong}");
     }
     assert!(!wrong.contains("canary"), "{wrong}");
+    assert_eq!(wrong.matches("tools.\"line\"").count(), 1, "what is there is not missing: {wrong}");
+}
+
+#[test]
+fn a_tool_that_no_queue_may_use_is_pointed_out() {
+    let file = "[tools.find]\ncommand = ['find']\n[tools.spare]\ncommand = ['true']\n\
+                [queues.bulk]\ntools = ['find']\n[queues.other]\nprofile = ''\n";
+    assert_eq!(load(file).warnings, ["tool spare may be used by no queue: list it in queues.\"NAME\".tools"]);
 }
 
 struct Away;
