@@ -1,6 +1,7 @@
 //! The whole behaviour: the real binary against the stand-in, on both databases.
 
 mod continuing;
+mod conversation;
 mod ending;
 mod failing;
 mod gates;
