@@ -20,7 +20,7 @@ mod sqlite;
 mod start;
 mod storm;
 mod taken;
-mod work;
+pub mod work;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
