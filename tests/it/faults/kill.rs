@@ -50,7 +50,7 @@ async fn case(kind: Kind, point: &'static str) -> Result<(), String> {
     for (at, count) in deaths(point) {
         mill.set("FAILPOINTS", &format!("{at}={}*off->return(kill)", count - 1));
         let ran = tokio::select! {
-            ran = work::drain(&mill) => ran,
+            ran = mill.drain() => ran,
             _ = work::serve(&ground) => unreachable!("it serves for ever"),
             () = async { work::cancel_one(&ground, &jobs).await; std::future::pending().await } => unreachable!("it waits for ever"),
         };

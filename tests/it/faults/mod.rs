@@ -20,6 +20,7 @@ mod sqlite;
 mod start;
 mod storm;
 mod taken;
+mod talks;
 pub mod work;
 
 use std::net::SocketAddr;

@@ -63,6 +63,11 @@ impl Spec {
         Self { params: Some(TOOLS), policy: Some(policy), ..self }
     }
 
+    /// Whether the daemon runs its tools.
+    pub fn runs_tools(&self) -> bool {
+        self.policy == Some(RUNS)
+    }
+
     const fn fails(self, failures: u32) -> Self {
         Self { failures, ..self }
     }

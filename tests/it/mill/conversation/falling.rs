@@ -11,6 +11,7 @@ on_both! {
     an_input_that_does_not_fit_is_refused_before_any_call,
     the_oldest_turns_are_left_out_where_the_policy_says_so,
     a_question_that_does_not_fit_alone_is_refused,
+    a_result_that_does_not_fit_ends_its_job_with_both_numbers,
 }
 
 async fn a_refusal_is_taken_to_the_fallback_model_once(ground: &Ground) {
@@ -117,4 +118,26 @@ async fn a_question_that_does_not_fit_alone_is_refused(ground: &Ground) {
     let error = ground.line("SELECT error FROM results").await;
     assert!(error.contains("even without its older turns"), "{error}");
     assert_eq!(mill.api.counts().total, 0);
+}
+
+async fn a_result_that_does_not_fit_ends_its_job_with_both_numbers(ground: &Ground) {
+    let mill = informed(ground).await;
+    let params =
+        super::declare(&["find"]).replacen('{', r#"{"model": "stand-in-small", "max_tokens": 100, "#, 1);
+    for overflow in ["fail", "drop_oldest"] {
+        let policy = format!(r#"{{"on_tool_use": "wait", "on_context_overflow": "{overflow}"}}"#);
+        ask(ground, "[[tool find]]", &params, &policy).await;
+    }
+    let daemon = mill.start();
+    until_open(&mill, 2).await;
+    let large: String = (0..5000).map(|number| format!("{number:07} ")).collect();
+    ground.run(&format!("UPDATE tool_calls SET result = '{large}'")).await;
+    until_done(&mill, 2).await;
+    assert_eq!(daemon.stop().await.code, 0);
+    let ends = ground.lines("SELECT outcome, calls, error FROM results ORDER BY job_id").await;
+    for (end, advice) in ends.iter().zip(["shorten it, or set policy", "even without its older turns"]) {
+        assert!(end.starts_with("failed|1|the input has 1") && end.contains("reads at most 4096"), "{end}");
+        assert!(end.contains(advice), "{end}");
+    }
+    assert_eq!(mill.api.counts().total, 2, "what cannot fit is not sent");
 }

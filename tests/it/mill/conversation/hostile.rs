@@ -12,6 +12,7 @@ on_both! {
     a_queue_that_waits_no_more_ends_its_job_as_needs_tool,
     two_jobs_of_the_same_words_do_not_mix,
     names_that_are_no_names_come_through_as_text,
+    an_input_with_a_zero_in_it_is_shown_without_and_sent_back_with_it,
     a_job_that_declares_no_tools_is_asked_as_it_stands,
     two_servers_that_answer_the_last_two_calls_at_once_send_the_job_on,
 }
@@ -152,6 +153,20 @@ async fn names_that_are_no_names_come_through_as_text(ground: &Ground) {
         }
     }
     mill.holds().await;
+}
+
+async fn an_input_with_a_zero_in_it_is_shown_without_and_sent_back_with_it(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    let input = r#"{"q": "a\u0000b \ud83d\ude00 \\ ' \""}"#;
+    ask_and_wait(ground, &format!("[[tool find {input}]]")).await;
+    let daemon = mill.start();
+    until_open(&mill, 1).await;
+    let shown = input.replace("u0000", "ufffd");
+    assert_eq!(ground.line("SELECT input FROM open_tool_calls").await, shown);
+    answer(ground, 0, "fine").await;
+    until_done(&mill, 1).await;
+    assert_eq!(daemon.stop().await.code, 0);
+    assert_eq!(ground.line("SELECT outcome, text FROM results").await, "complete|find: fine");
 }
 
 async fn a_job_that_declares_no_tools_is_asked_as_it_stands(ground: &Ground) {

@@ -17,6 +17,7 @@ on_both! {
     a_stop_while_a_tool_runs_gives_the_job_back,
     a_tool_that_ends_within_the_drain_time_counts,
     a_cancel_ends_the_tool_that_runs,
+    a_database_that_is_away_starts_no_tool_and_loses_no_answer,
 }
 
 const RUN: &str = r#"{"on_tool_use": "run"}"#;
@@ -253,4 +254,31 @@ async fn a_cancel_ends_the_tool_that_runs(ground: &Ground) {
     assert_eq!(daemon.stop().await.code, 0);
     assert_eq!(ground.line("SELECT outcome, stop_reason FROM results").await, "cancelled|NULL");
     mill.holds().await;
+}
+
+async fn a_database_that_is_away_starts_no_tool_and_loses_no_answer(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    configure(&mill, "until [ -e go ]; do sleep 0.02; done; echo noon", "");
+    ask(ground, "[[tool now]] [[delay 500ms]]", &declare(&["now"]), RUN).await;
+    let daemon = mill.start();
+    mill.until_asked(1).await;
+    ground.run("ALTER TABLE tool_calls RENAME TO away").await;
+    mill.until_said(&daemon, "failed to write down a tool call").await;
+    assert!(starts(&mill).is_empty(), "what is to be started is written down first");
+    ground.run("ALTER TABLE away RENAME TO tool_calls").await;
+    while starts(&mill).is_empty() {
+        tokio::task::yield_now().await;
+    }
+    ground.run("ALTER TABLE tool_calls RENAME TO away").await;
+    let before = daemon.said().matches("failed to write down a tool call").count();
+    std::fs::write(mill.home().join("go"), "").expect("the folder can be written");
+    while daemon.said().matches("failed to write down a tool call").count() == before {
+        tokio::task::yield_now().await;
+    }
+    ground.run("ALTER TABLE away RENAME TO tool_calls").await;
+    until_done(&mill, 1).await;
+    assert_eq!(daemon.stop().await.code, 0);
+    assert_eq!(ground.line("SELECT outcome, calls, text FROM results").await, "complete|2|now: noon\n");
+    assert_eq!(starts(&mill), ["now"]);
+    mill.ledger_is_the_stand_ins().await;
 }

@@ -12,6 +12,7 @@ on_both! {
     a_deadline_ends_a_job_that_waits,
     a_drain_leaves_waiting_jobs_and_counts_them,
     a_cut_call_is_asked_for_again_and_never_shown,
+    what_goes_wrong_between_turns_is_tried_again,
 }
 
 /// Two calls in one turn; the answer tells what they gave.
@@ -166,5 +167,33 @@ async fn a_cut_call_is_asked_for_again_and_never_shown(ground: &Ground) {
     until_done(&mill, 1).await;
     assert_eq!(daemon.stop().await.code, 0);
     assert_eq!(ground.line("SELECT outcome, text FROM results").await, "complete|now: now\nfind: find");
+    mill.ledger_is_the_stand_ins().await;
+}
+
+async fn what_goes_wrong_between_turns_is_tried_again(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    let call = r#"[[tool find {"q": "one two three four five six seven"}]] [[thinking 9]] [[say Done.]]"#;
+    ask_and_wait(ground, &format!("{call} [[error 529 skip=1 x1]]")).await;
+    ask_and_wait(ground, &format!("{call} [[error 500 skip=1 x1]]")).await;
+    // Its first stream is cut in the call itself, its second one in the text.
+    ask_and_wait(ground, &format!("{call} [[cut after=20 x1]] [[cut after=12 skip=1 x1]]")).await;
+    let daemon = mill.start();
+    until_open(&mill, 3).await;
+    ground.run("UPDATE tool_calls SET result = 'a cat'").await;
+    until_done(&mill, 3).await;
+    assert_eq!(daemon.stop().await.code, 0);
+    assert_eq!(
+        ground.lines("SELECT outcome, failures, text FROM results ORDER BY job_id").await,
+        [
+            "complete|0|find: a cat\n\nDone.",
+            "complete|1|find: a cat\n\nDone.",
+            "complete|2|find: a cat\n\nDone."
+        ]
+    );
+    assert_eq!(
+        ground.lines("SELECT kind, error_type FROM calls WHERE job_id = 3 ORDER BY claim, seq").await,
+        ["ask|connection", "ask|NULL", "tool|connection", "tool|NULL"]
+    );
+    assert_eq!(ground.line("SELECT count(*) FROM tool_calls").await, "3");
     mill.ledger_is_the_stand_ins().await;
 }
