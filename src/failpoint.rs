@@ -30,6 +30,8 @@ pub const ALL: &[&str] = &[
     "append.before",
     "append.after",
     "push",
+    "tools.opened",
+    "tool.ended",
     "decide",
     "settle.before",
     "settle.after",

@@ -10,23 +10,7 @@ use crate::support::{Ground, Kind, on_both};
 on_both! {
     a_table_becomes_prompts_in_pure_sql,
     an_image_is_asked_about,
-}
-
-// In `on_both!` as soon as jobs wait for their tools.
-#[tokio::test]
-#[ignore = "no job waits for tools yet"]
-async fn a_tool_server_on_sqlite() {
-    let ground = Ground::sqlite().await;
-    a_tool_server_works_through_sql_alone(&ground).await;
-    ground.close().await;
-}
-
-#[tokio::test]
-#[ignore = "no job waits for tools yet"]
-async fn a_tool_server_on_postgres() {
-    let ground = Ground::postgres().await;
-    a_tool_server_works_through_sql_alone(&ground).await;
-    ground.close().await;
+    a_tool_server_works_through_sql_alone,
 }
 
 /// A file of the examples. On Postgres they name the tables with the schema that everybody has; ours is

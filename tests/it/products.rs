@@ -25,7 +25,6 @@ fn query(folder: &Path, sql: &str) -> String {
 }
 
 #[test]
-#[ignore = "the conversation does not send schemas yet"]
 fn a_thousand_product_texts_become_a_table_by_their_schemas() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let printed = run(folder.path());

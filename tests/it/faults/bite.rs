@@ -13,11 +13,14 @@ async fn whatever_is_spoilt_by_hand_is_found(ground: &Ground) {
     let mill = Mill::with(ground, Options { calls_kept: 100, ..Options::default() }).await;
     Invariants::watch(ground).await;
     let spec = Spec::new("[[tokens 40]]", Expect::Whole(40), 39);
-    let jobs = work::insert(ground, &vec![spec; 6], 1).await;
+    let mut jobs = work::insert(ground, &vec![spec; 6], 1).await;
+    work::configure(&mill);
+    let runs = work::conversations().into_iter().find(Spec::runs_tools).expect("there is one");
+    jobs.extend(work::insert(ground, &[runs], 7).await);
     assert_eq!(mill.drain().await.code, 0);
     let quiet = Invariants::check(&mill, &jobs).await;
     quiet.assert("nothing was spoilt");
-    assert_eq!((quiet.calls, quiet.killed, quiet.twice), (6, 0, 0));
+    assert_eq!((quiet.calls, quiet.killed, quiet.twice), (9, 0, 0));
 
     let counts = |found: &Findings| (found.lost, found.duplicated, found.unknown, found.twice);
     // Each with what is found from then on, and the words for the last.
@@ -41,6 +44,16 @@ async fn whatever_is_spoilt_by_hand_is_found(ground: &Ground) {
         ),
         ("UPDATE job_state SET claims = claims - 1 WHERE job_id = 6", (1, 1, 2, 120), "an odd move"),
         ("UPDATE job_state SET failures = 1 WHERE job_id = 6", (1, 1, 2, 120), "paid for a death"),
+        (
+            "UPDATE calls SET messages = 1 WHERE job_id = 7 AND messages = 3",
+            (1, 1, 2, 120),
+            "[1, 1, 5] messages, 3 3",
+        ),
+        (
+            "DELETE FROM tool_calls WHERE job_id = 7 AND position = 1",
+            (1, 1, 2, 120),
+            "[1, 1, 5] messages, 2 2",
+        ),
     ] {
         ground.run(spoil).await;
         let now = Invariants::check(&mill, &jobs).await;

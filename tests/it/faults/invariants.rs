@@ -182,7 +182,11 @@ impl Findings {
             Expect::WholeOrCancelled(tokens) => whole(tokens) || end.outcome == "cancelled",
             Expect::WholeOrFailed(tokens) => whole(tokens) || (end.outcome == "failed" && lost > 0),
             Expect::Outcome(outcome) => end.outcome == outcome,
+            Expect::Told(text, ..) => end.outcome == "complete" && end.text == text,
         };
+        if let Expect::Told(_, calls, messages) = work.spec.expect {
+            self.conversation(work, end, rows, (calls, messages));
+        }
         let given_up = end.outcome == "quarantined" && lost >= QUARANTINE;
         self.given_up += usize::from(given_up);
         if !fine && !given_up {
@@ -193,6 +197,23 @@ impl Findings {
         }
         if rows.iter().filter(|row| row.stop_reason == "end_turn").count() > 1 {
             self.wrong.push(fault("was asked again though its answer was in the ledger"));
+        }
+    }
+
+    /// What was answered was asked once, and in no other way than if nobody had died; each call of a tool
+    /// stands once, answered.
+    fn conversation(&mut self, work: &Work, end: &End, rows: &[Row], (tools, messages): (usize, &[usize])) {
+        let mut answered: Vec<usize> =
+            rows.iter().filter(|row| row.is_answer()).map(|row| row.messages).collect();
+        answered.sort_unstable();
+        if answered != messages || end.tools != format!("{tools} {tools}") {
+            self.wrong.push(format!(
+                "job {} ({}) was asked in another way than undisturbed, or its tools were: {answered:?} messages, \
+                 {} tool calls and answered: {rows:?}",
+                work.number,
+                work.prompt(),
+                end.tools
+            ));
         }
     }
 
@@ -210,6 +231,18 @@ impl Findings {
                 work.number,
                 work.prompt()
             ));
+        }
+        // A call that is made again is the same call.
+        let mut sizes = HashMap::new();
+        for call in asked.iter().filter(|_| matches!(work.spec.expect, Expect::Told(..))) {
+            let size = sizes.entry(call.messages).or_insert(call.input_tokens);
+            if *size != call.input_tokens {
+                self.wrong.push(format!(
+                    "job {} ({}) was asked differently: {asked:?}",
+                    work.number,
+                    work.prompt()
+                ));
+            }
         }
         // What was said of a job that nobody wants any more is not asked for again.
         if unheard.is_empty() || matches!(end.outcome.as_str(), "cancelled" | "expired") {
@@ -241,18 +274,21 @@ struct End {
     outcome: String,
     failures: u32,
     text: String,
+    /// How many calls of tools there are, and how many are answered.
+    tools: String,
 }
 
 async fn ends(ground: &Ground) -> HashMap<usize, End> {
     let rows = ground
         .rows(
-            "SELECT j.key, s.state, r.outcome, s.failures, r.text
+            "SELECT j.key, s.state, r.outcome, s.failures, r.text,
+                    (SELECT count(*) || ' ' || count(t.answered_at) FROM tool_calls t WHERE t.job_id = j.id)
                FROM jobs j JOIN job_state s ON s.job_id = j.id LEFT JOIN results r ON r.job_id = j.id",
         )
         .await;
     let end = |row: Vec<String>| {
-        let [number, state, outcome, failures, text] = row.try_into().expect("five columns");
-        let end = End { state, outcome, failures: failures.parse().expect("a number"), text };
+        let [number, state, outcome, failures, text, tools] = row.try_into().expect("six columns");
+        let end = End { state, outcome, failures: failures.parse().expect("a number"), text, tools };
         (number.parse().expect("keys are numbers"), end)
     };
     rows.into_iter().map(end).collect()
@@ -264,12 +300,19 @@ struct Row {
     request_id: String,
     error_type: String,
     stop_reason: String,
+    messages: usize,
+    late: bool,
     content: String,
 }
 
 impl Row {
     fn is_lost(&self) -> bool {
         self.error_type == "lost"
+    }
+
+    /// Whether it is a whole reply that counts.
+    fn is_answer(&self) -> bool {
+        self.stop_reason != "NULL" && self.error_type == "NULL" && !self.late
     }
 
     /// Bytes of text that a lost call left and that can be gone on with.
@@ -289,7 +332,8 @@ impl Ledger {
     async fn read(ground: &Ground) -> Self {
         let found = ground
             .rows(
-                "SELECT j.key, c.request_id, c.error_type, c.stop_reason,
+                "SELECT j.key, c.request_id, c.error_type, c.stop_reason, coalesce(c.messages, 0),
+                        CASE WHEN c.late THEN 'late' END,
                         CASE WHEN c.error_type = 'lost' THEN c.content END
                    FROM calls c JOIN jobs j ON j.id = c.job_id
                   ORDER BY c.job_id, c.claim, c.seq",
@@ -297,9 +341,10 @@ impl Ledger {
             .await;
         let mut rows: HashMap<usize, Vec<Row>> = HashMap::new();
         for row in found {
-            let [number, request_id, error_type, stop_reason, content] =
-                row.try_into().expect("five columns");
-            let row = Row { request_id, error_type, stop_reason, content };
+            let [number, request_id, error_type, stop_reason, messages, late, content] =
+                row.try_into().expect("seven columns");
+            let (messages, late) = (messages.parse().expect("a count"), late == "late");
+            let row = Row { request_id, error_type, stop_reason, messages, late, content };
             rows.entry(number.parse().expect("keys are numbers")).or_default().push(row);
         }
         Self { rows }

@@ -43,6 +43,7 @@ async fn case(kind: Kind, point: &'static str) -> Result<(), String> {
     mill.set("PROMPTMILL_WORKER__LEASE_SECONDS", "2");
     mill.set("PROMPTMILL_WORKER__CONCURRENCY", "12");
     mill.set("PROMPTMILL_WORKER__CHECKPOINT_SECONDS", "0.2");
+    work::configure(&mill);
     Invariants::watch(&ground).await;
     let jobs = work::insert(&ground, &work::mixed(), 1).await;
     let (mut died, mut said) = (0, Vec::new());
@@ -50,6 +51,7 @@ async fn case(kind: Kind, point: &'static str) -> Result<(), String> {
         mill.set("FAILPOINTS", &format!("{at}={}*off->return(kill)", count - 1));
         let ran = tokio::select! {
             ran = mill.drain() => ran,
+            _ = work::serve(&ground) => unreachable!("it serves for ever"),
             () = async { work::cancel_one(&ground, &jobs).await; std::future::pending().await } => unreachable!("it waits for ever"),
         };
         if ran.code == -1 {
@@ -58,7 +60,7 @@ async fn case(kind: Kind, point: &'static str) -> Result<(), String> {
         said.push(format!("{at} {count}: {}", ran.code));
     }
     mill.unset("FAILPOINTS");
-    let ran = mill.drain().await;
+    let ran = work::drain(&mill).await;
     let found = Invariants::check(&mill, &jobs).await;
     let mut wrong = found.wrong.clone();
     if !matches!(ran.code, 0 | 7) {

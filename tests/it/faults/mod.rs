@@ -20,7 +20,8 @@ mod sqlite;
 mod start;
 mod storm;
 mod taken;
-mod work;
+mod talks;
+pub mod work;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

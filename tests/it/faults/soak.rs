@@ -51,7 +51,11 @@ async fn a_storm_of_kills_loses_nothing_however_long_it_lasts() {
         let seed = fastrand::u64(..);
         println!("{name}: three daemons, seed {seed}, {:.1} minutes", minutes());
         let mut storm = Storm::new(&ground, seed).await;
-        storm.rage(Instant::now() + time, PAUSES, &batch()).await;
+        let batch = batch();
+        tokio::select! {
+            () = storm.rage(Instant::now() + time, PAUSES, &batch) => {}
+            _ = work::serve(&ground) => unreachable!("it serves for ever"),
+        }
         let (kills, found) = storm.end().await;
         table.add_row([
             name.to_owned(),

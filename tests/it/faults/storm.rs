@@ -26,8 +26,12 @@ on_both! {
 async fn three_daemons_that_die_at_every_point_in_turn_lose_nothing(ground: &Ground) {
     let seed = fastrand::u64(..);
     let mut storm = Storm::new(ground, seed).await;
-    storm.feed(&work::mixed()).await;
-    storm.die_at_each(ALL.to_vec(), &work::mixed()).await;
+    let mixed = work::mixed();
+    storm.feed(&mixed).await;
+    tokio::select! {
+        () = storm.die_at_each(ALL.to_vec(), &mixed) => {}
+        _ = work::serve(ground) => unreachable!("it serves for ever"),
+    }
     let (kills, found) = storm.end().await;
     found.assert(&format!("seed {seed}, {kills} deaths"));
 }
@@ -36,7 +40,10 @@ async fn three_daemons_that_are_killed_at_any_time_lose_nothing(ground: &Ground)
     let seed = fastrand::u64(..);
     let mut storm = Storm::new(ground, seed).await;
     storm.feed(&[work::mixed(), work::mixed()].concat()).await;
-    storm.rage(Instant::now() + Duration::from_secs(5), 100..700, &[]).await;
+    tokio::select! {
+        () = storm.rage(Instant::now() + Duration::from_secs(5), 100..700, &[]) => {}
+        _ = work::serve(ground) => unreachable!("it serves for ever"),
+    }
     let (kills, found) = storm.end().await;
     found.assert(&format!("seed {seed}, {kills} kills"));
     assert!(kills > 5, "{kills} kills in five seconds");
@@ -60,6 +67,7 @@ impl<'g> Storm<'g> {
         mill.set("PROMPTMILL_WORKER__LEASE_SECONDS", "4");
         mill.set("PROMPTMILL_WORKER__CONCURRENCY", "12");
         mill.set("PROMPTMILL_WORKER__CHECKPOINT_SECONDS", "0.2");
+        work::configure(&mill);
         Invariants::watch(ground).await;
         let daemons = (0..DAEMONS).map(|_| mill.start()).collect();
         let random = Rng::with_seed(seed);
@@ -141,7 +149,7 @@ impl<'g> Storm<'g> {
                 self.wrong.push(format!("a daemon was stopped and ended with {}: {}", ran.code, ran.stderr));
             }
         }
-        let ran = self.mill.drain().await;
+        let ran = work::drain(&self.mill).await;
         if !matches!(ran.code, 0 | 7) {
             self.wrong.push(format!("the drain ended with {}: {}", ran.code, ran.stderr));
         }

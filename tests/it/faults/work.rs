@@ -2,6 +2,7 @@
 
 use promptmill::stand_in::text;
 
+use crate::mill::harness::{Mill, Ran};
 use crate::support::Ground;
 
 /// What must become of a job.
@@ -15,6 +16,8 @@ pub enum Expect {
     WholeOrFailed(usize),
     /// This outcome.
     Outcome(&'static str),
+    /// A conversation that ends with this text, by this many calls of tools, in calls of so many messages.
+    Told(&'static str, usize, &'static [usize]),
 }
 
 /// A kind of job.
@@ -22,6 +25,7 @@ pub enum Expect {
 pub struct Spec {
     markers: &'static str,
     max_tokens: Option<u32>,
+    params: Option<&'static str>,
     policy: Option<&'static str>,
     priority: u32,
     /// What must become of it.
@@ -34,7 +38,16 @@ pub struct Spec {
 
 impl Spec {
     pub const fn new(markers: &'static str, expect: Expect, twice_max: u64) -> Self {
-        Self { markers, max_tokens: None, policy: None, priority: 0, expect, twice_max, failures: 0 }
+        Self {
+            markers,
+            max_tokens: None,
+            params: None,
+            policy: None,
+            priority: 0,
+            expect,
+            twice_max,
+            failures: 0,
+        }
     }
 
     const fn limit(self, max_tokens: u32) -> Self {
@@ -43,6 +56,16 @@ impl Spec {
 
     const fn policy(self, policy: &'static str) -> Self {
         Self { policy: Some(policy), ..self }
+    }
+
+    /// May call tools, and goes on after them as this policy says.
+    const fn tools(self, policy: &'static str) -> Self {
+        Self { params: Some(TOOLS), policy: Some(policy), ..self }
+    }
+
+    /// Whether the daemon runs its tools.
+    pub fn runs_tools(&self) -> bool {
+        self.policy == Some(RUNS)
     }
 
     const fn fails(self, failures: u32) -> Self {
@@ -90,6 +113,70 @@ pub const WORTH_RESUMING: u64 = 500;
 /// a machine that may be late by another.
 pub const SLOW_TWICE_MAX: u64 = SLOW_RATE * 22 / 10 + WORTH_RESUMING;
 
+/// The tools that a conversation may call.
+const TOOLS: &str = r#"{"tools": [{"name": "find", "input_schema": {"type": "object"}}, {"name": "now", "input_schema": {"type": "object"}}]}"#;
+/// Somebody answers in the table: [`serve`].
+const WAITS: &str = r#"{"on_tool_use": "wait"}"#;
+/// The daemon runs them: [`configure`].
+const RUNS: &str = r#"{"on_tool_use": "run"}"#;
+
+/// Conversations: two calls, then one, then the answer; with thinking, a pause, and an answer that is cut.
+pub fn conversations() -> Vec<Spec> {
+    use Expect::Told;
+    let three = r#"[[tool find {"a": 1}]] [[tool now {"b": "ä"}]] [[next]] [[tool find {"c": [3]}]] [[thinking 9]] [[say Over.]]"#;
+    let told = "find: gave {\"a\": 1}\nnow: gave {\"b\": \"ä\"}\nfind: gave {\"c\": [3]}\n\nOver.";
+    let paused = r#"[[stop pause_turn 1]] [[tool now {"b": 2}]] [[delay 100ms]] [[say Over.]]"#;
+    let cut = r#"[[tool find {"a": 1}]] [[say One two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty, and so on.]]"#;
+    let whole = "find: gave {\"a\": 1}\n\nOne two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty, and so on.";
+    let mut specs = Vec::new();
+    for policy in [WAITS, RUNS] {
+        specs.push(Spec::new(three, Told(told, 3, &[1, 3, 5]), 200).tools(policy));
+        specs
+            .push(Spec::new(paused, Told("now: gave {\"b\": 2}\n\nOver.", 1, &[1, 2, 3]), 200).tools(policy));
+        specs.push(Spec::new(cut, Told(whole, 1, &[1, 3, 5]), 200).tools(policy).limit(30));
+    }
+    specs
+}
+
+/// Describes the tools that the daemon runs: what they give is what [`serve`] gives.
+pub fn configure(mill: &Mill<'_>) {
+    let tool = |name: &str| {
+        format!("[tools.{name}]\ncommand = ['sh', '-c', 'printf \"gave \"; cat']\nidempotent = true\n")
+    };
+    let text = tool("find") + &tool("now") + "[queues.default]\ntools = ['find', 'now']\n";
+    std::fs::write(mill.home().join("promptmill.toml"), text).expect("the folder can be written");
+}
+
+/// Answers every tool call that waits.
+pub async fn answer_open(ground: &Ground) {
+    let answer = "UPDATE tool_calls SET result = 'gave ' || input
+                   WHERE result IS NULL AND result_content IS NULL
+                     AND (job_id, claim, seq, position) IN (SELECT job_id, claim, seq, position FROM open_tool_calls)";
+    patiently(ground, answer).await;
+}
+
+/// Answers tool calls for ever.
+pub async fn serve(ground: &Ground) -> std::convert::Infallible {
+    loop {
+        if ground.line("SELECT count(*) FROM open_tool_calls").await != "0" {
+            answer_open(ground).await;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+/// Lets a daemon drain until no job waits for its tools any more; returns how it ended the last time.
+pub async fn drain(mill: &Mill<'_>) -> Ran {
+    loop {
+        let ran = mill.drain().await;
+        let waiting = "SELECT count(*) FROM job_state WHERE state = 'waiting'";
+        if mill.ground.line(waiting).await == "0" && !ran.stderr.contains("waiting for tool results") {
+            return ran;
+        }
+        answer_open(mill.ground).await;
+    }
+}
+
 /// Two dozen jobs of every kind; streams last for about two seconds and a half.
 pub fn mixed() -> Vec<Spec> {
     use Expect::{Outcome, Whole, WholeOrCancelled, WholeOrFailed};
@@ -119,6 +206,7 @@ pub fn mixed() -> Vec<Spec> {
         Spec::new("[[tokens 60]] [[delay 300ms]]", Whole(60), 60).policy(r#"{"on_crash":"retry"}"#),
         Spec::new("[[tokens 80]] [[garbage utf8]]", Outcome("complete"), 90),
     ];
+    specs.extend(conversations());
     specs.extend((0..6).map(|_| quick()));
     specs
 }
@@ -133,11 +221,19 @@ pub async fn insert(ground: &Ground, specs: &[Spec], from: usize) -> Vec<Work> {
             let spec = &work.spec;
             let policy = spec.policy.map_or("NULL".to_owned(), |policy| format!("'{policy}'"));
             let max_tokens = spec.max_tokens.map_or("NULL".to_owned(), |tokens| tokens.to_string());
-            format!("('{}', '{}', {max_tokens}, {policy}, {})", work.number, work.prompt(), spec.priority)
+            let params = spec.params.map_or("NULL".to_owned(), |params| format!("'{params}'"));
+            format!(
+                "('{}', '{}', {max_tokens}, {params}, {policy}, {})",
+                work.number,
+                work.prompt(),
+                spec.priority
+            )
         })
         .collect();
-    let insert =
-        format!("INSERT INTO jobs (key, prompt, max_tokens, policy, priority) VALUES {}", rows.join(", "));
+    let insert = format!(
+        "INSERT INTO jobs (key, prompt, max_tokens, params, policy, priority) VALUES {}",
+        rows.join(", ")
+    );
     // Other processes write at the same time, and die while they do.
     patiently(ground, &insert).await;
     work

@@ -111,7 +111,7 @@ async fn every_shape_of_a_stream_ends_in_one_result_and_never_in_a_wrong_complet
 async fn what_we_refuse_makes_no_call_and_names_the_field(ground: &Ground) {
     let mill = Mill::new(ground).await;
     for (column, json) in [
-        ("policy", r#"{"on_tool_use":"wait"}"#),
+        ("policy", r#"{"on_tool_use":"call"}"#),
         ("policy", r#"{"max_failurs":2}"#),
         ("params", r#"{"betas":["x"]}"#),
         ("params", r#"{"max_tokens":"many"}"#),
@@ -124,7 +124,7 @@ async fn what_we_refuse_makes_no_call_and_names_the_field(ground: &Ground) {
     assert_eq!(ran.code, 7, "{}", ran.stderr);
     let errors = ground.lines("SELECT outcome, error FROM results ORDER BY job_id").await;
     for (error, part) in errors.iter().zip([
-        "invalid|policy.on_tool_use=wait is not in this version",
+        "invalid|policy.on_tool_use is \"call\": it must be finish, wait or run",
         "invalid|policy.max_failurs is not a policy",
         "invalid|params.betas is a header: set it in the configuration",
         "invalid|params.max_tokens is \"many\"",

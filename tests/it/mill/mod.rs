@@ -2,6 +2,7 @@
 
 mod caching;
 mod continuing;
+mod conversation;
 mod ending;
 mod failing;
 mod gates;

@@ -14,6 +14,7 @@ use crate::support::{Ground, on_both};
 on_both! {
     an_answer_outlives_a_database_that_is_away_and_a_kill,
     an_answer_in_the_middle_of_a_job_outlives_them_too,
+    calls_of_tools_outlive_them_too,
     nothing_is_claimed_while_answers_wait_for_the_database,
     a_stop_while_the_database_is_away_ends_in_time_and_keeps_what_was_paid_for,
     what_a_killed_daemon_had_of_a_cancelled_job_is_added_to_its_result,
@@ -95,6 +96,33 @@ async fn an_answer_in_the_middle_of_a_job_outlives_them_too(ground: &Ground) {
     assert_eq!(mill.api.counts().total, 2, "what was answered is not asked again");
     let text = ground.line("SELECT text FROM results WHERE outcome = 'complete'").await;
     assert!(text == promptmill::stand_in::text("m", 1500), "it is whole, letter for letter");
+}
+
+async fn calls_of_tools_outlive_them_too(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    let params = r#"{"tools": [{"name": "find", "input_schema": {"type": "object"}}]}"#;
+    ground
+        .run(&format!(
+            r#"INSERT INTO jobs (prompt, params, policy)
+               VALUES ('[[tool find {{"q": 1}}]] [[delay 500ms]]', '{params}', '{{"on_tool_use": "wait"}}')"#
+        ))
+        .await;
+    let daemon = mill.start();
+    mill.until_asked(1).await;
+    ground.run("ALTER TABLE calls RENAME TO away").await;
+    until_kept(&mill, 1).await;
+    daemon.kill().await;
+    ground.run("ALTER TABLE away RENAME TO calls").await;
+    let ran = mill.drain().await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(ground.line("SELECT state, claims FROM job_state").await, "waiting|1");
+    assert_eq!(ground.run("UPDATE tool_calls SET result = input").await, 1);
+    let ran = mill.drain().await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(ground.line("SELECT outcome, text FROM results").await, r#"complete|find: {"q": 1}"#);
+    assert_eq!(mill.api.counts().total, 2, "what was answered is not asked again");
+    mill.holds().await;
+    mill.ledger_is_the_stand_ins().await;
 }
 
 async fn nothing_is_claimed_while_answers_wait_for_the_database(ground: &Ground) {
