@@ -67,7 +67,8 @@ impl Marked {
             let own = life(block.value, &block.path)?;
             // What a tool gave may mark blocks of its own: they end no prefix but its.
             let inner = block.value.get("content").and_then(Value::as_array).into_iter().flatten();
-            let inner = inner.filter_map(|inner| life(inner, &block.path).transpose()).last().transpose()?;
+            let inner =
+                inner.filter_map(|inner| life(inner, &block.path).transpose()).next_back().transpose()?;
             points.extend(own.or(inner).map(|life| Point { block: at, life }));
         }
         if let Some(life) = life_of(body.get(FIELD), "")? {
@@ -191,7 +192,9 @@ fn feed(value: &Value, hasher: &mut DefaultHasher) {
         Value::String(text) => text.hash(hasher),
         Value::Array(list) => {
             list.len().hash(hasher);
-            list.iter().for_each(|value| feed(value, hasher));
+            for value in list {
+                feed(value, hasher);
+            }
         }
         Value::Object(fields) => {
             // In their order: it is part of what is read.
