@@ -130,7 +130,7 @@ async fn a_result_that_does_not_fit_ends_its_job_with_both_numbers(ground: &Grou
     }
     let daemon = mill.start();
     until_open(&mill, 2).await;
-    let large: String = (0..5000).map(|number| format!("{number:07} ")).collect();
+    let large = (0..5000).map(|number| format!("{number:07} ")).collect::<Vec<_>>().concat();
     ground.run(&format!("UPDATE tool_calls SET result = '{large}'")).await;
     until_done(&mill, 2).await;
     assert_eq!(daemon.stop().await.code, 0);
