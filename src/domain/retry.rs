@@ -363,8 +363,11 @@ pub fn fault(failure: &Failure) -> Fault {
             } else {
                 error.message.clone()
             };
-            let hint = sampling_hint(error);
-            Fault::new(kind, error.code.as_deref(), format!("{message}{hint}"))
+            let (code, hint) = match (&error.code, container_is_gone(error)) {
+                (None, true) => (Some("container_expired"), CONTAINER_HINT),
+                (code, _) => (code.as_deref(), sampling_hint(error)),
+            };
+            Fault::new(kind, code, format!("{message}{hint}"))
         }
         Failure::Unsent(why) => Fault::new("connection", Some("unsent"), why.clone()),
         Failure::Lost(lost, why) => Fault::new("connection", Some(lost_code(*lost)), why.clone()),
@@ -376,6 +379,18 @@ pub fn fault(failure: &Failure) -> Fault {
             Fault::new("stopped", None, "the worker hung up: shutdown, cancel or a lost lease")
         }
     }
+}
+
+const CONTAINER_HINT: &str = " (promptmill: what the conversation left in its container is gone with it; run the job again to begin anew)";
+
+/// Whether a refusal is about a container of the API that is there no more: they live for 30 days, and are
+/// sometimes gone sooner. There is no code for it (API guide, Code execution tool).
+fn container_is_gone(error: &ApiError) -> bool {
+    let message = error.message.to_ascii_lowercase();
+    let gone = ["expired", "not found", "no longer", "does not exist"];
+    matches!(effective_status(error), 400 | 404 | 410)
+        && message.contains("container")
+        && gone.iter().any(|word| message.contains(word))
 }
 
 /// Under `anthropic-version: 2026-10-21` any sampling parameter is a 400 (API reference, migration page).

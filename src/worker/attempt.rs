@@ -23,6 +23,7 @@ use crate::domain::outcome::{Failure, Fault, Outcome};
 use crate::domain::reply::Block;
 use crate::domain::retry::{self, Circumstances, Class, Disposition, News};
 use crate::domain::talk::{Request, Step, Talk, Verdict};
+use crate::domain::tool::{Asked, PastTool};
 use crate::failpoint::failpoint;
 
 use rows::{ledger_row, log_call, log_end, refused_by_us, unheard};
@@ -85,56 +86,20 @@ type Pending = Option<Call>;
 pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
     let lease = claimed.lease;
     let tally = claimed.tally;
-    let job = match Job::read(&claimed, &mill.defaults()) {
-        Ok(job) => job,
-        Err(invalid) => {
-            return settle(mill, lease, refused_by_us(invalid.fault(), tally, &claimed.calls), None).await;
-        }
+    let (mut talk, lane_model) = match begin(mill, &claimed) {
+        Ok(begun) => begun,
+        Err(answer) => return settle(mill, lease, *answer, None).await,
     };
-    let lane_model = job.model.clone();
-    let mut talk = Talk::resume(job, &claimed.calls, &claimed.tools, Instant::now());
     let tools = std::mem::take(&mut claimed.tools);
-    if mill.refuses_prefill(&talk.job().model) {
-        talk.prefill_refused();
-    }
     failpoint!("resume", lease.job);
     // The wide row has been understood; its prompt need not be held twice while the call runs.
     drop(claimed);
     let mut pending: Pending = None;
     let mut seq = 0;
     loop {
-        let request = match talk.next() {
-            Step::Done(verdict) => return settle(mill, lease, talk.answer(verdict, tally), pending).await,
-            Step::Tools(asked) if talk.job().policy.on_tool_use != OnToolUse::Run => {
-                let reason = waits_for(asked.tools.len());
-                return release(mill, lease, &talk, tally, Back::Waiting(asked), reason, pending).await;
-            }
-            Step::Tools(asked) => {
-                if let Some(call) = pending.take()
-                    && is_late(mill, lease, call).await
-                {
-                    return taken_away(mill, lease, &talk, tally, None).await;
-                }
-                match tools::run(mill, talk.job(), &asked, &tools, rein).await {
-                    Ok(results) => talk.answer_tools(&results),
-                    Err(Undone::Lost) => return taken_away(mill, lease, &talk, tally, None).await,
-                    Err(Undone::Stopped(why)) => {
-                        return stopped(mill, lease, &talk, tally, None, why).await;
-                    }
-                    Err(Undone::StartedBefore(fault)) => {
-                        let verdict = Verdict { outcome: Outcome::Failed, fault: Some(fault) };
-                        return settle(mill, lease, talk.answer(verdict, tally), None).await;
-                    }
-                }
-                continue;
-            }
-            Step::Ask(request) => match window_to_measure(&talk, &request) {
-                Some(window) => {
-                    measure(mill, &mut talk, &request, window, rein).await;
-                    continue;
-                }
-                None => request,
-            },
+        let request = match next_request(mill, &mut talk, tally, &tools, rein, &mut pending).await {
+            Ok(request) => request,
+            Err(ended) => return ended,
         };
         if let Some(call) = pending.take()
             && is_late(mill, lease, call).await
@@ -210,6 +175,89 @@ pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Understands the row, and stands where its ledger says; with the model that its lane names. `Err`: how
+/// a job ends that cannot be asked.
+fn begin(mill: &Mill, claimed: &Claimed) -> Result<(Talk, String), Box<Answer>> {
+    let refused = |fault| Box::new(refused_by_us(fault, claimed.tally, &claimed.calls));
+    let job = Job::read(claimed, &mill.defaults()).map_err(|invalid| refused(invalid.fault()))?;
+    if job.policy.on_tool_use == OnToolUse::Run
+        && let Some(fault) = tools::refused(mill, &job)
+    {
+        // Where calls were made, it is the configuration that changed.
+        let outcome = if claimed.calls.is_empty() { Outcome::Invalid } else { Outcome::Failed };
+        return Err(Box::new(Answer { outcome, ..*refused(fault) }));
+    }
+    let lane_model = job.model.clone();
+    let mut talk = Talk::resume(job, &claimed.calls, &claimed.tools, Instant::now());
+    if mill.refuses_prefill(&talk.job().model) {
+        talk.prefill_refused();
+    }
+    Ok((talk, lane_model))
+}
+
+/// Goes on until a call is to be made: has tools answered, and inputs counted that may be too long.
+async fn next_request(
+    mill: &Mill,
+    talk: &mut Talk,
+    tally: Tally,
+    tools: &[PastTool],
+    rein: &Rein,
+    pending: &mut Pending,
+) -> Result<Request, Ended> {
+    loop {
+        match talk.next() {
+            Step::Done(verdict) => {
+                let answer = talk.answer(verdict, tally);
+                return Err(settle(mill, talk.job().lease, answer, pending.take()).await);
+            }
+            Step::Tools(asked) => {
+                if let Some(ended) = call_tools(mill, talk, tally, asked, tools, rein, pending.take()).await {
+                    return Err(ended);
+                }
+            }
+            Step::Ask(request) => match window_to_measure(talk, &request) {
+                Some(window) => measure(mill, talk, &request, window, rein).await,
+                None => return Ok(request),
+            },
+        }
+    }
+}
+
+/// Has tool calls answered: here, by the tools of the configuration, or by whoever is waited for, which
+/// ends the attempt.
+async fn call_tools(
+    mill: &Mill,
+    talk: &mut Talk,
+    tally: Tally,
+    asked: Asked,
+    before: &[PastTool],
+    rein: &Rein,
+    call: Pending,
+) -> Option<Ended> {
+    let lease = talk.job().lease;
+    if talk.job().policy.on_tool_use != OnToolUse::Run {
+        let reason = waits_for(asked.tools.len());
+        return Some(release(mill, lease, talk, tally, Back::Waiting(asked), reason, call).await);
+    }
+    if let Some(call) = call
+        && is_late(mill, lease, call).await
+    {
+        return Some(taken_away(mill, lease, talk, tally, None).await);
+    }
+    match tools::run(mill, talk.job(), &asked, before, rein).await {
+        Ok(results) => {
+            talk.answer_tools(&results);
+            None
+        }
+        Err(Undone::Lost) => Some(taken_away(mill, lease, talk, tally, None).await),
+        Err(Undone::Stopped(why)) => Some(stopped(mill, lease, talk, tally, None, why).await),
+        Err(Undone::StartedBefore(fault)) => {
+            let verdict = Verdict { outcome: Outcome::Failed, fault: Some(fault) };
+            Some(settle(mill, lease, talk.answer(verdict, tally), None).await)
         }
     }
 }

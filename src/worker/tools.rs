@@ -14,7 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 pub use self::command::{CommandSettings, kill_all};
@@ -97,6 +97,12 @@ impl Tool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the tool was stopped before it had ended")]
 pub struct Stopped;
+
+/// The right to run one tool.
+#[derive(Debug)]
+pub struct Place<'t> {
+    _permit: SemaphorePermit<'t>,
+}
 
 /// What a tool gave: text, or why there is none.
 type Given = Result<String, Failing>;
@@ -221,18 +227,22 @@ impl Tools {
         }
     }
 
-    /// Runs a tool for one call. Everything that the tool does wrong is a result too.
-    ///
-    /// Waits where too many run already, without counting that against the time limit. When it returns,
-    /// or is dropped, nothing of the tool's process group lives.
+    /// Waits until one more tool may run; no time limit counts meanwhile.
+    pub async fn place(&self, stop: &CancellationToken) -> Result<Place<'_>, Stopped> {
+        let place = stop.run_until_cancelled(self.free.acquire()).await.ok_or(Stopped)?;
+        Ok(Place { _permit: place.map_err(|_| Stopped)? })
+    }
+
+    /// Runs a tool for one call, in a place that was waited for. Everything that the tool does wrong is a
+    /// result too. When it returns, or is dropped, nothing of the tool's process group lives.
     pub async fn run(
         &self,
+        place: Place<'_>,
         tool: &Tool,
         job: JobId,
         call: &ToolCall,
         stop: &CancellationToken,
     ) -> Result<ToolResult, Stopped> {
-        let place = stop.run_until_cancelled(self.free.acquire()).await.ok_or(Stopped)?;
         let started = Instant::now();
         let limits = Limits { time: tool.0.timeout, output: tool.0.output_max };
         let run = async {

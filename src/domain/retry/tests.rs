@@ -291,3 +291,18 @@ fn a_spent_limit_rests_longer_and_says_when_the_api_says_that_it_ends() {
         "You have reached your specified API usage limits. You will regain access on <my prompt> at once!!!!";
     assert!(!reason(&api(400, "invalid_request_error", None, odd)).contains("prompt"));
 }
+
+#[test]
+fn a_container_that_is_gone_has_a_code_of_its_own() {
+    for (status, message, code) in [
+        (400, "Container container_01 has expired.", Some("container_expired")),
+        (404, "container not found: container_01", Some("container_expired")),
+        (400, "container: Input should be a string", None),
+        (500, "the container has expired", None),
+    ] {
+        let error = ApiError { status, message: message.into(), ..ApiError::default() };
+        let fault = fault(&Failure::Api(error));
+        assert_eq!(fault.code.as_deref(), code, "{message}");
+        assert_eq!(fault.message.contains("run the job again"), code.is_some());
+    }
+}

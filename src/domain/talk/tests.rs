@@ -636,7 +636,7 @@ const TURNS: &str = r#"{"system":"stay","messages":[
 
 #[test]
 fn an_input_too_long_is_invalid_with_both_numbers() {
-    let answer = ended(&measured("{}", TURNS.replace("\n", "").as_str(), &[1001]));
+    let answer = ended(&measured("{}", TURNS.replace('\n', "").as_str(), &[1001]));
     assert_eq!(answer.outcome, Outcome::Invalid);
     let why = answer.fault.expect("says why").message;
     assert!(why.contains("1001 tokens") && why.contains("1000"), "{why}");

@@ -15,6 +15,7 @@ use crate::domain::tool::{Asked, PastTool, ToolCall, ToolContent, ToolResult};
 use crate::failpoint::failpoint;
 use crate::store::StoreError;
 use crate::worker::Mill;
+use crate::worker::tools::Tool;
 
 /// Pause between tries to write to a database that is away.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
@@ -43,19 +44,35 @@ pub(super) async fn run(
             return Err(Undone::StartedBefore(started_before(call)));
         }
     }
-    written(rein, || mill.store.open_tools(&job.lease, asked, mill.worker())).await?;
-    failpoint!("tools.opened", job.lease.job);
     let answers = asked.tools.iter().zip(before).map(async |(call, before)| {
-        if let Some(result) = before.and_then(|row| row.result.clone()) {
-            return Ok(result);
+        match before.and_then(|row| row.result.clone()) {
+            Some(result) => Ok(result),
+            None => answer(mill, job, asked, call, rein).await,
         }
-        let result = answer(mill, job, call, rein).await?;
-        failpoint!("tool.ended", job.lease.job);
-        let at = (asked.claim, asked.seq, call.position);
-        written(rein, || mill.store.answer_tool(&job.lease, at.0, at.1, at.2, &result)).await?;
-        Ok(result)
     });
     join_all(answers).await.into_iter().collect()
+}
+
+/// Why a job cannot be run at all: it declares a tool that its queue may not have run. What the API
+/// runs itself has a `type` of its own and is not ours to judge.
+pub(super) fn refused(mill: &Mill, job: &Job) -> Option<Fault> {
+    #[derive(serde::Deserialize)]
+    struct Declared {
+        #[serde(rename = "type")]
+        kind: Option<String>,
+        name: Option<String>,
+    }
+    let (_, declared) = job.fields.iter().find(|(name, _)| name == "tools")?;
+    let declared: Vec<Declared> = serde_json::from_str(declared.get()).ok()?;
+    let ours = |tool: &&Declared| tool.kind.as_deref().is_none_or(|kind| kind == "custom");
+    let tools = &mill.settings.tools;
+    let unknown = declared.iter().enumerate().filter(|(_, tool)| ours(tool)).find_map(|(at, tool)| {
+        let name = tool.name.as_deref()?;
+        tools.allowed(&job.queue, name).is_none().then_some((at, name))
+    });
+    let (at, name) = unknown?;
+    let why = format!("params.tools[{at}]: {}", tools.refusal(&job.queue, name));
+    Some(Fault::new("invalid_job", Some("tool_not_allowed"), why))
 }
 
 fn find<'p>(asked: &Asked, call: &ToolCall, past: &'p [PastTool]) -> Option<&'p PastTool> {
@@ -63,10 +80,9 @@ fn find<'p>(asked: &Asked, call: &ToolCall, past: &'p [PastTool]) -> Option<&'p 
         .find(|row| row.claim == asked.claim && row.seq == asked.seq && row.call.position == call.position)
 }
 
-/// Whether a tool of this name may be started twice. One that this daemon does not have was not started
-/// by it, and is not started now.
+/// Whether a tool of this name may be started twice, as far as this daemon knows it.
 fn may_start_again(mill: &Mill, job: &Job, call: &ToolCall) -> bool {
-    mill.settings.tools.allowed(&job.queue, &call.name).is_none_or(|tool| tool.is_idempotent())
+    mill.settings.tools.allowed(&job.queue, &call.name).is_some_and(Tool::is_idempotent)
 }
 
 fn started_before(call: &ToolCall) -> Fault {
@@ -79,13 +95,31 @@ fn started_before(call: &ToolCall) -> Fault {
 }
 
 /// Has one call answered. What goes wrong in a tool is told to the model.
-async fn answer(mill: &Mill, job: &Job, call: &ToolCall, rein: &Rein) -> Result<ToolResult, Undone> {
-    let Some(tool) = mill.settings.tools.allowed(&job.queue, &call.name) else {
-        let text = format!("there is no tool {} here", call.name);
-        return Ok(ToolResult { content: ToolContent::Text(text), is_error: true });
+async fn answer(
+    mill: &Mill,
+    job: &Job,
+    asked: &Asked,
+    call: &ToolCall,
+    rein: &Rein,
+) -> Result<ToolResult, Undone> {
+    let tools = &mill.settings.tools;
+    let stopped = |_| Undone::Stopped(rein.why().unwrap_or(Why::Lost));
+    let place = tools.place(&rein.token).await.map_err(stopped)?;
+    // Only now: a tool that was never started must not count as started.
+    let opened = Asked { tools: vec![call.clone()], ..*asked };
+    written(rein, || mill.store.open_tools(&job.lease, &opened, mill.worker())).await?;
+    failpoint!("tools.opened", job.lease.job);
+    let result = match tools.allowed(&job.queue, &call.name) {
+        Some(tool) => tools.run(place, tool, job.lease.job, call, &rein.token).await.map_err(stopped)?,
+        None => ToolResult {
+            content: ToolContent::Text(format!("There is no tool {} here.", call.name)),
+            is_error: true,
+        },
     };
-    let ran = mill.settings.tools.run(tool, job.lease.job, call, &rein.token).await;
-    ran.map_err(|_| Undone::Stopped(rein.why().unwrap_or(Why::Lost)))
+    failpoint!("tool.ended", job.lease.job);
+    let (claim, seq) = (asked.claim, asked.seq);
+    written(rein, || mill.store.answer_tool(&job.lease, claim, seq, call.position, &result)).await?;
+    Ok(result)
 }
 
 /// Writes until the database has taken it, or the attempt is told to stop.

@@ -20,7 +20,7 @@ const SPENT: &str = "SELECT input_tokens, cache_creation_input_tokens, cache_rea
 
 /// A job that asks for a tool in each of its turns but the last.
 async fn converse(ground: &Ground, policy: &str) {
-    let script = vec!["[[tool find]]"; CALLS - 1].join(" [[next]] ");
+    let script = ["[[tool find]]"; CALLS - 1].join(" [[next]] ");
     let system = "You know where everything is. ".repeat(400);
     ground
         .run(&format!(

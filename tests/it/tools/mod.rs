@@ -36,7 +36,10 @@ fn call(input: &str) -> ToolCall {
 async fn run_until(tools: &Tools, input: &str, stop: &CancellationToken) -> Result<ToolResult, Stopped> {
     let tool = tools.allowed("default", "find").unwrap();
     let call = call(input);
-    let run = tools.run(tool, JOB, &call, stop);
+    let run = async {
+        let place = tools.place(stop).await?;
+        tools.run(place, tool, JOB, &call, stop).await
+    };
     tokio::time::timeout(LONG, run).await.expect("the run ends long before this")
 }
 

@@ -42,14 +42,13 @@ fn does() -> impl Strategy<Value = Does> {
 
 fn replied(does: Does, at: usize) -> Reply {
     let thinking = format!(r#"{{"type":"thinking","thinking":"t{at}","signature":"s{at}"}}"#);
-    let text: String = (0..40).map(|n| format!("w{at}x{n} ")).collect();
-    let text = text.trim_end();
+    let text = (0..40).map(|n| format!("w{at}x{n}")).collect::<Vec<_>>().join(" ");
     let (stop, content) = match does {
         Does::Tools(calls) => {
-            let tools: String = (0..calls)
-                .map(|n| format!(r#",{{"type":"tool_use","id":"u{at}_{n}","name":"f","input":{{"n":{n}}}}}"#))
+            let tools: Vec<String> = (0..calls)
+                .map(|n| format!(r#"{{"type":"tool_use","id":"u{at}_{n}","name":"f","input":{{"n":{n}}}}}"#))
                 .collect();
-            ("tool_use", format!("[{thinking}{tools}]"))
+            ("tool_use", format!("[{thinking},{}]", tools.join(",")))
         }
         Does::Pause => {
             let server =
