@@ -115,6 +115,7 @@ CREATE TABLE results (
     seams         integer NOT NULL DEFAULT 0,
     failures      integer NOT NULL DEFAULT 0,
     sanitised     integer NOT NULL DEFAULT 0,
+    dropped       integer NOT NULL DEFAULT 0,     -- messages that were left out to fit
     error_type    text,
     error_code    text,
     error         text,

@@ -136,6 +136,7 @@ CREATE TABLE results (
     seams         INTEGER NOT NULL DEFAULT 0,
     failures      INTEGER NOT NULL DEFAULT 0,
     sanitised     INTEGER NOT NULL DEFAULT 0,
+    dropped       INTEGER NOT NULL DEFAULT 0,     -- messages that were left out to fit
     error_type    TEXT,
     error_code    TEXT,
     error         TEXT,

@@ -201,6 +201,9 @@ pub struct Answer<T = Instant> {
     pub output: Option<String>,
     /// How many characters had to be replaced by U+FFFD.
     pub sanitised: i32,
+    /// How many of the job's messages were left out, so that the input fits into the model's window.
+    #[serde(default)]
+    pub dropped: i32,
     /// The model that answered.
     pub model: Option<String>,
     /// Summed over all calls of this run.
@@ -320,6 +323,7 @@ impl<T> Answer<T> {
             content: self.content,
             output: self.output,
             sanitised: self.sanitised,
+            dropped: self.dropped,
             model: self.model,
             usage: self.usage,
             calls: self.calls,

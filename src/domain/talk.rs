@@ -522,6 +522,7 @@ impl Talk {
             content,
             output: output.map(|json| sanitise_json(&json).0),
             sanitised: self.sanitised,
+            dropped: self.dropped as i32,
             model: last.model.as_deref().map(|model| sanitise(model).0),
             usage: self.usage,
             calls: self.calls,

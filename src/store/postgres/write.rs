@@ -298,7 +298,7 @@ async fn settle(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written>
                     job_id bigint, claim bigint, run bigint, outcome text, whole boolean, stop_reason text,
                     stop_sequence text, model text, input_tokens bigint, output_tokens bigint, cache_creation_input_tokens bigint,
                     cache_read_input_tokens bigint, calls integer, continuations integer, seams integer,
-                    failures integer, sanitised integer, error_type text, error_code text, error text,
+                    failures integer, sanitised integer, dropped integer, error_type text, error_code text, error text,
                     request_id text, started_ago bigint, stop_details text, text text, content text, output text)
          ), ",
         calls!(),
@@ -315,14 +315,14 @@ async fn settle(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written>
              INSERT INTO results
                     (job_id, run, queue, batch, key, outcome, stop_reason, stop_sequence, model, input_tokens,
                      output_tokens, cache_creation_input_tokens, cache_read_input_tokens, calls, continuations, seams,
-                     failures, sanitised, error_type, error_code, error, request_id, started_at, stop_details, text,
+                     failures, sanitised, dropped, error_type, error_code, error, request_id, started_at, stop_details, text,
                      content, output)
              SELECT d.job_id, d.run, j.queue, j.batch, j.key, d.outcome, d.stop_reason, d.stop_sequence, d.model,
                     coalesce(a.input_tokens, d.input_tokens), coalesce(a.output_tokens, d.output_tokens),
                     coalesce(a.cache_creation_input_tokens, d.cache_creation_input_tokens),
                     coalesce(a.cache_read_input_tokens, d.cache_read_input_tokens),
                     coalesce(a.calls, d.calls), coalesce(a.continuations, d.continuations), d.seams, d.failures,
-                    d.sanitised, d.error_type, d.error_code, d.error, d.request_id,
+                    d.sanitised, d.dropped, d.error_type, d.error_code, d.error, d.request_id,
                     CASE WHEN a.calls IS NOT NULL THEN a.started_at
                          ELSE now() - d.started_ago * interval '1 millisecond' END, d.stop_details::json,
                     d.text, d.content::json, d.output::json

@@ -173,14 +173,15 @@ async fn settle(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Writ
         "INSERT INTO results
                 (job_id, run, queue, batch, key, outcome, stop_reason, stop_sequence, model, input_tokens,
                  output_tokens, cache_creation_input_tokens, cache_read_input_tokens, calls, continuations, seams,
-                 failures, sanitised, error_type, error_code, error, request_id, started_at, stop_details, text,
-                 content, output)
+                 failures, sanitised, dropped, error_type, error_code, error, request_id, started_at, stop_details,
+                 text, content, output)
          SELECT j.id, d.value ->> 'run', j.queue, j.batch, j.key, d.value ->> 'outcome',
                 d.value ->> 'stop_reason', d.value ->> 'stop_sequence', d.value ->> 'model',
                 d.value ->> 'input_tokens', d.value ->> 'output_tokens',
                 d.value ->> 'cache_creation_input_tokens', d.value ->> 'cache_read_input_tokens',
                 d.value ->> 'calls', d.value ->> 'continuations', d.value ->> 'seams', d.value ->> 'failures',
-                d.value ->> 'sanitised', d.value ->> 'error_type', d.value ->> 'error_code', d.value ->> 'error',
+                d.value ->> 'sanitised', d.value ->> 'dropped', d.value ->> 'error_type', d.value ->> 'error_code',
+                d.value ->> 'error',
                 d.value ->> 'request_id', ",
         now!(),
         " - (d.value ->> 'started_ago'), d.value ->> 'stop_details', d.value ->> 'text', d.value ->> 'content',

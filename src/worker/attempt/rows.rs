@@ -25,6 +25,7 @@ pub(super) fn refused_by_us(fault: Fault, tally: Tally, calls: &[PastCall]) -> A
         content: None,
         output: None,
         sanitised: 0,
+        dropped: 0,
         model: None,
         usage,
         calls: calls.len() as i32,

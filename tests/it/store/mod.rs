@@ -145,6 +145,7 @@ fn answer(text: &str) -> Answer {
         content: Some(r#"[{"type":"text","text":"hi"}]"#.to_owned()),
         output: None,
         sanitised: 0,
+        dropped: 0,
         model: Some("model-a".to_owned()),
         usage: Usage { input: 10, output: 20, cache_creation: 1, cache_read: 2 },
         calls: 1,

@@ -105,6 +105,7 @@ async fn the_oldest_turns_are_left_out_where_the_policy_says_so(ground: &Ground)
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert_eq!(ground.lines(ENDS).await, ["complete|1"]);
     assert_eq!(ground.line("SELECT messages, request FROM calls").await, r#"7|{"dropped":6}"#);
+    assert_eq!(ground.line("SELECT dropped FROM results").await, "6");
     mill.ledger_is_the_stand_ins().await;
 }
 

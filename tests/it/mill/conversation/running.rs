@@ -97,6 +97,9 @@ async fn a_queue_runs_no_tool_that_it_does_not_list(ground: &Ground) {
     ground.run(&format!("INSERT INTO jobs (prompt, params, policy, queue) VALUES ({values}, 'other')")).await;
     let ran = mill.drain().await;
     assert!(starts(&mill).is_empty(), "{}", ran.stderr);
+    let ended = ground.line("SELECT outcome, error_code, error FROM results").await;
+    assert!(ended.starts_with("invalid|tool_not_allowed|params.tools[0]: jobs of the queue"), "{ended}");
+    assert_eq!(mill.api.counts().total, 0, "nothing was paid");
     mill.holds().await;
 }
 
