@@ -324,6 +324,41 @@ pub struct GateRow {
     pub counters: Option<Counters>,
 }
 
+/// Rows of `gates`, and what tells whether they are all that is new.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateNews {
+    /// The rows, by scope.
+    pub rows: Vec<GateRow>,
+    /// All rows that there are.
+    pub tally: GateTally,
+    /// When that was, by the database's clock.
+    pub at: Moment,
+}
+
+/// How many gates there are, and a sum of their generations: who knows every row gets the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GateTally {
+    /// Rows.
+    pub rows: i64,
+    /// Sum of the generations, each modulo [`GateTally::MODULUS`], so that no number of a person's overflows it.
+    pub generations: i64,
+}
+
+impl GateTally {
+    /// A prime that the statements name too.
+    const MODULUS: i64 = 1_000_000_007;
+}
+
+impl FromIterator<i64> for GateTally {
+    /// Of the rows with these generations.
+    fn from_iter<I: IntoIterator<Item = i64>>(generations: I) -> Self {
+        generations.into_iter().fold(Self::default(), |all, generation| Self {
+            rows: all.rows + 1,
+            generations: all.generations + generation % Self::MODULUS,
+        })
+    }
+}
+
 /// `gates.counters` of a batch whose refusals are not counted: a person lets it fail.
 pub(crate) const IGNORED: &str = "ignored";
 
@@ -509,7 +544,13 @@ pub trait Store: Send + Sync {
     async fn absolve(&self, leases: &[Lease]) -> Result<(), StoreError>;
 
     /// Returns all gates.
-    async fn gates(&self) -> Result<Vec<GateRow>, StoreError>;
+    async fn gates(&self) -> Result<Vec<GateRow>, StoreError> {
+        Ok(self.gate_news(None).await?.rows)
+    }
+
+    /// Returns the gates that say they changed since then, `None`: all. What a transaction changed that took
+    /// long is older than it says, and what was deleted says nothing: the tally tells.
+    async fn gate_news(&self, since: Option<Moment>) -> Result<GateNews, StoreError>;
 
     /// Writes a gate, where its generation is still `row.generation` (0: it does not exist yet);
     /// returns the new generation, or `None` where somebody else was first.

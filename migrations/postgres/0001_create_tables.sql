@@ -215,7 +215,8 @@ CREATE TABLE queues (
 );
 
 -- Why nothing flows. Promised: scope, state, reason, until.
--- scope: key:<fingerprint>, model:<profile>/<model>, rate:<fingerprint>/<class>, batch:<queue>/<batch>.
+-- scope: key:<fingerprint>, model:<profile>/<model>, rate:<fingerprint>/<class>, batch:<queue>/<batch>; in a queue's name
+-- % is written %25 and / is written %2F, so that the first slash parts it from the batch, whose name is written as it is.
 CREATE TABLE gates (
     scope      text CONSTRAINT gates_scope PRIMARY KEY,
     state      text NOT NULL CONSTRAINT gate_state_is_known CHECK (state IN ('flowing', 'blocked', 'probing')),
@@ -671,7 +672,7 @@ SELECT j.id, j.queue, j.batch, j.key, s.state, r.outcome, r.stop_reason,
                        WHERE g.state <> 'flowing'
                          AND g.scope = 'rate:' || a.key || '/' || coalesce(d.classes::json ->> m.model, m.model)),
                      (SELECT coalesce(g.reason, g.scope || ' is ' || g.state) FROM gates g
-                       WHERE g.state <> 'flowing' AND s.batch <> '' AND g.scope = 'batch:' || s.queue || '/' || s.batch),
+                       WHERE g.state <> 'flowing' AND s.batch <> '' AND g.scope = 'batch:' || replace(replace(s.queue, '%', '%25'), '/', '%2F') || '/' || s.batch),
                      CASE WHEN q.paused THEN 'queue paused' END)
             WHEN s.state = 'waiting' THEN
             (SELECT 'waits for ' || count(*) || CASE count(*) WHEN 1 THEN ' tool result' ELSE ' tool results' END

@@ -238,7 +238,8 @@ CREATE TABLE queues (
 ) STRICT;
 
 -- Why nothing flows. Promised: scope, state, reason, until.
--- scope: key:<fingerprint>, model:<profile>/<model>, rate:<fingerprint>/<class>, batch:<queue>/<batch>.
+-- scope: key:<fingerprint>, model:<profile>/<model>, rate:<fingerprint>/<class>, batch:<queue>/<batch>; in a queue's name
+-- % is written %25 and / is written %2F, so that the first slash parts it from the batch, whose name is written as it is.
 CREATE TABLE gates (
     scope      TEXT    NOT NULL CONSTRAINT gates_scope PRIMARY KEY,
     state      TEXT    NOT NULL CONSTRAINT gate_state_is_known CHECK (state IN ('flowing', 'blocked', 'probing')),
@@ -606,7 +607,7 @@ SELECT o.*,
                                WHERE g.state <> 'flowing'
                                  AND g.scope = 'rate:' || a.key || '/' || coalesce((SELECT c.value FROM json_each(d.classes) c WHERE c.key = coalesce(nullif(s.model, ''), q.model, (SELECT w.default_model FROM workers w ORDER BY w.id DESC LIMIT 1))), coalesce(nullif(s.model, ''), q.model, (SELECT w.default_model FROM workers w ORDER BY w.id DESC LIMIT 1)))),
                              (SELECT coalesce(g.reason, g.scope || ' is ' || g.state) FROM gates g
-                               WHERE g.state <> 'flowing' AND s.batch <> '' AND g.scope = 'batch:' || s.queue || '/' || s.batch),
+                               WHERE g.state <> 'flowing' AND s.batch <> '' AND g.scope = 'batch:' || replace(replace(s.queue, '%', '%25'), '/', '%2F') || '/' || s.batch),
                              CASE WHEN q.paused THEN 'queue paused' END)
                     WHEN s.state = 'waiting' THEN
                     (SELECT 'waits for ' || count(*) || CASE count(*) WHEN 1 THEN ' tool result' ELSE ' tool results' END

@@ -64,9 +64,8 @@ enum Change {
 pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let default_model = context.load()?.defaults.model;
     let desk = context.desk(Absent::Refuse).await?;
-    let queues = desk.queue_names().await.context("failed to look at the queues")?;
     let accounts = desk.account_rows().await.context("failed to look at the accounts")?;
-    let house = House { desk: &*desk, queues, accounts, default_model };
+    let house = House { desk: &*desk, accounts, default_model };
     match &args.change {
         None => {
             let which = if args.all { Listed::All } else { Listed::Stopped };
@@ -116,16 +115,11 @@ async fn print_changed(house: &House<'_>, scopes: &[String], context: &Context) 
 /// The database, and what is needed to understand its scopes.
 struct House<'a> {
     desk: &'a dyn Desk,
-    queues: Vec<String>,
     accounts: Vec<AccountRow>,
     default_model: String,
 }
 
 impl House<'_> {
-    fn parse(&self, scope: &str) -> Scope {
-        Scope::parse(scope, &self.queues)
-    }
-
     async fn lines(&self, which: Listed) -> anyhow::Result<Vec<GateLine>> {
         self.desk.gate_lines(which).await.context("failed to look at the gates")
     }
@@ -133,7 +127,7 @@ impl House<'_> {
     async fn look(&self, lines: Vec<GateLine>) -> anyhow::Result<Vec<Shown>> {
         let mut gates = Vec::with_capacity(lines.len());
         for line in lines {
-            let scope = self.parse(&line.scope);
+            let scope = Scope::parse(&line.scope);
             let jobs = behind(self.desk, &scope, &self.default_model).await?;
             gates.push(Shown { profiles: self.profiles(&scope), line, scope, jobs });
         }
@@ -154,12 +148,12 @@ impl House<'_> {
     async fn free(&self, names: &[String], how: Freed) -> anyhow::Result<Vec<String>> {
         let lines = self.lines(Listed::All).await?;
         let mut found =
-            names.iter().map(|name| self.find_to_free(name, how, &lines)).collect::<Result<Vec<_>, _>>()?;
+            names.iter().map(|name| find_to_free(name, how, &lines)).collect::<Result<Vec<_>, _>>()?;
         found.sort();
         found.dedup();
         if let Some(scope) = found
             .iter()
-            .find(|scope| how == Freed::LetFail && !matches!(self.parse(scope), Scope::Batch { .. }))
+            .find(|scope| how == Freed::LetFail && !matches!(Scope::parse(scope), Scope::Batch { .. }))
         {
             return Err(Stop::failure(format!("{scope} is no batch: only a batch can be let fail")));
         }
@@ -172,31 +166,15 @@ impl House<'_> {
             }
             let freed =
                 self.desk.free_gate(scope, how).await.with_context(|| format!("failed to free {scope}"))?;
-            say(&if freed { self.freed(scope, how) } else { format!("{scope} is gone: nothing stops it") });
+            say(&if freed { what_next(scope, how) } else { format!("{scope} is gone: nothing stops it") });
         }
         Ok(found)
-    }
-
-    /// What happens next.
-    fn freed(&self, scope: &str, how: Freed) -> String {
-        match (self.parse(scope), how) {
-            (Scope::Batch { .. }, Freed::LetFail) => format!(
-                "{scope} is free: its jobs run on, and those that the API refuses fail; refusals do not stop it any more"
-            ),
-            (Scope::Batch { .. }, Freed::Watched) => format!(
-                "{scope} is free: its jobs run on, few at a time at first; the same refusal 20 times in a row stops it again"
-            ),
-            (Scope::Key(_) | Scope::Model { .. }, _) => {
-                format!("{scope} is free: the next call is a probe, and once it is answered everything flows")
-            }
-            (Scope::Rate { .. } | Scope::Other, _) => format!("{scope} is free"),
-        }
     }
 
     /// Blocks a gate; returns its scope.
     async fn block(&self, name: &str, reason: &str, pause: Option<Duration>) -> anyhow::Result<String> {
         let lines = self.lines(Listed::All).await?;
-        let scope = self.find_to_block(name, &lines)?;
+        let scope = find_to_block(name, &lines)?;
         self.desk
             .block_gate(&scope, reason, pause)
             .await
@@ -208,41 +186,53 @@ impl House<'_> {
                 duration(i64::try_from(pause.as_millis()).unwrap_or(i64::MAX))
             ),
         };
-        let jobs = behind(self.desk, &self.parse(&scope), &self.default_model).await?;
+        let jobs = behind(self.desk, &Scope::parse(&scope), &self.default_model).await?;
         let jobs = jobs.map_or_else(String::new, |jobs| format!("; {}", jobs.sentence()));
         say(&format!("{scope} is blocked {end}{jobs}"));
         Ok(scope)
     }
+}
 
-    fn find_to_free(&self, name: &str, how: Freed, lines: &[GateLine]) -> anyhow::Result<String> {
-        if lines.iter().any(|line| line.scope == name) {
-            return Ok(name.to_owned());
+/// What happens next.
+fn what_next(scope: &str, how: Freed) -> String {
+    match (Scope::parse(scope), how) {
+        (Scope::Batch { .. }, Freed::LetFail) => format!(
+            "{scope} is free: its jobs run on, and those that the API refuses fail; refusals do not stop it any more"
+        ),
+        (Scope::Batch { .. }, Freed::Watched) => format!(
+            "{scope} is free: its jobs run on, few at a time at first; the same refusal 20 times in a row stops it again"
+        ),
+        (Scope::Key(_) | Scope::Model { .. }, _) => {
+            format!("{scope} is free: the next call is a probe, and once it is answered everything flows")
         }
-        match self.parse(name) {
-            Scope::Other => {}
-            Scope::Batch { .. } if how == Freed::LetFail => return Ok(name.to_owned()),
-            // A whole name is no part of another: "model:p/claude" does not mean "model:p/claude-2".
-            _ => return Err(Stop::failure(format!("no gate is named {name}: nothing stops it"))),
-        }
-        let stopped = |line: &&GateLine| line.state != "flowing" || line.ignored;
-        part(name, lines.iter().filter(stopped)).or_else(|| part(name, lines.iter())).unwrap_or_else(|| {
-            Err(Stop::failure(format!(
-                "no gate has \"{name}\" in its scope; promptmill gates --all lists them"
-            )))
-        })
+        (Scope::Rate { .. } | Scope::Other, _) => format!("{scope} is free"),
     }
+}
 
-    fn find_to_block(&self, name: &str, lines: &[GateLine]) -> anyhow::Result<String> {
-        if lines.iter().any(|line| line.scope == name) || self.parse(name) != Scope::Other {
-            return Ok(name.to_owned());
-        }
-        part(name, lines.iter()).unwrap_or_else(|| {
-            let forms = Scope::FORMS;
-            Err(Stop::failure(format!(
-                "no gate has \"{name}\" in its scope; a new one is written as {forms}"
-            )))
-        })
+fn find_to_free(name: &str, how: Freed, lines: &[GateLine]) -> anyhow::Result<String> {
+    if lines.iter().any(|line| line.scope == name) {
+        return Ok(name.to_owned());
     }
+    match Scope::parse(name) {
+        Scope::Other => {}
+        Scope::Batch { .. } if how == Freed::LetFail => return Ok(name.to_owned()),
+        // A whole name is no part of another: "model:p/claude" does not mean "model:p/claude-2".
+        _ => return Err(Stop::failure(format!("no gate is named {name}: nothing stops it"))),
+    }
+    let stopped = |line: &&GateLine| line.state != "flowing" || line.ignored;
+    part(name, lines.iter().filter(stopped)).or_else(|| part(name, lines.iter())).unwrap_or_else(|| {
+        Err(Stop::failure(format!("no gate has \"{name}\" in its scope; promptmill gates --all lists them")))
+    })
+}
+
+fn find_to_block(name: &str, lines: &[GateLine]) -> anyhow::Result<String> {
+    if lines.iter().any(|line| line.scope == name) || Scope::parse(name) != Scope::Other {
+        return Ok(name.to_owned());
+    }
+    part(name, lines.iter()).unwrap_or_else(|| {
+        let forms = Scope::FORMS;
+        Err(Stop::failure(format!("no gate has \"{name}\" in its scope; a new one is written as {forms}")))
+    })
 }
 
 /// Finds the one scope that has this in it; none: `None`; several: says which.

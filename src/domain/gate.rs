@@ -6,6 +6,22 @@
 
 use std::time::{Duration, Instant};
 
+/// Returns the name of a batch's gate, as `gates.scope` says it; `''` are a queue's jobs without a label.
+///
+/// A slash in the queue's name is written `%2F` and a percent sign `%25`, so that no other batch of another
+/// queue has the same name. The SQL that builds this name does the same.
+pub fn batch_scope(queue: &str, batch: &str) -> String {
+    format!("batch:{}/{batch}", queue.replace('%', "%25").replace('/', "%2F"))
+}
+
+/// Returns the queue and the batch of a gate's name; nothing where no batch's gate is named so.
+pub fn batch_of_scope(scope: &str) -> Option<(String, String)> {
+    let (queue, batch) = scope.strip_prefix("batch:")?.split_once('/')?;
+    let queue = queue.replace("%2F", "/").replace("%25", "%");
+    // Another way to write the same queue would be another row for the same gate.
+    (batch_scope(&queue, batch) == scope).then(|| (queue, batch.to_owned()))
+}
+
 /// What a gate does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -134,5 +150,31 @@ impl Gate {
     pub fn probed_elsewhere(&mut self, until: Instant, blocks: u32) {
         self.probes += 1;
         (self.state, self.blocks) = (State::Probing { number: self.probes, until }, blocks);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_slash_belongs_to_the_batch_unless_it_is_written_as_a_queues() {
+        let pair = |queue: &str, batch: &str| Some((queue.to_owned(), batch.to_owned()));
+        assert_eq!(batch_of_scope("batch:q/2026/11"), pair("q", "2026/11"));
+        assert_eq!(batch_of_scope("batch:team%2Fetl/b"), pair("team/etl", "b"));
+        assert_eq!(batch_of_scope("batch:50%25/50%"), pair("50%", "50%"));
+        assert_eq!(batch_of_scope("batch:q/"), pair("q", ""));
+        for odd in ["batch:b", "batch:50%/b", "batch:a%2fb/c", "model:p/m"] {
+            assert_eq!(batch_of_scope(odd), None, "{odd}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn each_batch_of_each_queue_has_a_name_of_its_own(queue in "[a%/2F5]{0,6}", batch in "[a%/2F5]{0,6}") {
+            prop_assert_eq!(batch_of_scope(&batch_scope(&queue, &batch)), Some((queue, batch)));
+        }
     }
 }

@@ -92,7 +92,7 @@ pub struct Claimed {
     pub prompt: Option<String>,
     /// `jobs.system`.
     pub system: Option<String>,
-    /// `jobs.model`.
+    /// `jobs.model`, else the model that `params` name.
     pub model: Option<String>,
     /// `jobs.max_tokens`.
     pub max_tokens: Option<i64>,

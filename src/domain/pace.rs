@@ -170,6 +170,12 @@ impl Pace {
         self.loss.pause(hint, now, dice);
     }
 
+    /// A gate rests in place of our own pause, or another call found the API well again: only what the
+    /// server asked for is waited for.
+    pub fn resume(&mut self) {
+        self.loss.resume();
+    }
+
     /// Whether it may be forgotten: nothing is in flight, owed or paused, and the last call was so long ago
     /// that what was found by loss is old. A limit that was learnt stands in the shared budget.
     pub fn is_idle(&self, now: Instant) -> bool {

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 
 use super::{AccountRow, StoreError};
+use crate::domain::gate::batch_of_scope;
 use crate::domain::job::JobId;
 use crate::domain::outcome::Usage;
 
@@ -616,8 +617,8 @@ pub(super) fn list<T: Serialize>(items: &[T]) -> String {
 pub(super) fn queues_of(scopes: &[String], batch: &str) -> Vec<String> {
     let mut queues: Vec<String> = scopes
         .iter()
-        .filter_map(|scope| scope.strip_prefix("batch:")?.strip_suffix(batch)?.strip_suffix('/'))
-        .map(str::to_owned)
+        .filter_map(|scope| batch_of_scope(scope).filter(|named| named.1 == batch))
+        .map(|(queue, _)| queue)
         .collect();
     queues.sort();
     queues
@@ -679,7 +680,7 @@ mod tests {
 
     #[test]
     fn a_scope_names_its_queue_whatever_slashes_are_in_it() {
-        let scopes = vec!["batch:q/x/a/b".to_owned(), "batch:default/a/b".to_owned()];
+        let scopes = vec!["batch:q%2Fx/a/b".to_owned(), "batch:default/a/b".to_owned()];
         assert_eq!(queues_of(&scopes, "a/b"), ["default", "q/x"]);
     }
 }

@@ -31,8 +31,8 @@ use super::held::Held;
 use super::lanes::Lanes;
 use super::migrations::Meta;
 use super::{
-    AccountRow, Backlog, GateRow, Me, Migrate, Peer, Rescued, Store, StoreError, StoreSettings, Wanted,
-    Written, op, row,
+    AccountRow, Backlog, GateNews, GateRow, Me, Migrate, Moment, Peer, Rescued, Store, StoreError,
+    StoreSettings, Wanted, Written, op, row,
 };
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
@@ -318,8 +318,8 @@ impl Store for PostgresStore {
         self.run(leases.to_vec(), |conn, leases| Box::pin(upkeep::absolve(conn, leases))).await
     }
 
-    async fn gates(&self) -> Result<Vec<GateRow>, StoreError> {
-        self.run((), |conn, ()| Box::pin(gates::all(conn))).await
+    async fn gate_news(&self, since: Option<Moment>) -> Result<GateNews, StoreError> {
+        self.run(since, |conn, since| Box::pin(gates::news(conn, *since))).await
     }
 
     async fn set_gate(&self, row: &GateRow) -> Result<Option<i64>, StoreError> {

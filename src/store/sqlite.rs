@@ -42,8 +42,8 @@ use tokio::time::Instant;
 use super::held::Held;
 use super::lanes::Lanes;
 use super::{
-    AccountRow, Backlog, GateRow, Me, Migrate, Peer, Rescued, Store, StoreError, StoreSettings, Wanted,
-    Written, op, row,
+    AccountRow, Backlog, GateNews, GateRow, Me, Migrate, Moment, Peer, Rescued, Store, StoreError,
+    StoreSettings, Wanted, Written, op, row,
 };
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
@@ -374,8 +374,8 @@ impl Store for SqliteStore {
         self.write(leases.to_vec(), |conn, leases| Box::pin(upkeep::absolve(conn, leases))).await
     }
 
-    async fn gates(&self) -> Result<Vec<GateRow>, StoreError> {
-        self.read((), |conn, ()| Box::pin(gates::all(conn))).await
+    async fn gate_news(&self, since: Option<Moment>) -> Result<GateNews, StoreError> {
+        self.read(since, |conn, since| Box::pin(gates::news(conn, *since))).await
     }
 
     async fn set_gate(&self, row: &GateRow) -> Result<Option<i64>, StoreError> {

@@ -74,6 +74,7 @@ struct Inner {
     trust: HashMap<Lane, Trust>,
     /// Generations as they were last read or written.
     seen: HashMap<String, i64>,
+    read: sync::Read,
     /// Batches whose row counts refusals.
     counted: HashSet<Lane>,
     /// Scopes that changed here and are not in the table yet.
@@ -144,6 +145,7 @@ impl Gates {
             batches: HashMap::new(),
             trust: HashMap::new(),
             seen: HashMap::new(),
+            read: sync::Read::default(),
             counted: HashSet::new(),
             changed: HashSet::new(),
         };
@@ -506,6 +508,8 @@ impl Gates {
         breaker.report(health, reason, permit.probe(&scope), now, dice);
         let after = breaker.gate().state();
         if before != after {
+            // The gate's rest is the pause for an overload; our own, which may be longer, would come on top of it.
+            inner.paces.resume(&(permit.key.clone(), self.classes.class(&permit.model)));
             match after {
                 State::Flowing => {
                     tracing::info!(gate.model = %permit.model, "model {} flows again", permit.model);
@@ -636,7 +640,7 @@ impl Permit<'_> {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         let now = Instant::now();
-        self.spent(Spent::Nothing, now);
+        self.end_paced(Spent::Nothing, now);
         let mut inner = self.gates.lock();
         // A probe that found nothing out may go at once again, whoever takes it.
         for (scope, number) in &self.probes {

@@ -1,5 +1,6 @@
 //! What a gate's scope means to a person: in words, and as the jobs that it holds back.
 
+use crate::domain::gate::batch_of_scope;
 use crate::store::Behind;
 
 /// A scope, read.
@@ -37,8 +38,8 @@ impl Scope {
     pub const FORMS: &str =
         "key:FINGERPRINT, model:PROFILE/NAME, batch:QUEUE/BATCH or rate:FINGERPRINT/CLASS";
 
-    /// Reads a scope. A queue's name may hold a slash itself: the longest queue that is there counts.
-    pub fn parse(text: &str, queues: &[String]) -> Self {
+    /// Reads a scope.
+    pub fn parse(text: &str) -> Self {
         let Some((kind, name)) = text.split_once(':') else { return Self::Other };
         let parted = name.split_once('/').filter(|(left, right)| !left.is_empty() && !right.is_empty());
         let parted = parted.map(|(left, right)| (left.to_owned(), right.to_owned()));
@@ -46,10 +47,10 @@ impl Scope {
             ("key", _) if !name.is_empty() => Self::Key(name.to_owned()),
             ("model", Some((profile, model))) => Self::Model { profile, model },
             ("rate", Some((key, class))) => Self::Rate { key, class },
-            ("batch", _) => lane(name, queues).map_or(Self::Other, |(queue, batch)| Self::Batch {
-                queue: queue.to_owned(),
-                batch: batch.to_owned(),
-            }),
+            ("batch", _) => match batch_of_scope(text) {
+                Some((queue, batch)) if !queue.is_empty() => Self::Batch { queue, batch },
+                _ => Self::Other,
+            },
             _ => Self::Other,
         }
     }
@@ -87,14 +88,6 @@ impl Scope {
     }
 }
 
-fn lane<'a>(name: &'a str, queues: &[String]) -> Option<(&'a str, &'a str)> {
-    let parted = name.match_indices('/').filter(|(at, _)| *at > 0);
-    let mut parted = parted.map(|(at, _)| (&name[..at], &name[at + 1..]));
-    let first = parted.next()?;
-    let is_there = |(queue, _): &(&str, &str)| queues.iter().any(|known| known == queue);
-    Some(parted.rfind(is_there).unwrap_or(first))
-}
-
 /// Writes a word as a shell takes it.
 pub fn quoted(word: &str) -> String {
     let plain =
@@ -115,25 +108,20 @@ pub fn option(name: &str, value: &str) -> String {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Scope {
-        Scope::parse(text, &["q".to_owned(), "team/etl".to_owned()])
-    }
-
     fn batch(queue: &str, batch: &str) -> Scope {
         Scope::Batch { queue: queue.to_owned(), batch: batch.to_owned() }
     }
 
     #[test]
     fn a_scope_is_read_as_daemons_mean_it() {
-        assert_eq!(parse("key:12ab"), Scope::Key("12ab".to_owned()));
+        assert_eq!(Scope::parse("key:12ab"), Scope::Key("12ab".to_owned()));
         assert_eq!(
-            parse("model:default/vendor/claude"),
+            Scope::parse("model:default/vendor/claude"),
             Scope::Model { profile: "default".to_owned(), model: "vendor/claude".to_owned() }
         );
-        assert_eq!(parse("batch:q/2026/11"), batch("q", "2026/11"));
-        assert_eq!(parse("batch:q/"), batch("q", ""));
-        assert_eq!(parse("batch:team/etl/a/b"), batch("team/etl", "a/b"), "a queue that is there");
-        assert_eq!(parse("batch:new/a/b"), batch("new", "a/b"), "one that is not");
+        assert_eq!(Scope::parse("batch:q/2026/11"), batch("q", "2026/11"));
+        assert_eq!(Scope::parse("batch:q/"), batch("q", ""));
+        assert_eq!(Scope::parse("batch:team%2Fetl/a/b"), batch("team/etl", "a/b"));
         for odd in [
             "",
             "key:",
@@ -142,10 +130,11 @@ mod tests {
             "model:p/",
             "batch:b",
             "batch:/b",
+            "batch:50%/b",
             "rate:k",
             "x:y/z",
         ] {
-            assert_eq!(parse(odd), Scope::Other, "{odd}");
+            assert_eq!(Scope::parse(odd), Scope::Other, "{odd}");
         }
     }
 

@@ -200,7 +200,7 @@ mod tests {
             since_ms_ago: 61_000,
             ignored: false,
         };
-        let scope = Scope::parse(scope, &[]);
+        let scope = Scope::parse(scope);
         Shown { line, scope, profiles: None, jobs: Some(Jobs { count: JOBS_MAX, more: true }) }
     }
 

@@ -101,6 +101,8 @@ pub struct Loss {
     /// Rounds in which it grew since the last loss.
     grown: u32,
     paused_until: Option<Instant>,
+    /// The part of the pause that the server asked for.
+    asked_until: Option<Instant>,
     /// Time to the first content.
     first: Mean,
     /// Time to the end.
@@ -122,6 +124,7 @@ impl Loss {
             in_a_row: 0,
             grown: 0,
             paused_until: None,
+            asked_until: None,
             first: Mean::default(),
             whole: Mean::default(),
             last_sent: now,
@@ -236,7 +239,16 @@ impl Loss {
         let own = PAUSE.saturating_mul(1 << self.in_a_row.min(6)).min(PAUSE_MAX);
         let pause = hint.unwrap_or(own).mul_f64(1.0 + JITTER * dice.clamp(0.0, 1.0));
         let until = now + pause;
-        self.paused_until = Some(self.paused_until.map_or(until, |known| known.max(until)));
+        self.paused_until = self.paused_until.max(Some(until));
+        if hint.is_some() {
+            self.asked_until = self.asked_until.max(Some(until));
+        }
+    }
+
+    /// Ends a pause of our own: what is refused next is refused for the first time.
+    pub fn resume(&mut self) {
+        self.paused_until = self.asked_until;
+        self.in_a_row = 0;
     }
 
     /// A call was refused: pauses, and lowers the window, once a round. To be told before it ended.

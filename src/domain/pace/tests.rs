@@ -336,6 +336,26 @@ fn a_pause_holds_all_calls_for_the_hint_and_at_most_a_quarter_longer() {
 }
 
 #[test]
+fn a_call_that_got_through_ends_our_own_pause_and_not_the_servers() {
+    let now = Instant::now();
+    let lost = |pace: &mut Pace, hint| {
+        let ticket = pace.admit(call(1.0), now).expect("nothing holds it");
+        pace.end(ticket, Spent::Refused(Overload::Provider, hint), now, 0.0);
+        assert_eq!(pace.slots(call(1.0), now), 0);
+    };
+    let mut own = Pace::new(now);
+    lost(&mut own, None);
+    own.resume();
+    assert_eq!(own.slots(call(1.0), now), 1);
+    let mut asked = Pace::new(now);
+    lost(&mut asked, Some(ms(5000)));
+    asked.pause(None, now, 0.0);
+    asked.resume();
+    assert_eq!(asked.slots(call(1.0), now + ms(4999)), 0);
+    assert_eq!(asked.slots(call(1.0), now + ms(5000)), 1);
+}
+
+#[test]
 fn a_pace_is_idle_when_nothing_flies_is_owed_or_paused_and_a_minute_has_passed() {
     let now = Instant::now();
     let late = now + Duration::from_mins(2);

@@ -18,7 +18,7 @@ use crate::store::{StoreError, Wanted, row};
 macro_rules! wide {
     () => {
         " SELECT c.job_id, c.claims, c.run, c.failures, c.deferrals, c.crashes, c.bytes, c.queue, c.lane,
-                 j.batch, j.prompt, j.system, j.model, j.max_tokens, j.params::text AS params,
+                 j.batch, j.prompt, j.system, coalesce(j.model, nullif(c.model, '')) AS model, j.max_tokens, j.params::text AS params,
                  j.policy::text AS policy, q.model AS queue_model, q.policy::text AS queue_policy
             FROM claimed c
            CROSS JOIN LATERAL (
@@ -344,7 +344,7 @@ async fn take_now(conn: &mut PgConnection, order: &Order, room: i64) -> sqlx::Re
                FROM fit f
               WHERE s.job_id = f.job_id AND s.job_id = ANY (ARRAY(SELECT job_id FROM fit))
              RETURNING s.job_id, s.claims, s.run, s.failures, s.deferrals, s.crashes, s.bytes, s.queue,
-                       f.lane
+                       s.model, f.lane
          )",
         wide!(),
     ))
@@ -387,7 +387,7 @@ async fn strays(
 ) -> sqlx::Result<Vec<Claimed>> {
     let rows = sqlx::query(concat!(
         "WITH claimed AS (
-             SELECT job_id, claims, run, failures, deferrals, crashes, bytes, queue, 0 AS lane
+             SELECT job_id, claims, run, failures, deferrals, crashes, bytes, queue, model, 0 AS lane
                FROM job_state
               WHERE state = 'running' AND claimed_by = $1
                 AND NOT (job_id, claims) IN (SELECT * FROM unnest($2::bigint[], $3::bigint[]))

@@ -640,7 +640,7 @@ impl Desk for PostgresStore {
         let scopes: Vec<String> = match flow {
             Flow::Paused => sqlx::query_scalar(
                 "INSERT INTO gates (scope, state, reason)
-                 SELECT DISTINCT 'batch:' || queue || '/' || batch, 'blocked', 'paused by a person'
+                 SELECT DISTINCT 'batch:' || replace(replace(queue, '%', '%25'), '/', '%2F') || '/' || batch, 'blocked', 'paused by a person'
                    FROM job_state
                   WHERE batch = $1 AND batch <> '' AND state <> 'done'
                      ON CONFLICT (scope) DO UPDATE
@@ -655,7 +655,7 @@ impl Desk for PostgresStore {
                 "UPDATE gates
                     SET state = 'flowing'
                   WHERE state <> 'flowing'
-                    AND scope IN (SELECT 'batch:' || name || '/' || $1 FROM queues)
+                    AND scope IN (SELECT 'batch:' || replace(replace(name, '%', '%25'), '/', '%2F') || '/' || $1 FROM queues)
                  RETURNING scope",
             )
             .bind(batch)

@@ -1,32 +1,45 @@
-//! Gates on Postgres: read all, write one by compare-and-set.
+//! Gates on Postgres: read what is new, write one by compare-and-set.
 
 use sqlx::Row as _;
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgConnection, PgRow};
 
-use crate::store::{AccountRow, Counters, GateRow, row};
+use crate::store::{AccountRow, Counters, GateNews, GateRow, GateTally, Moment, row};
 
-/// Reads all gates.
-pub(super) async fn all(conn: &mut PgConnection) -> sqlx::Result<Vec<GateRow>> {
+/// Reads the gates that changed since then, and counts all, in one look.
+pub(super) async fn news(conn: &mut PgConnection, since: Option<Moment>) -> sqlx::Result<GateNews> {
     let rows = sqlx::query(
-        "SELECT scope, state, reason, generation, counters,
-                ceil(extract(epoch FROM until - clock_timestamp()) * 1000)::bigint AS until_in
-           FROM gates
-          ORDER BY scope",
+        "WITH tally AS MATERIALIZED (
+             SELECT count(*) AS many, coalesce(sum(generation % 1000000007), 0)::bigint AS generations,
+                    floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS at
+               FROM gates
+         )
+         SELECT t.many, t.generations, t.at, g.scope, g.state, g.reason, g.generation, g.counters,
+                ceil(extract(epoch FROM g.until - clock_timestamp()) * 1000)::bigint AS until_in
+           FROM tally t
+           LEFT JOIN gates g ON $1::bigint IS NULL OR g.changed_at >= to_timestamp($1 / 1000.0)
+          ORDER BY g.scope",
     )
+    .bind(since.map(|since| since.0))
     .fetch_all(conn)
     .await?;
-    rows.iter()
-        .map(|gate| {
-            Ok(GateRow {
-                scope: gate.try_get("scope")?,
-                state: gate.try_get("state")?,
-                reason: gate.try_get("reason")?,
-                until_in: gate.try_get::<Option<i64>, _>("until_in")?.map(row::left),
-                generation: gate.try_get("generation")?,
-                counters: gate.try_get::<Option<&str>, _>("counters")?.and_then(Counters::parse),
-            })
-        })
-        .collect()
+    let Some(first) = rows.first() else { return Err(sqlx::Error::RowNotFound) };
+    let tally = GateTally { rows: first.try_get("many")?, generations: first.try_get("generations")? };
+    let at = Moment(first.try_get("at")?);
+    // Where no gate changed there is one row without a gate.
+    let gates = rows.iter().map(gate).filter_map(Result::transpose).collect::<sqlx::Result<_>>()?;
+    Ok(GateNews { rows: gates, tally, at })
+}
+
+fn gate(found: &PgRow) -> sqlx::Result<Option<GateRow>> {
+    let Some(scope) = found.try_get("scope")? else { return Ok(None) };
+    Ok(Some(GateRow {
+        scope,
+        state: found.try_get("state")?,
+        reason: found.try_get("reason")?,
+        until_in: found.try_get::<Option<i64>, _>("until_in")?.map(row::left),
+        generation: found.try_get("generation")?,
+        counters: found.try_get::<Option<&str>, _>("counters")?.and_then(Counters::parse),
+    }))
 }
 
 /// Writes a gate where its generation is still the same. One that a person inserted starts at 0,
@@ -114,10 +127,11 @@ pub(super) async fn prune(conn: &mut PgConnection, limit: i64) -> sqlx::Result<u
                    AND (split_part(coalesce(g.counters, ''), ' ', 1) <> 'ignored'
                         OR NOT EXISTS (
                            SELECT
-                             FROM queues q
-                             JOIN job_state s ON s.batch = substr(g.scope, length(q.name) + 8)
-                                             AND s.batch <> '' AND s.state <> 'done' AND s.queue = q.name
-                            WHERE substr(g.scope, 7, length(q.name) + 1) = q.name || '/'))
+                             FROM job_state s
+                            WHERE s.batch = substr(g.scope, position('/' IN g.scope) + 1)
+                              AND s.batch <> '' AND s.state <> 'done'
+                              AND replace(replace(s.queue, '%', '%25'), '/', '%2F')
+                                = substr(g.scope, 7, position('/' IN g.scope) - 7)))
                  LIMIT $1
                    FOR UPDATE OF g SKIP LOCKED))",
     )

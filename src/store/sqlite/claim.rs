@@ -310,7 +310,8 @@ async fn read(conn: &mut SqliteConnection, picked: &[Picked]) -> sqlx::Result<Ve
                  SELECT value ->> 0 AS job_id, value ->> 1 AS lane FROM json_each($1)
              )
              SELECT s.job_id, s.claims, s.run, s.failures, s.deferrals, s.crashes, s.bytes, s.queue, c.lane,
-                    j.batch, j.prompt, j.system, j.model, j.max_tokens, j.params, j.policy,
+                    j.batch, j.prompt, j.system, coalesce(j.model, nullif(s.model, '')) AS model,
+                    j.max_tokens, j.params, j.policy,
                     q.model AS queue_model, q.policy AS queue_policy
                FROM claimed c
               CROSS JOIN job_state s ON s.job_id = c.job_id

@@ -1,34 +1,47 @@
-//! Gates on SQLite: read all, write one by compare-and-set.
+//! Gates on SQLite: read what is new, write one by compare-and-set.
 
 use sqlx::Row as _;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::text;
-use crate::store::{AccountRow, Counters, GateRow, row};
+use crate::store::{AccountRow, Counters, GateNews, GateRow, GateTally, Moment, row};
 
-/// Reads all gates.
-pub(super) async fn all(conn: &mut SqliteConnection) -> sqlx::Result<Vec<GateRow>> {
+/// Reads the gates that changed since then, and counts all, in one look.
+pub(super) async fn news(conn: &mut SqliteConnection, since: Option<Moment>) -> sqlx::Result<GateNews> {
     let rows = sqlx::query(concat!(
-        "SELECT scope, state, reason, generation, counters, until - ",
+        "WITH tally AS MATERIALIZED (
+             SELECT count(*) AS many, coalesce(sum(generation % 1000000007), 0) AS generations, ",
         now!(),
-        " AS until_in
-           FROM gates
-          ORDER BY scope",
+        " AS at
+               FROM gates
+         )
+         SELECT t.many, t.generations, t.at, g.scope, g.state, g.reason, g.generation, g.counters,
+                g.until - t.at AS until_in
+           FROM tally t
+           LEFT JOIN gates g ON $1 IS NULL OR g.changed_at >= $1
+          ORDER BY g.scope",
     ))
+    .bind(since.map(|since| since.0))
     .fetch_all(conn)
     .await?;
-    rows.iter()
-        .map(|gate| {
-            Ok(GateRow {
-                scope: text(gate, "scope")?.unwrap_or_default(),
-                state: gate.try_get("state")?,
-                reason: text(gate, "reason")?,
-                until_in: gate.try_get::<Option<i64>, _>("until_in")?.map(row::left),
-                generation: gate.try_get("generation")?,
-                counters: text(gate, "counters")?.as_deref().and_then(Counters::parse),
-            })
-        })
-        .collect()
+    let Some(first) = rows.first() else { return Err(sqlx::Error::RowNotFound) };
+    let tally = GateTally { rows: first.try_get("many")?, generations: first.try_get("generations")? };
+    let at = Moment(first.try_get("at")?);
+    // Where no gate changed there is one row without a gate.
+    let gates = rows.iter().map(gate).filter_map(Result::transpose).collect::<sqlx::Result<_>>()?;
+    Ok(GateNews { rows: gates, tally, at })
+}
+
+fn gate(found: &SqliteRow) -> sqlx::Result<Option<GateRow>> {
+    let Some(scope) = text(found, "scope")? else { return Ok(None) };
+    Ok(Some(GateRow {
+        scope,
+        state: found.try_get("state")?,
+        reason: text(found, "reason")?,
+        until_in: found.try_get::<Option<i64>, _>("until_in")?.map(row::left),
+        generation: found.try_get("generation")?,
+        counters: text(found, "counters")?.as_deref().and_then(Counters::parse),
+    }))
 }
 
 /// Writes a gate where its generation is still the same. One that a person inserted starts at 0,
@@ -113,10 +126,11 @@ pub(super) async fn prune(conn: &mut SqliteConnection, limit: i64) -> sqlx::Resu
                    AND (coalesce(g.counters, '') NOT LIKE 'ignored %'
                         OR NOT EXISTS (
                            SELECT 1
-                             FROM queues q
-                             JOIN job_state s ON s.batch = substr(g.scope, length(q.name) + 8)
-                                             AND s.batch <> '' AND s.state <> 'done' AND s.queue = q.name
-                            WHERE substr(g.scope, 7, length(q.name) + 1) = q.name || '/'))
+                             FROM job_state s
+                            WHERE s.batch = substr(g.scope, instr(g.scope, '/') + 1)
+                              AND s.batch <> '' AND s.state <> 'done'
+                              AND replace(replace(s.queue, '%', '%25'), '/', '%2F')
+                                = substr(g.scope, 7, instr(g.scope, '/') - 7)))
                  LIMIT $1)",
     ))
     .bind(limit)

@@ -150,6 +150,13 @@ impl Paces {
         class.pace.pause(Some(until.saturating_duration_since(now)), now, 0.0);
     }
 
+    /// A gate rests in place of this class's own pause, or opened: only what the server asked for is waited for.
+    pub(super) fn resume(&mut self, tier: &Tier) {
+        if let Some(class) = self.by_class.get_mut(tier) {
+            class.pace.resume();
+        }
+    }
+
     pub(super) fn hold(&mut self, tier: &Tier, reason: Option<String>, now: Instant) {
         let class = self.of(tier, now);
         (class.held, class.until) = (reason, None);
@@ -316,7 +323,17 @@ impl Permit<'_> {
     }
 
     /// The call ended so: what was set aside goes back, and what it cost is learnt.
+    ///
+    /// What says nothing of the pace keeps its place until the permit goes: a refusal is to be counted
+    /// before the next call sets out, or where counting takes long the next ones are refused uncounted.
     pub fn spent(&mut self, spent: Spent, now: Instant) {
+        if spent != Spent::Nothing {
+            self.end_paced(spent, now);
+        }
+    }
+
+    /// Gives its place to others.
+    pub(super) fn end_paced(&mut self, spent: Spent, now: Instant) {
         if let Some(paced) = self.paced.take() {
             let mut inner = self.gates.lock();
             self.gates.end_pace(&mut inner, paced, spent, now);

@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::pace::Tier;
 use super::{Gates, REFUSED_PAUSES, SAME_REFUSALS};
+use crate::domain::gate::{batch_of_scope, batch_scope};
 use crate::domain::job::{Claimed, Job};
 use crate::worker::profiles::ProfileId;
 
@@ -96,35 +97,32 @@ impl Gates {
         match scope {
             Scope::Key(key) => format!("key:{key}"),
             Scope::Model(profile, model) => format!("model:{}/{model}", self.names[*profile]),
-            Scope::Batch(lane) => format!("batch:{}/{}", lane.queue, lane.batch),
+            Scope::Batch(lane) => batch_scope(&lane.queue, &lane.batch),
             Scope::Rate(tier) => super::pace::scope(tier),
         }
     }
 
-    /// Returns what a row's scope may mean: a queue's name may hold a slash itself, and nobody can
-    /// tell which one parts the two. None: it is not ours.
-    pub(super) fn scopes(&self, name: &str) -> Vec<Scope> {
-        let mut ours = Vec::new();
-        for key in self.lock().keys.keys() {
-            if name.strip_prefix("key:") == Some(key) {
-                ours.push(Scope::Key(key.clone()));
-            } else if let Some(class) = name.strip_prefix(&format!("rate:{key}/")) {
-                ours.push(Scope::Rate((key.clone(), class.to_owned())));
+    /// Returns what a row's scope means; `None`: it is not ours.
+    pub(super) fn scope(&self, name: &str) -> Option<Scope> {
+        let (kind, of) = name.split_once(':')?;
+        match kind {
+            "key" => self.lock().keys.contains_key(of).then(|| Scope::Key(of.to_owned())),
+            "rate" => {
+                let (key, class) = of.split_once('/')?;
+                let is_ours = self.lock().keys.contains_key(key);
+                is_ours.then(|| Scope::Rate((key.to_owned(), class.to_owned())))
             }
-        }
-        for (profile, called) in self.names.iter() {
-            if let Some(model) = name.strip_prefix(&format!("model:{called}/")) {
-                ours.push(Scope::Model(profile, model.to_owned()));
+            "model" => {
+                let (called, model) = of.split_once('/')?;
+                let (profile, _) = self.names.iter().find(|(_, name)| *name == called)?;
+                Some(Scope::Model(profile, model.to_owned()))
             }
+            "batch" => {
+                let (queue, batch) = batch_of_scope(name)?;
+                Some(Scope::Batch(Lane { queue, batch }))
+            }
+            _ => None,
         }
-        if !ours.is_empty() {
-            return ours;
-        }
-        let Some(lane) = name.strip_prefix("batch:") else { return Vec::new() };
-        let lanes = lane
-            .match_indices('/')
-            .map(|(at, _)| Lane { queue: lane[..at].to_owned(), batch: lane[at + 1..].to_owned() });
-        lanes.map(Scope::Batch).collect()
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::scope::Scope;
 use super::{Gates, Inner, Refusal};
 use crate::domain::gate::{Gate, State};
-use crate::store::{Counters, GateRow, IGNORED, Store, StoreError};
+use crate::store::{Counters, GateRow, GateTally, IGNORED, Moment, Store, StoreError};
 
 /// Longest block that a row can ask for; a person who means longer leaves `until` NULL.
 const UNTIL_MAX: Duration = Duration::from_hours(366 * 24);
@@ -23,16 +23,34 @@ const BY_HAND: &str = "blocked by hand";
 /// Why a class of models pauses.
 pub(super) const RATE_LIMIT: &str = "the API's rate limit (429)";
 
+/// All rows are read at least this often, whatever they say of their changes.
+const WHOLE_EVERY: Duration = Duration::from_mins(1);
+/// What changed so shortly before the last look is read again: it may not have been there yet.
+const AGAIN_MS: i64 = 1000;
+
+/// When the table was read.
+#[derive(Default)]
+pub(super) struct Read {
+    /// By the database's clock.
+    at: Option<Moment>,
+    /// All of it, by ours.
+    whole: Option<Instant>,
+}
+
+impl Read {
+    /// From when on changes are to be read; `None`: all rows are.
+    fn since(&self, now: Instant) -> Option<Moment> {
+        let whole = self.whole.filter(|whole| now.saturating_duration_since(*whole) < WHOLE_EVERY);
+        whole.and(self.at).map(|at| Moment(at.0 - AGAIN_MS))
+    }
+}
+
 impl Gates {
     /// Takes over what others changed, then writes what changed here. A gate that both changed is
     /// theirs: a person's word stands.
     pub async fn sync(&self, store: &dyn Store, now: Instant) -> Result<(), StoreError> {
-        let known: Vec<(String, i64)> =
-            self.lock().seen.iter().map(|(scope, generation)| (scope.clone(), *generation)).collect();
-        let rows = store.gates().await?;
-        self.forget(known, &rows, now);
-        for row in rows {
-            self.take_over(&row, now);
+        if !self.read_news(store, now).await? {
+            self.read_all(store, now).await?;
         }
         self.end_pauses(now);
         let changed: Vec<Scope> = self.lock().changed.iter().cloned().collect();
@@ -46,6 +64,32 @@ impl Gates {
                 return Err(err);
             }
         }
+        Ok(())
+    }
+
+    /// Reads what changed since it was last read. Returns whether that was possible, and brought all that is
+    /// new: not where a row is gone, or where a transaction took so long that its changes are older than
+    /// what was read before they could be seen.
+    async fn read_news(&self, store: &dyn Store, now: Instant) -> Result<bool, StoreError> {
+        let Some(since) = self.lock().read.since(now) else { return Ok(false) };
+        let news = store.gate_news(Some(since)).await?;
+        for row in &news.rows {
+            self.take_over(row, now);
+        }
+        let mut inner = self.lock();
+        inner.read.at = Some(news.at);
+        Ok(inner.seen.values().copied().collect::<GateTally>() == news.tally)
+    }
+
+    async fn read_all(&self, store: &dyn Store, now: Instant) -> Result<(), StoreError> {
+        let known: Vec<(String, i64)> =
+            self.lock().seen.iter().map(|(scope, generation)| (scope.clone(), *generation)).collect();
+        let all = store.gate_news(None).await?;
+        self.forget(known, &all.rows, now);
+        for row in &all.rows {
+            self.take_over(row, now);
+        }
+        self.lock().read = Read { at: Some(all.at), whole: Some(now) };
         Ok(())
     }
 
@@ -102,29 +146,30 @@ impl Gates {
             }
             let (state, reason, until_in, counters) = ("flowing".to_owned(), None, None, None);
             let row = GateRow { scope, state, reason, until_in, generation: 0, counters };
+            // A person's row has generation 0 too, and would count as known.
+            self.lock().seen.remove(&row.scope);
             self.take_over(&row, now);
             self.lock().seen.remove(&row.scope);
         }
     }
 
     pub(super) fn take_over(&self, row: &GateRow, now: Instant) {
-        let scopes = self.scopes(&row.scope);
-        let mut inner = self.lock();
-        if inner.seen.get(&row.scope) == Some(&row.generation) {
+        if self.lock().seen.get(&row.scope) == Some(&row.generation) {
             return;
         }
+        let scope = self.scope(&row.scope);
+        let mut inner = self.lock();
         inner.seen.insert(row.scope.clone(), row.generation);
-        for scope in scopes {
-            // A row that only counts says nothing about what we are about to write.
-            let counts = row.state == "flowing"
-                && row.counters.as_ref().is_some_and(|counters| counters.word != IGNORED)
-                && matches!(scope, Scope::Batch(_));
-            if counts && inner.changed.contains(&scope) {
-                continue;
-            }
-            inner.changed.remove(&scope);
-            self.take_over_as(&mut inner, &scope, row, now);
+        let Some(scope) = scope else { return };
+        // A row that only counts says nothing about what we are about to write.
+        let counts = row.state == "flowing"
+            && row.counters.as_ref().is_some_and(|counters| counters.word != IGNORED)
+            && matches!(scope, Scope::Batch(_));
+        if counts && inner.changed.contains(&scope) {
+            return;
         }
+        inner.changed.remove(&scope);
+        self.take_over_as(&mut inner, &scope, row, now);
         self.opened.notify_one();
     }
 
@@ -170,7 +215,13 @@ impl Gates {
             "probing" => gate.probed_elsewhere(until.unwrap_or(now), blocks),
             // By another daemon whose probe was answered, which says so in the counters, or by a person,
             // after whose word the next call is a probe.
-            _ if row.counters.as_ref().is_some_and(|counters| counters.word == ANSWERED) => gate.flow(),
+            _ if row.counters.as_ref().is_some_and(|counters| counters.word == ANSWERED) => {
+                gate.flow();
+                if let Scope::Model(profile, model) = scope {
+                    let tier = (inner.accounts[*profile].key.clone(), self.classes.class(model));
+                    inner.paces.resume(&tier);
+                }
+            }
             _ => gate.free(now),
         }
     }

@@ -184,6 +184,57 @@ async fn of_two_daemons_one_probes_and_the_other_hears_what_came_of_it() {
 }
 
 #[tokio::test]
+async fn an_answer_to_one_daemon_ends_the_pause_of_the_overload_for_all() {
+    let (_folder, store) = store().await;
+    let (here, there) = (gates(), gates());
+    let room = |gates: &Gates| gates.open(Instant::now()).rooms.classes.get(&tier("m")).copied();
+    fall(&here, &*store, "m").await;
+    here.sync(&*store, Instant::now()).await.expect("shared");
+    let mut permit = admit(&there, &*store, &job(1, "m", None)).await.expect("not known there yet");
+    let later = Instant::now() + Duration::from_mins(1);
+    permit.spent(Spent::Refused(crate::domain::pace::Overload::Provider, None), later);
+    drop(permit);
+    there.sync(&*store, Instant::now()).await.expect("shared");
+    assert_eq!(room(&there), Some(0), "until a minute has passed");
+    let_time_pass(&here);
+    let probe = admit(&here, &*store, &job(1, "m", None)).await.expect("a probe is due");
+    probe.accept(Usage::default(), Instant::now());
+    here.sync(&*store, Instant::now()).await.expect("shared");
+    there.sync(&*store, Instant::now()).await.expect("shared");
+    assert!(room(&there) > Some(0), "{:?}", room(&there));
+}
+
+#[tokio::test]
+async fn a_gate_that_rests_is_not_paused_on_top_of_it() {
+    let (gates, (_folder, store)) = (gates(), store().await);
+    let room = || gates.open(Instant::now()).rooms.classes.get(&tier("m")).copied();
+    for failure in 0..3 {
+        assert_eq!(room().unwrap_or(1), 1, "failure {failure}");
+        let mut permit = admit(&gates, &*store, &job(1, "m", None)).await.expect("flowing");
+        if failure == 2 {
+            let later = Instant::now() + Duration::from_mins(1);
+            permit.spent(Spent::Refused(crate::domain::pace::Overload::Provider, None), later);
+        }
+        permit.fail(Health::Sick, "overloaded_error (529)", Instant::now(), 0.5);
+    }
+    assert_eq!(refused(&gates, Instant::now()), ["m"]);
+    assert_eq!(room(), Some(1), "for the probe");
+}
+
+#[tokio::test]
+async fn a_refused_call_keeps_its_place_until_it_is_counted() {
+    let (gates, (_folder, store)) = (gates(), store().await);
+    let room = || gates.open(Instant::now()).rooms.classes.get(&tier("m")).copied();
+    let mut permit = admit(&gates, &*store, &job(1, "m", None)).await.expect("flowing");
+    permit.spent(Spent::Nothing, Instant::now());
+    assert_eq!(room(), Some(0));
+    gates.refused(&*store, &permit, "400|same").await;
+    assert_eq!(room(), Some(0));
+    drop(permit);
+    assert_eq!(room(), Some(1));
+}
+
+#[tokio::test]
 async fn a_probe_that_never_asked_is_given_back() {
     let (gates, (_folder, store)) = (gates(), store().await);
     fall(&gates, &*store, "m").await;
@@ -367,10 +418,9 @@ fn row(scope: &str, state: &str, generation: i64) -> GateRow {
 #[test]
 fn a_person_opens_a_batch_whose_queue_has_a_slash_in_its_name() {
     let (gates, now) = (gates(), Instant::now());
-    gates.take_over(&row("batch:team/etl/b", "blocked", 1), now);
-    let stopped = gates.open(now).blocked.batches;
-    assert!(stopped.contains(&("team/etl".to_owned(), "b".to_owned())), "{stopped:?}");
-    gates.take_over(&row("batch:team/etl/b", "flowing", 2), now);
+    gates.take_over(&row("batch:team%2Fetl/b", "blocked", 1), now);
+    assert_eq!(gates.open(now).blocked.batches, [("team/etl".to_owned(), "b".to_owned())]);
+    gates.take_over(&row("batch:team%2Fetl/b", "flowing", 2), now);
     assert!(gates.all_flow());
 }
 
@@ -444,6 +494,58 @@ async fn a_row_that_is_deleted_flows_and_its_generations_begin_anew() {
     store.set_gate(&held()).await.expect("written");
     gates.sync(&*store, now).await.expect("shared");
     assert_eq!(gates.open(now).blocked.batches.len(), 1, "the same generation, but of another row");
+}
+
+#[tokio::test]
+async fn a_row_that_a_person_made_and_deleted_flows() {
+    let (gates, now) = (gates(), Instant::now());
+    let (folder, store) = store().await;
+    let file = format!("sqlite:{}", folder.path().join("mill.db").display());
+    let pool = sqlx::SqlitePool::connect(&file).await.expect("the file");
+    let made = "INSERT INTO gates (scope, state) VALUES ('batch:q/b', 'blocked')";
+    sqlx::query(made).execute(&pool).await.expect("inserted");
+    gates.sync(&*store, now).await.expect("shared");
+    assert_eq!(gates.open(now).blocked.batches.len(), 1);
+    sqlx::query("DELETE FROM gates").execute(&pool).await.expect("deleted");
+    gates.sync(&*store, now).await.expect("shared");
+    assert!(gates.all_flow(), "deleted is freed");
+}
+
+#[tokio::test]
+async fn what_changed_long_before_it_could_be_seen_is_taken_over_all_the_same() {
+    let (gates, now) = (gates(), Instant::now());
+    let (folder, store) = store().await;
+    store.set_gate(&row("batch:q/b", "blocked", 0)).await.expect("written");
+    gates.sync(&*store, now).await.expect("shared");
+    gates.sync(&*store, now).await.expect("shared");
+    assert_eq!(gates.open(now).blocked.batches.len(), 1);
+    // As by a transaction that began an hour ago.
+    let file = format!("sqlite:{}", folder.path().join("mill.db").display());
+    let pool = sqlx::SqlitePool::connect(&file).await.expect("the file");
+    let freed =
+        "UPDATE gates SET state = 'flowing', generation = generation + 1, changed_at = changed_at - 3600000";
+    sqlx::query(freed).execute(&pool).await.expect("freed");
+    gates.sync(&*store, now).await.expect("shared");
+    assert!(gates.all_flow());
+}
+
+#[tokio::test]
+async fn only_what_changed_is_read_again() {
+    let (gates, now) = (gates(), Instant::now());
+    let (folder, store) = store().await;
+    let file = format!("sqlite:{}", folder.path().join("mill.db").display());
+    let pool = sqlx::SqlitePool::connect(&file).await.expect("the file");
+    let old = "INSERT INTO gates (scope, state, changed_at) VALUES ('batch:q/a', 'blocked', 1600000000000)";
+    sqlx::query(old).execute(&pool).await.expect("inserted");
+    gates.sync(&*store, now).await.expect("shared");
+    // A change that neither its time nor the tally tells of: who reads the row sees it.
+    let silent = "UPDATE gates SET scope = 'batch:q/c', generation = 0";
+    sqlx::query("DROP TRIGGER gates_by_hand").execute(&pool).await.expect("dropped");
+    sqlx::query(silent).execute(&pool).await.expect("changed");
+    gates.sync(&*store, now).await.expect("shared");
+    assert_eq!(gates.open(now).blocked.batches, [("q".to_owned(), "a".to_owned())]);
+    gates.sync(&*store, now + Duration::from_mins(1)).await.expect("shared");
+    assert_eq!(gates.open(now).blocked.batches, [("q".to_owned(), "c".to_owned())], "once a minute all are");
 }
 
 /// Of three accounts: two have one key. The queue `q` has the first, `second` and `third` have theirs.

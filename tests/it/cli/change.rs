@@ -13,6 +13,7 @@ on_both! {
     many_jobs_are_changed_in_pages,
     a_queue_is_paused_and_resumed,
     a_batch_is_paused_and_resumed_by_its_gate,
+    batches_whose_queues_have_slashes_in_their_names_have_gates_of_their_own,
     what_is_not_there_is_told,
 }
 
@@ -142,6 +143,32 @@ async fn a_batch_is_paused_and_resumed_by_its_gate(ground: &Ground) {
     assert_eq!(desk.mill(&["resume", "--batch", "x/y"]).said(0), "batch x/y was not stopped\n");
     assert_eq!(desk.mill(&["pause", "--batch", "x/y"]).said(0), "batch x/y paused in 2 queues: q, r\n");
     assert_eq!(ground.line("SELECT count(*) FROM gates WHERE state = 'blocked'").await, "2");
+}
+
+async fn batches_whose_queues_have_slashes_in_their_names_have_gates_of_their_own(ground: &Ground) {
+    ground.run("INSERT INTO jobs (prompt, queue, batch) VALUES ('a', 'a/b', 'c'), ('b', 'a', 'b/c'), ('c', '50%', 'c')").await;
+    let desk = Desk::new(ground);
+    assert_eq!(desk.mill(&["pause", "--batch", "c"]).said(0), "batch c paused in 2 queues: 50%, a/b\n");
+    let reasons = || async { ground.lines("SELECT id, reason FROM job_overview ORDER BY id").await };
+    assert_eq!(reasons().await, ["1|paused by a person", "2|NULL", "3|paused by a person"]);
+    let json = desk.mill(&["gates", "--json"]).json();
+    let told: Vec<String> = json["gates"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|gate| format!("{} {} {}", gate["scope"], gate["what"], gate["pending"]))
+        .collect();
+    assert_eq!(
+        told,
+        [r#""batch:50%25/c" "batch c of queue 50%" 1"#, r#""batch:a%2Fb/c" "batch c of queue a/b" 1"#]
+    );
+    // What it prints is what it takes.
+    let free = json["gates"][1]["ways"]["go_on"].as_str().expect("a command").replace("promptmill ", "");
+    desk.mill(&free.split(' ').map(|word| word.trim_matches('\'')).collect::<Vec<_>>()).said(0);
+    assert_eq!(reasons().await, ["1|NULL", "2|NULL", "3|paused by a person"]);
+    desk.mill(&["gates", "block", "batch:a/b/c"]).said(0);
+    assert_eq!(reasons().await, ["1|NULL", "2|blocked by a person", "3|paused by a person"]);
+    assert_eq!(desk.mill(&["resume", "--batch", "c"]).said(0), "batch c resumed in 1 queue: 50%\n");
 }
 
 async fn what_is_not_there_is_told(ground: &Ground) {

@@ -81,7 +81,7 @@ async fn jobs_are_counted_behind_the_gate_that_holds_them(ground: &Ground) {
             later = ground.at(600)
         ))
         .await;
-    ground.run("INSERT INTO gates (scope, state) VALUES ('batch:own/', 'blocked'), ('batch:t/e/x/y', 'blocked'), ('key:k', 'blocked'), ('model:p/d', 'probing'), ('model:p/m', 'blocked'), ('rate:k/o', 'blocked')").await;
+    ground.run("INSERT INTO gates (scope, state) VALUES ('batch:own/', 'blocked'), ('batch:t%2Fe/x/y', 'blocked'), ('key:k', 'blocked'), ('model:p/d', 'probing'), ('model:p/m', 'blocked'), ('rate:k/o', 'blocked')").await;
     let desk = Desk::new(ground);
     let counts = || -> Vec<String> {
         let json = desk.mill(&["gates", "--json"]).json();
@@ -93,7 +93,7 @@ async fn jobs_are_counted_behind_the_gate_that_holds_them(ground: &Ground) {
         counts(),
         [
             "\"batch:own/\" 1",
-            "\"batch:t/e/x/y\" 1",
+            "\"batch:t%2Fe/x/y\" 1",
             "\"key:k\" 5",
             "\"model:p/d\" 1",
             "\"model:p/m\" 2",

@@ -32,7 +32,23 @@ on_both!(
     a_worker_without_a_row_claims_nothing,
     the_next_claim_brings_what_was_already_paid_for,
     a_claim_that_nobody_waited_for_is_given_again,
+    a_claimed_job_tells_its_model_wherever_it_is_named,
 );
+
+async fn a_claimed_job_tells_its_model_wherever_it_is_named(ground: &Ground) {
+    ground
+        .run(
+            r#"INSERT INTO jobs (prompt, model, params) VALUES
+               ('column', 'of-column', NULL), ('params', NULL, '{"model": "of-params"}'), ('none', NULL, '{"top_k": 1}')"#,
+        )
+        .await;
+    let claimed = Bench::on(ground).await.claim(3).await;
+    let mut told: Vec<_> =
+        claimed.into_iter().map(|job| (job.prompt.unwrap_or_default(), job.model)).collect();
+    told.sort();
+    let told: Vec<_> = told.iter().map(|(prompt, model)| (prompt.as_str(), model.as_deref())).collect();
+    assert_eq!(told, [("column", Some("of-column")), ("none", None), ("params", Some("of-params"))]);
+}
 
 async fn claim_is_exclusive(ground: &Ground) {
     jobs(ground, 150, "queue", "'default'").await;

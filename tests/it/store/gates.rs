@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use promptmill::store::{AccountRow, Counters, GateRow};
+use promptmill::store::{AccountRow, Counters, GateRow, GateTally, Moment};
 
 use super::Bench;
 use crate::support::{Ground, on_both};
@@ -14,6 +14,7 @@ on_both!(
     the_same_refusal_is_counted_over_all_daemons_and_another_begins_anew,
     a_batch_that_a_person_lets_fail_counts_no_refusals,
     rows_that_say_nothing_any_more_are_pruned,
+    news_of_gates_are_what_changed_since_and_a_tally_of_all,
     accounts_are_what_was_said_last_and_what_is_so_is_not_written_again,
 );
 
@@ -94,16 +95,46 @@ async fn rows_that_say_nothing_any_more_are_pruned(ground: &Ground) {
             "INSERT INTO gates (scope, state, counters, changed_at) VALUES
              ('batch:q/old', 'flowing', 'a1 3', {old}), ('batch:q/older', 'flowing', NULL, {old}),
              ('batch:q/young', 'flowing', 'a1 3', {young}), ('batch:q/stopped', 'blocked', NULL, {old}),
-             ('batch:q/r/done', 'flowing', 'ignored 0', {old}), ('batch:q/r/open/b', 'flowing', 'ignored 0', {old}),
-             ('batch:q/r/open', 'flowing', 'ignored 0', {old}), ('model:p/m', 'flowing', 'answered 0', {old})"
+             ('batch:q%2Fr/done', 'flowing', 'ignored 0', {old}), ('batch:q%2Fr/open/b', 'flowing', 'ignored 0', {old}),
+             ('batch:q%2Fr/open', 'flowing', 'ignored 0', {old}), ('model:p/m', 'flowing', 'answered 0', {old})"
         ))
         .await;
     assert_eq!(bench.store.prune_gates(3).await.expect("pruned"), 3);
     assert_eq!(bench.store.prune_gates(3).await.expect("pruned"), 1);
     assert_eq!(
         ground.lines("SELECT scope FROM gates ORDER BY scope").await,
-        ["batch:q/r/open/b", "batch:q/stopped", "batch:q/young", "model:p/m"]
+        ["batch:q%2Fr/open/b", "batch:q/stopped", "batch:q/young", "model:p/m"]
     );
+}
+
+async fn news_of_gates_are_what_changed_since_and_a_tally_of_all(ground: &Ground) {
+    let bench = Bench::on(ground).await;
+    let news = async |since| bench.store.gate_news(since).await.expect("news");
+    let none = news(None).await;
+    assert_eq!((none.rows, none.tally), (Vec::new(), GateTally::default()));
+    ground
+        .run(&format!(
+            "INSERT INTO gates (scope, state, generation, changed_at) VALUES
+             ('batch:q/old', 'blocked', 7, {old}), ('batch:q/huge', 'flowing', {huge}, {old}),
+             ('batch:q/new', 'blocked', 2, {new})",
+            huge = i64::MAX,
+            old = ground.at(-600),
+            new = ground.at(0)
+        ))
+        .await;
+    let all = news(None).await;
+    assert_eq!(all.rows.len(), 3);
+    assert_eq!(all.tally, [7, i64::MAX, 2].into_iter().collect());
+    let since = Some(Moment(all.at.0 - 60_000));
+    let some = news(since).await;
+    assert_eq!(some.rows.iter().map(|row| row.scope.as_str()).collect::<Vec<_>>(), ["batch:q/new"]);
+    assert_eq!(some.tally, all.tally);
+    ground.run("UPDATE gates SET state = 'flowing' WHERE scope = 'batch:q/old'").await;
+    let (some, known) = (news(since).await, all.tally);
+    assert_eq!(some.rows.len(), 2);
+    assert_eq!((some.tally.rows, some.tally.generations), (3, known.generations + 1));
+    let late = news(Some(Moment(all.at.0 + 60_000))).await;
+    assert_eq!((late.rows, late.tally), (Vec::new(), some.tally), "a tally also where nothing changed");
 }
 
 mod sqlite_only {
