@@ -152,6 +152,8 @@ pub struct ResultRow {
     pub output: Option<String>,
     /// `sanitised`.
     pub sanitised: i64,
+    /// `dropped`.
+    pub dropped: i64,
     /// `model`.
     pub model: Option<String>,
     /// The four token columns.

@@ -266,6 +266,12 @@ fn end(lines: &mut Vec<String>, result: &ResultRow, texts: Texts) {
             count(result.sanitised, "character", "characters")
         ));
     }
+    if result.dropped > 0 {
+        lines.push(format!(
+            "  {} of the input left out, the oldest first: it was longer than the model reads",
+            count(result.dropped, "message", "messages")
+        ));
+    }
     if let Some(output) = &result.output {
         lines.push(format!("  output: {}", excerpt(output, texts)));
     }

@@ -108,7 +108,7 @@ impl Desk for PostgresStore {
                     CASE WHEN $2 THEN r.text ELSE left(r.text, 200) END AS text,
                     CASE WHEN $2 THEN r.content::text END AS content,
                     CASE WHEN $2 THEN r.output::text END AS output,
-                    r.sanitised::bigint AS sanitised, r.model, r.input_tokens, r.output_tokens,
+                    r.sanitised::bigint AS sanitised, r.dropped::bigint AS dropped, r.model, r.input_tokens, r.output_tokens,
                     r.cache_creation_input_tokens, r.cache_read_input_tokens,
                     r.calls::bigint AS calls, r.continuations::bigint AS continuations, r.seams::bigint AS seams,
                     r.failures::bigint AS failures,
@@ -743,7 +743,7 @@ fn states(row: &PgRow) -> sqlx::Result<StateCounts> {
 fn result(row: &PgRow) -> sqlx::Result<ResultRow> {
     Ok(fields!(row => ResultRow {
         run, seq, queue, batch, key, outcome, stop_reason, stop_sequence, stop_details, text, content, output,
-        sanitised, model, calls, continuations, seams, failures, error_type, error_code, error, request_id,
+        sanitised, dropped, model, calls, continuations, seams, failures, error_type, error_code, error, request_id,
         message_id,
     } with {
         job: JobId(row.try_get("job_id")?),

@@ -140,7 +140,7 @@ impl Desk for SqliteStore {
                     CASE WHEN $2 THEN r.text ELSE substr(r.text, 1, 200) END AS text,
                     CASE WHEN $2 THEN r.content END AS content,
                     CASE WHEN $2 THEN r.output END AS output,
-                    r.sanitised, r.model, r.input_tokens, r.output_tokens,
+                    r.sanitised, r.dropped, r.model, r.input_tokens, r.output_tokens,
                     r.cache_creation_input_tokens, r.cache_read_input_tokens,
                     r.calls, r.continuations, r.seams, r.failures,
                     r.error_type, r.error_code, r.error, r.request_id,
@@ -683,7 +683,7 @@ fn states(row: &SqliteRow) -> sqlx::Result<StateCounts> {
 fn result(row: &SqliteRow) -> sqlx::Result<ResultRow> {
     Ok(fields!(row => ResultRow {
         run, seq, queue, batch, key, outcome, stop_reason, stop_sequence, stop_details, text, content, output,
-        sanitised, model, calls, continuations, seams, failures, error_type, error_code, error, request_id,
+        sanitised, dropped, model, calls, continuations, seams, failures, error_type, error_code, error, request_id,
         message_id,
     } with {
         job: JobId(row.try_get("job_id")?),
