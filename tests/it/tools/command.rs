@@ -186,8 +186,13 @@ async fn a_gigabyte_is_cut_at_the_limit_and_its_printers_are_killed() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pids");
     let before = peak_kib();
-    // Whoever it is that prints, it would go on for ever.
-    let script = format!("echo $$ >> {0}; sh -c 'echo $$ >> {0}; exec yes' & exec yes", file.display());
+    // Whoever it is that prints, it would go on for ever. Neither prints before both are noted down: the
+    // first one's output is enough to have the second killed.
+    let script = format!(
+        "echo $$ >> {0}; sh -c 'echo $$ >> {0}; exec yes' & while [ $(wc -l < {0}) -lt 2 ]; do sleep 0.01; done; \
+         exec yes",
+        file.display()
+    );
     let settings = ToolSettings { output_max: 1 << 20, ..tool(shell(&script)) };
     let result = run(settings, "{}").await;
     assert!(sentence(&result).contains("gave more than 1048576 bytes"), "{result:?}");
