@@ -311,6 +311,30 @@ impl<T> Call<T> {
 }
 
 impl<T> Answer<T> {
+    /// Returns an end of which nothing else is known: no word, no call.
+    pub fn of(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            stop_reason: None,
+            stop_sequence: None,
+            stop_details: None,
+            text: None,
+            content: None,
+            output: None,
+            sanitised: 0,
+            dropped: 0,
+            model: None,
+            usage: Usage::default(),
+            calls: 0,
+            continuations: 0,
+            seams: 0,
+            failures: 0,
+            fault: None,
+            request_id: None,
+            started: None,
+        }
+    }
+
     /// Returns the same with other times.
     pub fn map<U>(self, time: impl FnMut(T) -> U) -> Answer<U> {
         Answer {

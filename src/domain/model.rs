@@ -73,22 +73,22 @@ impl Listed {
     fn decline(&self, now: Option<Timestamp>) -> Option<String> {
         let days = self.retires_at.zip(now).map(|(at, now)| (at.as_second() - now.as_second()) / DAY);
         let id = &self.id;
-        let when = self.on_its_date();
+        let when = || self.on_its_date();
         match (self.lifecycle.as_ref(), days) {
-            (Some(Lifecycle::Retired), _) => Some(format!("model {id} was retired{when}")),
+            (Some(Lifecycle::Retired), _) => Some(format!("model {id} was retired{}", when())),
             // Its end is overdue, but it has not come.
             (Some(Lifecycle::Deprecated), Some(..0)) => {
-                Some(format!("model {id} is deprecated and was to be retired{when}"))
+                Some(format!("model {id} is deprecated and was to be retired{}", when()))
             }
             (Some(Lifecycle::Deprecated), Some(days)) => {
-                Some(format!("model {id} is deprecated and will be retired{when}, {}", in_days(days)))
+                Some(format!("model {id} is deprecated and will be retired{}, {}", when(), in_days(days)))
             }
             (Some(Lifecycle::Deprecated), None) if self.retires_at.is_some() => {
-                Some(format!("model {id} is deprecated and will be retired{when}"))
+                Some(format!("model {id} is deprecated and will be retired{}", when()))
             }
             (Some(Lifecycle::Deprecated), None) => Some(format!("model {id} is deprecated")),
             (_, Some(days @ 0..=NEAR_DAYS)) => {
-                Some(format!("model {id} will be retired{when}, {}", in_days(days)))
+                Some(format!("model {id} will be retired{}, {}", when(), in_days(days)))
             }
             _ => None,
         }

@@ -160,7 +160,6 @@ pub struct Talk {
     /// `max_tokens` of the next call.
     room: i64,
     nudged: bool,
-    fell_back: bool,
     /// Whether what is to be sent next is known to fit into the model's window.
     fits: bool,
     repairs: i32,
@@ -199,10 +198,9 @@ impl Talk {
             dropped: 0,
             turn: Turn::default(),
             state: State::Asking(Next::Ask),
-            how: if job.prefill { How::Prefill } else { How::Anchor },
+            how: how_of(&job),
             room: job.max_tokens,
             nudged: false,
-            fell_back: false,
             fits: false,
             repairs: 0,
             said: 0,
@@ -431,10 +429,9 @@ impl Talk {
             let fault = Fault::new("refusal", None, "the model refused; see stop_details");
             return self.end(Outcome::Refused, Some(fault));
         };
-        self.fell_back = true;
         self.job.ask_instead(fallback);
         self.room = self.room.min(self.job.max_tokens_ceiling);
-        self.how = if self.job.prefill { How::Prefill } else { How::Anchor };
+        self.how = how_of(&self.job);
         self.past.iter_mut().for_each(Spoken::forget_thinking);
         self.ask(Next::Fallback);
     }
@@ -534,6 +531,11 @@ impl Talk {
             started: self.started,
         }
     }
+}
+
+/// How a cut answer of a job is gone on with, as long as the model does not refuse it.
+const fn how_of(job: &Job) -> How {
+    if job.prefill { How::Prefill } else { How::Anchor }
 }
 
 fn ends_turn(stop: Option<&StopReason>) -> bool {

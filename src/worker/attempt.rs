@@ -168,7 +168,7 @@ pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
                     }
                     Disposition::End { outcome, fault, tally } => {
                         let verdict = Verdict { outcome, fault: Some(fault) };
-                        return settle(mill, lease, talk.answer(verdict, tally), Some(call)).await;
+                        return end(mill, &talk, tally, verdict, Some(call)).await;
                     }
                     Disposition::Back { delay, tally, reason } => {
                         return release(mill, lease, &talk, tally, delay.into(), reason, Some(call)).await;
@@ -210,10 +210,7 @@ async fn next_request(
 ) -> Result<Request, Ended> {
     loop {
         match talk.next() {
-            Step::Done(verdict) => {
-                let answer = talk.answer(verdict, tally);
-                return Err(settle(mill, talk.job().lease, answer, pending.take()).await);
-            }
+            Step::Done(verdict) => return Err(end(mill, talk, tally, verdict, pending.take()).await),
             Step::Tools(asked) => {
                 if let Some(ended) = call_tools(mill, talk, tally, asked, tools, rein, pending.take()).await {
                     return Err(ended);
@@ -257,7 +254,7 @@ async fn call_tools(
         Err(Undone::Stopped(why)) => Some(stopped(mill, lease, talk, tally, None, why).await),
         Err(Undone::StartedBefore(fault)) => {
             let verdict = Verdict { outcome: Outcome::Failed, fault: Some(fault) };
-            Some(settle(mill, lease, talk.answer(verdict, tally), None).await)
+            Some(end(mill, talk, tally, verdict, None).await)
         }
     }
 }
@@ -308,25 +305,18 @@ async fn admitted<'m>(
     if let Some(why) = rein.why() {
         return Err(stopped(mill, lease, talk, tally, None, why).await);
     }
-    Err(match refusal {
+    let (outcome, fault) = match refusal {
         Refusal::Blocked(reason) => {
             // A claim passes by what blocks, but for a run that began with another model than its
             // lane names: put back at once, it would be claimed again at once.
             let pause = (talk.job().model != lane_model).then_some(GATE_PAUSE);
-            release(mill, lease, talk, tally, pause.into(), reason, None).await
+            return Err(release(mill, lease, talk, tally, pause.into(), reason, None).await);
         }
-        Refusal::Missing(fault) => {
-            let verdict = Verdict { outcome: Outcome::Failed, fault: Some(fault) };
-            settle(mill, lease, talk.clone().answer(verdict, tally), None).await
-        }
-        Refusal::Retired(fault) => {
-            // What was answered while the model was there is no invalid job.
-            let first = request.kind == CallKind::Ask;
-            let outcome = if first { Outcome::Invalid } else { Outcome::Failed };
-            let verdict = Verdict { outcome, fault: Some(fault) };
-            settle(mill, lease, talk.clone().answer(verdict, tally), None).await
-        }
-    })
+        // What was answered while the model was there is no invalid job.
+        Refusal::Retired(fault) if request.kind == CallKind::Ask => (Outcome::Invalid, fault),
+        Refusal::Missing(fault) | Refusal::Retired(fault) => (Outcome::Failed, fault),
+    };
+    Err(end(mill, talk, tally, Verdict { outcome, fault: Some(fault) }, None).await)
 }
 
 /// What a failed call means for the job, having told its gates.
@@ -435,6 +425,11 @@ async fn fill_with(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, arrived
 /// Appends to the ledger; returns whether the job is not ours any more.
 async fn is_late(mill: &Mill, lease: Lease, call: Call) -> bool {
     mill.recorder.append(lease, call).await == Kept::Lost
+}
+
+/// Ends the job as its conversation did.
+async fn end(mill: &Mill, talk: &Talk, tally: Tally, verdict: Verdict, call: Pending) -> Ended {
+    settle(mill, talk.job().lease, talk.answer(verdict, tally), call).await
 }
 
 async fn settle(mill: &Mill, lease: Lease, answer: Answer, call: Pending) -> Ended {

@@ -61,8 +61,8 @@ impl Models {
     }
 
     /// Says that a model is in decline, once a day each.
-    fn warning(&self, model: &str, now: Instant) -> Option<String> {
-        let told = self.known().catalogue.decline(model)?;
+    fn warning(&self, catalogue: &Catalogue, model: &str, now: Instant) -> Option<String> {
+        let told = catalogue.decline(model)?;
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
         warned.retain(|_, at| now.saturating_duration_since(*at) < DAY);
         // Only a listed model gets here: there are no more of them than the list is long, but for dates.
@@ -81,8 +81,8 @@ impl Mill {
     }
 
     /// Warns where a model that is in use will not be there for long.
-    fn uses_model(&self, model: &str) {
-        if let Some(told) = self.models.warning(model, Instant::now()) {
+    fn uses_model(&self, catalogue: &Catalogue, model: &str) {
+        if let Some(told) = self.models.warning(catalogue, model, Instant::now()) {
             tracing::warn!(gate.model = model, "{told}: name another one");
         }
     }
@@ -91,9 +91,9 @@ impl Mill {
     /// it is the queue's or the default, no job is, and the model's gate blocks.
     pub fn is_not_retired(&self, job: &Job, now: Instant) -> Result<(), Refusal> {
         let listed = self.profiles[self.profiles.of(&job.queue)].place.is_empty();
-        let retired = self.models.known().catalogue.retired(&job.model).filter(|_| listed);
-        let Some(retired) = retired else {
-            self.uses_model(&job.model);
+        let catalogue = self.models.known().catalogue;
+        let Some(retired) = catalogue.retired(&job.model).filter(|_| listed) else {
+            self.uses_model(&catalogue, &job.model);
             return Ok(());
         };
         if job.model_named {
@@ -124,14 +124,15 @@ pub async fn learn(mill: &Mill) -> Result<(), Failure> {
 fn take_over(mill: &Mill, catalogue: Catalogue) {
     let models = mill.settings.models.facts(&catalogue);
     tracing::debug!(models.listed = catalogue.len(), "the API lists {} models", catalogue.len());
+    let catalogue = Arc::new(catalogue);
     let default = {
         let mut known = mill.models.known.write().unwrap_or_else(PoisonError::into_inner);
         let defaults = Defaults { models, ..Defaults::clone(&known.defaults) };
         let default = defaults.model.clone();
-        *known = Known { defaults: Arc::new(defaults), catalogue: Arc::new(catalogue) };
+        *known = Known { defaults: Arc::new(defaults), catalogue: Arc::clone(&catalogue) };
         default
     };
-    mill.uses_model(&default);
+    mill.uses_model(&catalogue, &default);
 }
 
 /// Whether a server has no list of models, or something else in its place.
@@ -198,7 +199,8 @@ mod tests {
             ("old", DAY + Duration::from_secs(1), false),
             ("older", DAY + Duration::from_secs(2), true),
         ] {
-            assert_eq!(models.warning(model, start + after).is_some(), warned, "{model} after {after:?}");
+            let told = models.warning(&models.known().catalogue, model, start + after);
+            assert_eq!(told.is_some(), warned, "{model} after {after:?}");
         }
     }
 

@@ -17,24 +17,11 @@ pub(super) fn refused_by_us(fault: Fault, tally: Tally, calls: &[PastCall]) -> A
         usage += call.usage;
     }
     Answer {
-        outcome: Outcome::Invalid,
-        stop_reason: None,
-        stop_sequence: None,
-        stop_details: None,
-        text: None,
-        content: None,
-        output: None,
-        sanitised: 0,
-        dropped: 0,
-        model: None,
         usage,
         calls: calls.len() as i32,
-        continuations: 0,
-        seams: 0,
         failures: tally.failures,
         fault: Some(Fault { message: sanitise(&fault.message).0, ..fault }),
-        request_id: None,
-        started: None,
+        ..Answer::of(Outcome::Invalid)
     }
 }
 

@@ -137,24 +137,15 @@ fn call(seq: i32) -> Call {
 
 fn answer(text: &str) -> Answer {
     Answer {
-        outcome: Outcome::Complete,
         stop_reason: Some("end_turn".to_owned()),
-        stop_sequence: None,
-        stop_details: None,
         text: Some(text.to_owned()),
         content: Some(r#"[{"type":"text","text":"hi"}]"#.to_owned()),
-        output: None,
-        sanitised: 0,
-        dropped: 0,
         model: Some("model-a".to_owned()),
         usage: Usage { input: 10, output: 20, cache_creation: 1, cache_read: 2 },
         calls: 1,
-        continuations: 0,
-        seams: 0,
-        failures: 0,
-        fault: None,
         request_id: Some("req_1".to_owned()),
         started: Some(Instant::now()),
+        ..Answer::of(Outcome::Complete)
     }
 }
 

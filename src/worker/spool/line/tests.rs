@@ -200,27 +200,7 @@ fn a_time_grows_older_by_what_passed_since_and_a_clock_set_back_makes_it_no_youn
     let answer = |started| {
         let line = some_line(1);
         let call = None;
-        let mut answer = Answer {
-            outcome: Outcome::Complete,
-            stop_reason: None,
-            stop_sequence: None,
-            stop_details: None,
-            text: None,
-            content: None,
-            output: None,
-            sanitised: 0,
-            dropped: 0,
-            model: None,
-            usage: Usage::default(),
-            calls: 1,
-            continuations: 0,
-            seams: 0,
-            failures: 0,
-            fault: None,
-            request_id: None,
-            started: None,
-        };
-        answer.started = Some(started);
+        let answer = Answer { started: Some(started), ..Answer::of(Outcome::Complete) };
         Line { write: Write::Settle(Settlement { lease, answer, call }), ..line }
     };
     for (written_ago, age) in [(0, 5_000), (60_000, 65_000), (-3_600_000, 5_000)] {
