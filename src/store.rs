@@ -82,6 +82,9 @@ pub struct StoreSettings {
     pub connect_max: Duration,
     /// Longest time one operation may take before its connection is dropped.
     pub operation_max: Duration,
+    /// `database.answers_once`: what an answer holds just as its last call said it is not kept in the
+    /// ledger too.
+    pub answers_once: bool,
     /// Whether a pooler in transaction mode stands between: no start-up options, each operation in
     /// one transaction, no LISTEN.
     pub transaction_pooler: bool,

@@ -132,7 +132,8 @@ CREATE INDEX results_batch ON results (batch, outcome)
     INCLUDE (input_tokens, output_tokens, cache_creation_input_tokens, cache_read_input_tokens, finished_at)
     WHERE batch IS NOT NULL;
 
--- The ledger: insert-only, one row a call to the API. All columns are promised.
+-- The ledger: insert-only, one row a call to the API. All columns are promised. content is NULL where results.content holds
+-- the same (database.answers_once).
 CREATE TABLE calls (
     job_id         bigint NOT NULL,
     claim          bigint NOT NULL,
@@ -385,6 +386,11 @@ BEGIN
     ELSIF NEW.state = OLD.state AND NOT moved THEN
         RETURN NEW;
     ELSIF OLD.state = 'done' AND NEW.state = 'pending' THEN
+        -- What the ledger left to the result comes back to it.
+        UPDATE calls c
+           SET content = r.content
+          FROM results r
+         WHERE r.job_id = OLD.job_id AND c.job_id = r.job_id AND c.run = r.run AND c.content IS NULL AND c.error_type IS NULL;
         DELETE FROM results WHERE job_id = OLD.job_id;
         DELETE FROM checkpoints WHERE job_id = OLD.job_id;
         PERFORM forget_open_tool_calls(OLD.job_id);

@@ -152,7 +152,8 @@ CREATE TABLE results (
 CREATE INDEX results_batch ON results (batch, outcome, input_tokens, output_tokens, cache_creation_input_tokens,
     cache_read_input_tokens, finished_at) WHERE batch IS NOT NULL;
 
--- The ledger: insert-only, one row a call to the API. All columns are promised.
+-- The ledger: insert-only, one row a call to the API. All columns are promised. content is NULL where results.content holds
+-- the same (database.answers_once).
 CREATE TABLE calls (
     job_id         INTEGER NOT NULL,
     claim          INTEGER NOT NULL,
@@ -410,6 +411,10 @@ END;
 
 CREATE TRIGGER job_state_run_again AFTER UPDATE OF state ON job_state
 WHEN OLD.state = 'done' AND NEW.state = 'pending' AND NEW.claims = OLD.claims AND NEW.claimed_by IS OLD.claimed_by BEGIN
+    -- What the ledger left to the result comes back to it.
+    UPDATE calls
+       SET content = (SELECT r.content FROM results r WHERE r.job_id = OLD.job_id AND r.run = calls.run)
+     WHERE job_id = OLD.job_id AND run = OLD.run AND content IS NULL AND error_type IS NULL;
     DELETE FROM results WHERE job_id = OLD.job_id;
     DELETE FROM checkpoints WHERE job_id = OLD.job_id;
     DELETE FROM tool_calls WHERE job_id = OLD.job_id AND result IS NULL AND result_content IS NULL;

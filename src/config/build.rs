@@ -95,6 +95,7 @@ fn database(r: &mut Reader) -> DatabaseSettings {
         connections_max,
         connect_max: operation_max,
         operation_max,
+        answers_once: r.flag(&s, "answers_once"),
         transaction_pooler,
         listen_url: direct_url.as_ref().map(|url| url.expose().into()),
     };

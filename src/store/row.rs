@@ -1,7 +1,7 @@
 //! Rows on their way in and out: what both databases read and write in the same shape.
 //!
-//! Batches travel as one JSON array, which both take apart into rows; the field names are the
-//! columns' names. Times travel as milliseconds ago: the database's clock turns them into times.
+//! Batches travel as one JSON array, whose field names are the columns' names; the ends of jobs and
+//! their calls, which are the most, travel to Postgres as an array a column. Times travel as milliseconds ago: the database's clock turns them into times.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::domain::job::{Claimed, JobId, Lease};
-use crate::domain::ledger::{Answer, Back, Call, Checkpoint, PastCall, Release};
+use crate::domain::ledger::{Answer, Back, Call, Checkpoint, PastCall, Release, Settlement};
 use crate::domain::reply::{sanitise, sanitise_json};
 use crate::domain::tool::{Asked, PastTool, ToolCall, ToolContent, ToolResult};
 use crate::store::Rescued;
@@ -19,39 +19,42 @@ use crate::store::Rescued;
 const DELAY_MAX: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// A row of `calls`.
-#[derive(Debug, Serialize)]
-struct CallRow<'a> {
-    job_id: i64,
-    claim: i64,
-    run: i64,
-    seq: i32,
-    kind: &'static str,
-    probe: bool,
-    model: &'a str,
-    max_tokens: i64,
-    messages: i32,
-    sent_ago: i64,
-    first_token_ago: Option<i64>,
-    ended_ago: i64,
-    http_status: Option<u16>,
-    request_id: Option<&'a str>,
-    message_id: Option<&'a str>,
-    stop_reason: Option<&'a str>,
-    input_tokens: i64,
-    output_tokens: i64,
-    cache_creation_input_tokens: i64,
-    cache_read_input_tokens: i64,
-    partial: bool,
-    error_type: Option<&'a str>,
-    error_code: Option<&'a str>,
-    error: Option<&'a str>,
-    retry_after_ms: Option<i64>,
-    stop_details: Option<&'a str>,
-    request: Option<&'a str>,
-    usage: Option<&'a str>,
-    container: Option<&'a str>,
-    content: Option<&'a str>,
-    checkpointed: bool,
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct CallRow<'a> {
+    pub(crate) job_id: i64,
+    pub(crate) claim: i64,
+    pub(crate) run: i64,
+    pub(crate) seq: i32,
+    pub(crate) kind: &'static str,
+    pub(crate) probe: bool,
+    pub(crate) model: &'a str,
+    pub(crate) max_tokens: i64,
+    pub(crate) messages: i32,
+    pub(crate) sent_ago: i64,
+    pub(crate) first_token_ago: Option<i64>,
+    pub(crate) ended_ago: i64,
+    pub(crate) http_status: Option<i32>,
+    pub(crate) request_id: Option<&'a str>,
+    pub(crate) message_id: Option<&'a str>,
+    pub(crate) stop_reason: Option<&'a str>,
+    pub(crate) input_tokens: i64,
+    pub(crate) output_tokens: i64,
+    pub(crate) cache_creation_input_tokens: i64,
+    pub(crate) cache_read_input_tokens: i64,
+    pub(crate) partial: bool,
+    pub(crate) error_type: Option<&'a str>,
+    pub(crate) error_code: Option<&'a str>,
+    pub(crate) error: Option<&'a str>,
+    pub(crate) retry_after_ms: Option<i64>,
+    pub(crate) stop_details: Option<&'a str>,
+    pub(crate) request: Option<&'a str>,
+    pub(crate) usage: Option<&'a str>,
+    pub(crate) container: Option<&'a str>,
+    pub(crate) content: Option<&'a str>,
+    /// The answer says the same: it need not be kept twice where the answer is written.
+    #[serde(skip)]
+    pub(crate) once: bool,
+    pub(crate) checkpointed: bool,
 }
 
 /// A part of a running stream.
@@ -67,34 +70,34 @@ struct CheckpointRow<'a> {
 
 /// A row of `results`, but for what comes from `jobs`.
 #[derive(Debug, Serialize)]
-struct AnswerRow<'a> {
-    job_id: i64,
-    claim: i64,
-    run: i64,
-    outcome: &'static str,
-    whole: bool,
-    stop_reason: Option<&'a str>,
-    stop_sequence: Option<&'a str>,
-    model: Option<&'a str>,
-    input_tokens: i64,
-    output_tokens: i64,
-    cache_creation_input_tokens: i64,
-    cache_read_input_tokens: i64,
-    calls: i32,
-    continuations: i32,
-    seams: i32,
-    failures: i32,
-    sanitised: i32,
-    dropped: i32,
-    error_type: Option<&'a str>,
-    error_code: Option<&'a str>,
-    error: Option<&'a str>,
-    request_id: Option<&'a str>,
-    started_ago: Option<i64>,
-    stop_details: Option<&'a str>,
-    text: Option<&'a str>,
-    content: Option<&'a str>,
-    output: Option<&'a str>,
+pub(crate) struct AnswerRow<'a> {
+    pub(crate) job_id: i64,
+    pub(crate) claim: i64,
+    pub(crate) run: i64,
+    pub(crate) outcome: &'static str,
+    pub(crate) whole: bool,
+    pub(crate) stop_reason: Option<&'a str>,
+    pub(crate) stop_sequence: Option<&'a str>,
+    pub(crate) model: Option<&'a str>,
+    pub(crate) input_tokens: i64,
+    pub(crate) output_tokens: i64,
+    pub(crate) cache_creation_input_tokens: i64,
+    pub(crate) cache_read_input_tokens: i64,
+    pub(crate) calls: i32,
+    pub(crate) continuations: i32,
+    pub(crate) seams: i32,
+    pub(crate) failures: i32,
+    pub(crate) sanitised: i32,
+    pub(crate) dropped: i32,
+    pub(crate) error_type: Option<&'a str>,
+    pub(crate) error_code: Option<&'a str>,
+    pub(crate) error: Option<&'a str>,
+    pub(crate) request_id: Option<&'a str>,
+    pub(crate) started_ago: Option<i64>,
+    pub(crate) stop_details: Option<&'a str>,
+    pub(crate) text: Option<&'a str>,
+    pub(crate) content: Option<&'a str>,
+    pub(crate) output: Option<&'a str>,
 }
 
 /// A job put back.
@@ -156,6 +159,13 @@ pub(crate) struct Row {
     pub(crate) json: String,
 }
 
+impl CallRow<'_> {
+    /// Whose it is.
+    pub(crate) const fn lease(&self) -> Lease {
+        Lease { job: JobId(self.job_id), claim: self.claim, run: self.run }
+    }
+}
+
 /// Returns the rows as one JSON array.
 pub(crate) fn array<'a>(rows: impl IntoIterator<Item = &'a Row>) -> String {
     let mut out = String::from("[");
@@ -184,9 +194,9 @@ pub(crate) fn leases_of(rows: Vec<(i64, i64, i64)>) -> Vec<Lease> {
 }
 
 /// Returns the row of a call.
-pub(crate) fn call(lease: &Lease, call: &Call, now: Instant) -> Row {
+pub(crate) fn call<'a>(lease: &Lease, call: &'a Call, now: Instant) -> CallRow<'a> {
     let fault = call.fault.as_ref();
-    let json = json(&CallRow {
+    CallRow {
         job_id: lease.job.0,
         claim: lease.claim,
         run: lease.run,
@@ -199,7 +209,7 @@ pub(crate) fn call(lease: &Lease, call: &Call, now: Instant) -> Row {
         sent_ago: ago(now, call.sent),
         first_token_ago: call.first_token.map(|at| ago(now, at)),
         ended_ago: ago(now, call.ended),
-        http_status: call.http_status,
+        http_status: call.http_status.map(i32::from),
         request_id: call.request_id.as_deref(),
         message_id: call.message_id.as_deref(),
         stop_reason: call.stop_reason.as_deref(),
@@ -217,9 +227,25 @@ pub(crate) fn call(lease: &Lease, call: &Call, now: Instant) -> Row {
         usage: call.usage_raw.as_deref(),
         container: call.container.as_deref(),
         content: call.content.as_deref(),
+        once: false,
         checkpointed: call.checkpointed,
-    });
-    Row { lease: *lease, json }
+    }
+}
+
+/// Returns the rows of the calls that come with the ends of jobs. `once`: what the answer holds as it
+/// came need not be kept in the ledger too.
+pub(crate) fn last_calls<'a>(
+    ends: impl IntoIterator<Item = &'a Settlement>,
+    now: Instant,
+    once: bool,
+) -> Vec<CallRow<'a>> {
+    let row = |end: &'a Settlement| {
+        let call = end.call.as_ref()?;
+        let alike = call.content.is_some() && call.fault.is_none() && call.content == end.answer.content;
+        let once = once && alike;
+        Some(CallRow { once, ..self::call(&end.lease, call, now) })
+    };
+    ends.into_iter().filter_map(row).collect()
 }
 
 /// Returns the row of a checkpoint.
@@ -237,9 +263,9 @@ pub(crate) fn checkpoint(part: &Checkpoint) -> Row {
 }
 
 /// Returns the row of a result.
-pub(crate) fn answer(lease: &Lease, answer: &Answer, now: Instant) -> Row {
+pub(crate) fn answer<'a>(lease: &Lease, answer: &'a Answer, now: Instant) -> AnswerRow<'a> {
     let fault = answer.fault.as_ref();
-    let json = json(&AnswerRow {
+    AnswerRow {
         job_id: lease.job.0,
         claim: lease.claim,
         run: lease.run,
@@ -267,8 +293,7 @@ pub(crate) fn answer(lease: &Lease, answer: &Answer, now: Instant) -> Row {
         text: answer.text.as_deref(),
         content: answer.content.as_deref(),
         output: answer.output.as_deref(),
-    });
-    Row { lease: *lease, json }
+    }
 }
 
 /// Returns the row of a release.
@@ -382,6 +407,11 @@ pub(crate) fn hand_out_tools(claimed: &mut [Claimed], tools: Vec<(JobId, PastToo
             claimed[at].tools.push(tool);
         }
     }
+}
+
+/// Returns a row as a JSON object.
+pub(crate) fn object(row: &impl Serialize) -> String {
+    json(row)
 }
 
 /// Returns ids as a JSON array.

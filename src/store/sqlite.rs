@@ -64,6 +64,7 @@ pub struct SqliteStore {
     /// The last worker that enlisted here.
     enlisted: AtomicI64,
     limit: Duration,
+    answers_once: bool,
     lanes: tokio::sync::Mutex<Lanes>,
     held: Held,
     version: tokio::sync::Mutex<Option<i64>>,
@@ -123,6 +124,7 @@ impl SqliteStore {
             told: AtomicBool::new(false),
             enlisted: AtomicI64::new(0),
             limit,
+            answers_once: settings.answers_once,
             lanes: tokio::sync::Mutex::default(),
             held: Held::default(),
             version: tokio::sync::Mutex::default(),

@@ -1,6 +1,6 @@
 //! The ledger and the ends of jobs on Postgres: append, settle, release, fill.
 //!
-//! A batch travels as JSON rows (see [`row`]). In each statement `held` are the rows whose fence
+//! A batch travels as an array a column: JSON would cost more than the writing. In each statement `held` are the rows whose fence
 //! matched, now locked; `stale` are the others, as they are now. Whoever writes anything of a job
 //! holds its `job_state` row, at least against deletion: so a deleted job leaves no rows behind.
 
@@ -8,30 +8,82 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use sqlx::Row as _;
-use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::postgres::{PgArguments, PgConnection, PgRow};
+use sqlx::{Postgres, Row as _};
 
 use super::PostgresStore;
 use crate::domain::job::{Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
-use crate::store::row::{self, Row};
+use crate::store::row::{self, AnswerRow, CallRow, Row};
 use crate::store::{StoreError, Written};
 
-/// The calls of a batch, `$1`, as rows.
+/// The calls of a batch, `$1` to `$32`, as rows; see [`bind_calls`].
 macro_rules! calls {
     () => {
         "call AS MATERIALIZED (
              SELECT *
-               FROM json_to_recordset($1::json) AS c(
-                    job_id bigint, claim bigint, run bigint, seq integer, kind text, probe boolean, model text,
-                    max_tokens bigint, messages integer, sent_ago bigint, first_token_ago bigint, ended_ago bigint,
-                    http_status integer, request_id text, message_id text, stop_reason text, input_tokens bigint,
-                    output_tokens bigint, cache_creation_input_tokens bigint, cache_read_input_tokens bigint,
-                    partial boolean, error_type text, error_code text, error text, retry_after_ms bigint,
-                    stop_details text, request text, usage text, container text, content text,
-                    checkpointed boolean)
+               FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::integer[], $5::text[], $6::boolean[], $7::text[],
+                           $8::bigint[], $9::integer[], $10::bigint[], $11::bigint[], $12::bigint[], $13::integer[],
+                           $14::text[], $15::text[], $16::text[], $17::bigint[], $18::bigint[], $19::bigint[],
+                           $20::bigint[], $21::boolean[], $22::text[], $23::text[], $24::text[], $25::bigint[],
+                           $26::text[], $27::text[], $28::text[], $29::text[], $30::text[], $31::boolean[],
+                           $32::boolean[])
+                    AS c(job_id, claim, run, seq, kind, probe, model, max_tokens, messages, sent_ago, first_token_ago,
+                         ended_ago, http_status, request_id, message_id, stop_reason, input_tokens, output_tokens,
+                         cache_creation_input_tokens, cache_read_input_tokens, partial, error_type, error_code, error,
+                         retry_after_ms, stop_details, request, usage, container, content, once, checkpointed)
          )"
     };
+}
+
+/// Binds an array for each of these fields of the rows, in their order.
+macro_rules! bind_columns {
+    ($query:expr, $rows:expr, $($field:ident),+ $(,)?) => {
+        $query$(.bind($rows.iter().map(|row| row.$field).collect::<Vec<_>>()))+
+    };
+}
+
+type Query<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
+
+/// Binds `$1` to `$33`.
+fn bind_calls<'q>(query: Query<'q>, calls: &[CallRow<'q>], worker: WorkerId) -> Query<'q> {
+    bind_columns!(
+        query,
+        calls,
+        job_id,
+        claim,
+        run,
+        seq,
+        kind,
+        probe,
+        model,
+        max_tokens,
+        messages,
+        sent_ago,
+        first_token_ago,
+        ended_ago,
+        http_status,
+        request_id,
+        message_id,
+        stop_reason,
+        input_tokens,
+        output_tokens,
+        cache_creation_input_tokens,
+        cache_read_input_tokens,
+        partial,
+        error_type,
+        error_code,
+        error,
+        retry_after_ms,
+        stop_details,
+        request,
+        usage,
+        container,
+        content,
+        once,
+        checkpointed,
+    )
+    .bind(worker.0)
 }
 
 /// Locks what the fence lets through of `d`, and looks at the rest: `lost` is somebody else's now,
@@ -86,7 +138,7 @@ macro_rules! fence {
     };
 }
 
-/// Writes the calls of the jobs in `fate` that are still there; `$2` is the worker. What stands in
+/// Writes the calls of the jobs in `fate` that are still there; `$33` is the worker. What stands in
 /// place of a call that was not heard of gives way to the call itself, but for content that somebody
 /// may have gone on with: the second half of an answer needs its first.
 macro_rules! ledger {
@@ -103,8 +155,9 @@ macro_rules! ledger {
                     now() - c.ended_ago * interval '1 millisecond',
                     c.http_status, c.request_id, c.message_id, c.stop_reason, c.input_tokens, c.output_tokens,
                     c.cache_creation_input_tokens, c.cache_read_input_tokens, c.partial, f.fate <> 'done',
-                    c.error_type, c.error_code, c.error, c.retry_after_ms, $2,
-                    c.stop_details::json, c.request::json, c.usage::json, c.container::json, c.content::json
+                    c.error_type, c.error_code, c.error, c.retry_after_ms, $33,
+                    c.stop_details::json, c.request::json, c.usage::json, c.container::json,
+                    CASE WHEN NOT c.once OR f.fate IN ('lost', 'over') THEN c.content::json END
                FROM call c
                JOIN fate f ON f.job_id = c.job_id AND f.claim = c.claim AND f.fate NOT IN ('skipped', 'gone')
              ON CONFLICT (job_id, claim, seq) DO UPDATE
@@ -139,25 +192,22 @@ macro_rules! ledger {
     };
 }
 
-/// A batch on its way: its rows as JSON arrays, and the leases that they are fenced by.
-struct Batch {
-    leases: Vec<Lease>,
-    rows: String,
-    calls: String,
+/// Ends of jobs on their way.
+struct Ends {
+    /// Sorted by job: everybody locks in the same order.
+    ends: Vec<Arc<Settlement>>,
     worker: WorkerId,
+    at: Instant,
+    /// See [`row::last_calls`].
+    once: bool,
 }
 
-impl Batch {
-    /// Sorts by job: everybody locks in the same order.
-    fn new(mut rows: Vec<Row>, calls: &[Row], worker: WorkerId) -> Self {
-        rows.sort_by_key(|row| row.lease.job);
-        Self {
-            leases: rows.iter().map(|row| row.lease).collect(),
-            rows: row::array(&rows),
-            calls: row::array(calls),
-            worker,
-        }
-    }
+/// Jobs on their way back.
+struct Backs {
+    /// Sorted by job: everybody locks in the same order.
+    backs: Vec<Arc<Release>>,
+    worker: WorkerId,
+    at: Instant,
 }
 
 impl PostgresStore {
@@ -168,9 +218,9 @@ impl PostgresStore {
         worker: WorkerId,
     ) -> Result<bool, StoreError> {
         let job = lease.job;
-        let call = row::call(lease, call, Instant::now());
+        let params = (*lease, call.clone(), Instant::now(), worker);
         let late =
-            self.run((call, worker), |conn, params| Box::pin(append(conn, &params.0, params.1))).await?;
+            self.run(params, |conn, p| Box::pin(append(conn, row::call(&p.0, &p.1, p.2), p.3))).await?;
         late.ok_or_else(|| StoreError::Locked(format!("job {job} is locked by somebody who deletes it")))
     }
 
@@ -185,13 +235,9 @@ impl PostgresStore {
         settlements: &[Arc<Settlement>],
         worker: WorkerId,
     ) -> Result<Written, StoreError> {
-        let now = Instant::now();
-        let rows = settlements.iter().map(|end| row::answer(&end.lease, &end.answer, now)).collect();
-        let calls: Vec<Row> = settlements
-            .iter()
-            .filter_map(|end| end.call.as_ref().map(|call| row::call(&end.lease, call, now)))
-            .collect();
-        let batch = Batch::new(rows, &calls, worker);
+        let mut ends = settlements.to_vec();
+        ends.sort_by_key(|end| end.lease.job);
+        let batch = Ends { ends, worker, at: Instant::now(), once: self.answers_once };
         let written = self.run(batch, |conn, batch| Box::pin(settle(conn, batch))).await?;
         self.held.drop(written.done.iter().chain(&written.lost));
         Ok(written)
@@ -202,53 +248,48 @@ impl PostgresStore {
         releases: &[Arc<Release>],
         worker: WorkerId,
     ) -> Result<Written, StoreError> {
-        let now = Instant::now();
-        let rows = releases.iter().map(|release| row::release(release)).collect();
-        let calls: Vec<Row> = releases
-            .iter()
-            .filter_map(|back| back.call.as_ref().map(|call| row::call(&back.lease, call, now)))
-            .collect();
-        let batch = Batch::new(rows, &calls, worker);
+        let mut backs = releases.to_vec();
+        backs.sort_by_key(|back| back.lease.job);
+        let batch = Backs { backs, worker, at: Instant::now() };
         let written = self.run(batch, |conn, batch| Box::pin(release(conn, batch))).await?;
         self.held.drop(written.done.iter().chain(&written.lost));
         Ok(written)
     }
 
     pub(super) async fn fill_result(&self, lease: &Lease, answer: &Answer) -> Result<bool, StoreError> {
-        let row = row::answer(lease, answer, Instant::now());
+        let row = row::object(&row::answer(lease, answer, Instant::now()));
         self.run(row, |conn, row| Box::pin(fill(conn, row))).await
     }
 }
 
 /// Returns whether the call is late; `None` where the job's row is locked against us.
-async fn append(conn: &mut PgConnection, call: &Row, worker: WorkerId) -> sqlx::Result<Option<bool>> {
-    let lease = call.lease;
-    let found = sqlx::query(concat!(
+async fn append(conn: &mut PgConnection, call: CallRow<'_>, worker: WorkerId) -> sqlx::Result<Option<bool>> {
+    let lease = call.lease();
+    let append = sqlx::query(concat!(
         "WITH ",
         calls!(),
         ", here AS MATERIALIZED (
              SELECT claims, run, state FROM job_state
-              WHERE job_id = $3
+              WHERE job_id = $34
                 FOR KEY SHARE SKIP LOCKED
          ), fate AS (
-             SELECT $3 AS job_id, $4 AS claim,
-                    CASE WHEN claims = $4 AND run = $5 AND state = 'running' THEN 'done'
-                         WHEN run = $5 AND state <> 'done' THEN 'lost' ELSE 'over' END AS fate
+             SELECT $34 AS job_id, $35 AS claim,
+                    CASE WHEN claims = $35 AND run = $36 AND state = 'running' THEN 'done'
+                         WHEN run = $36 AND state <> 'done' THEN 'lost' ELSE 'over' END AS fate
                FROM here
          ), calmed AS (
              UPDATE job_state SET crashes = 0
               WHERE job_id = (SELECT job_id FROM fate WHERE fate = 'done') AND crashes > 0
          ), ",
         ledger!(),
-        "SELECT (SELECT fate <> 'done' FROM fate) AS late, EXISTS (SELECT FROM job_state WHERE job_id = $3) AS there",
-    ))
-    .bind(row::array([call]))
-    .bind(worker.0)
-    .bind(lease.job.0)
-    .bind(lease.claim)
-    .bind(lease.run)
-    .fetch_one(conn)
-    .await?;
+        "SELECT (SELECT fate <> 'done' FROM fate) AS late, EXISTS (SELECT FROM job_state WHERE job_id = $34) AS there",
+    ));
+    let found = bind_calls(append, &[call], worker)
+        .bind(lease.job.0)
+        .bind(lease.claim)
+        .bind(lease.run)
+        .fetch_one(conn)
+        .await?;
     match (found.try_get::<Option<bool>, _>("late")?, found.try_get::<bool, _>("there")?) {
         (Some(late), _) => Ok(Some(late)),
         (None, true) => Ok(None),
@@ -290,16 +331,23 @@ async fn checkpoint(conn: &mut PgConnection, parts: &str) -> sqlx::Result<Vec<Le
     Ok(row::leases_of(held))
 }
 
-async fn settle(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written> {
-    let rows = sqlx::query(concat!(
+async fn settle(conn: &mut PgConnection, batch: &Ends) -> sqlx::Result<Written> {
+    let ends = || batch.ends.iter().map(|end| &**end);
+    let calls = row::last_calls(ends(), batch.at, batch.once);
+    let answers: Vec<AnswerRow<'_>> =
+        ends().map(|end| row::answer(&end.lease, &end.answer, batch.at)).collect();
+    let settle = sqlx::query(concat!(
         "WITH d AS MATERIALIZED (
              SELECT *
-               FROM json_to_recordset($3::json) AS d(
-                    job_id bigint, claim bigint, run bigint, outcome text, whole boolean, stop_reason text,
-                    stop_sequence text, model text, input_tokens bigint, output_tokens bigint, cache_creation_input_tokens bigint,
-                    cache_read_input_tokens bigint, calls integer, continuations integer, seams integer,
-                    failures integer, sanitised integer, dropped integer, error_type text, error_code text, error text,
-                    request_id text, started_ago bigint, stop_details text, text text, content text, output text)
+               FROM unnest($34::bigint[], $35::bigint[], $36::bigint[], $37::text[], $38::boolean[], $39::text[],
+                           $40::text[], $41::text[], $42::bigint[], $43::bigint[], $44::bigint[], $45::bigint[],
+                           $46::integer[], $47::integer[], $48::integer[], $49::integer[], $50::integer[],
+                           $51::integer[], $52::text[], $53::text[], $54::text[], $55::text[], $56::bigint[],
+                           $57::text[], $58::text[], $59::text[], $60::text[])
+                    AS d(job_id, claim, run, outcome, whole, stop_reason, stop_sequence, model, input_tokens,
+                         output_tokens, cache_creation_input_tokens, cache_read_input_tokens, calls, continuations,
+                         seams, failures, sanitised, dropped, error_type, error_code, error, request_id, started_ago,
+                         stop_details, text, content, output)
          ), ",
         calls!(),
         ", ",
@@ -351,20 +399,54 @@ async fn settle(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written>
          ), ",
         ledger!(),
         "SELECT job_id, claim, fate FROM fate",
-    ))
-    .bind(&batch.calls)
-    .bind(batch.worker.0)
-    .bind(&batch.rows)
-    .fetch_all(conn)
-    .await?;
-    fates(&batch.leases, &rows)
+    ));
+    let settle = bind_columns!(
+        bind_calls(settle, &calls, batch.worker),
+        answers,
+        job_id,
+        claim,
+        run,
+        outcome,
+        whole,
+        stop_reason,
+        stop_sequence,
+        model,
+        input_tokens,
+        output_tokens,
+        cache_creation_input_tokens,
+        cache_read_input_tokens,
+        calls,
+        continuations,
+        seams,
+        failures,
+        sanitised,
+        dropped,
+        error_type,
+        error_code,
+        error,
+        request_id,
+        started_ago,
+        stop_details,
+        text,
+        content,
+        output,
+    );
+    let rows = settle.fetch_all(conn).await?;
+    let leases: Vec<Lease> = ends().map(|end| end.lease).collect();
+    fates(&leases, &rows)
 }
 
-async fn release(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written> {
-    let rows = sqlx::query(concat!(
+async fn release(conn: &mut PgConnection, batch: &Backs) -> sqlx::Result<Written> {
+    let calls: Vec<CallRow<'_>> = batch
+        .backs
+        .iter()
+        .filter_map(|back| Some(row::call(&back.lease, back.call.as_ref()?, batch.at)))
+        .collect();
+    let released: Vec<Row> = batch.backs.iter().map(|back| row::release(back)).collect();
+    let release = sqlx::query(concat!(
         "WITH d AS MATERIALIZED (
              SELECT *
-               FROM json_to_recordset($3::json) AS d(
+               FROM json_to_recordset($34::json) AS d(
                     job_id bigint, claim bigint, run bigint, delay_ms bigint, failures integer, deferrals integer,
                     reason text, called boolean, asked_claim bigint, asked_seq integer, tools json)
          ), tool AS MATERIALIZED (
@@ -401,20 +483,17 @@ async fn release(conn: &mut PgConnection, batch: &Batch) -> sqlx::Result<Written
               WHERE s.job_id = n.job_id AND s.job_id = ANY (ARRAY(SELECT job_id FROM held))
          ), opened AS (
              INSERT INTO tool_calls (job_id, claim, seq, position, run, call_id, name, input, worker)
-             SELECT t.job_id, t.claim, t.seq, t.position, t.run, t.call_id, t.name, t.input::json, $2
+             SELECT t.job_id, t.claim, t.seq, t.position, t.run, t.call_id, t.name, t.input::json, $33
                FROM tool t
                JOIN held h ON h.job_id = t.job_id AND h.claim = t.by_claim
                  ON CONFLICT DO NOTHING
          ), ",
         ledger!(),
         "SELECT job_id, claim, fate FROM fate",
-    ))
-    .bind(&batch.calls)
-    .bind(batch.worker.0)
-    .bind(&batch.rows)
-    .fetch_all(conn)
-    .await?;
-    fates(&batch.leases, &rows)
+    ));
+    let rows = bind_calls(release, &calls, batch.worker).bind(row::array(&released)).fetch_all(conn).await?;
+    let leases: Vec<Lease> = batch.backs.iter().map(|back| back.lease).collect();
+    fates(&leases, &rows)
 }
 
 /// Sorts the leases by what became of them.
@@ -435,11 +514,11 @@ fn fates(leases: &[Lease], rows: &[PgRow]) -> sqlx::Result<Written> {
     Ok(written)
 }
 
-async fn fill(conn: &mut PgConnection, answer: &Row) -> sqlx::Result<bool> {
+async fn fill(conn: &mut PgConnection, answer: &str) -> sqlx::Result<bool> {
     let filled: Option<bool> = sqlx::query_scalar(
         "WITH d AS MATERIALIZED (
              SELECT *
-               FROM json_to_recordset($1::json) AS d(
+               FROM json_to_record($1::json) AS d(
                     job_id bigint, claim bigint, run bigint, stop_reason text, stop_sequence text, model text,
                     seams integer, sanitised integer, stop_details text, text text, content text)
          ), never AS (
@@ -484,7 +563,7 @@ async fn fill(conn: &mut PgConnection, answer: &Row) -> sqlx::Result<bool> {
          )
          SELECT open FROM result",
     )
-    .bind(row::array([answer]))
+    .bind(answer)
     .fetch_optional(conn)
     .await?;
     Ok(filled.unwrap_or(false))

@@ -1,7 +1,8 @@
 //! The ledger and the ends of jobs on SQLite: append, settle, release, fill.
 //!
 //! A batch is a handful of statements inside one `BEGIN IMMEDIATE`, each over JSON rows (see
-//! [`row`]): the fence, the results, the ledger. Nobody else can write in between.
+//! [`row`]): the fence, the results, the ledger. Nobody else can write in between. The fence sees
+//! numbers alone: what was said is written into JSON, and read out of it, once.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -12,16 +13,23 @@ use sqlx::sqlite::SqliteConnection;
 use super::SqliteStore;
 use crate::domain::job::{Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
-use crate::store::row::{self, Row};
+use crate::store::row::{self, AnswerRow, CallRow, Row};
 use crate::store::{StoreError, Written};
 
-/// A batch on its way: a row for each fenced write, and the calls that go with them.
-struct Batch {
-    rows: Vec<Row>,
-    calls: Vec<Row>,
+/// Ends of jobs on their way.
+struct Ends {
+    ends: Vec<Arc<Settlement>>,
     worker: WorkerId,
-    /// Jobs that may have spent what their worker does not know of.
-    recount: Vec<i64>,
+    at: Instant,
+    /// See [`row::last_calls`].
+    once: bool,
+}
+
+/// Jobs on their way back.
+struct Backs {
+    backs: Vec<Arc<Release>>,
+    worker: WorkerId,
+    at: Instant,
 }
 
 /// What a worker is to the job whose ledger row it writes.
@@ -49,8 +57,8 @@ impl SqliteStore {
         call: &Call,
         worker: WorkerId,
     ) -> Result<bool, StoreError> {
-        let call = row::call(lease, call, Instant::now());
-        self.write((call, worker), |conn, params| Box::pin(append(conn, &params.0, params.1))).await
+        let params = (*lease, call.clone(), Instant::now(), worker);
+        self.write(params, |conn, p| Box::pin(append(conn, row::call(&p.0, &p.1, p.2), p.3))).await
     }
 
     pub(super) async fn keep_parts(&self, parts: &[Arc<Checkpoint>]) -> Result<Vec<Lease>, StoreError> {
@@ -63,18 +71,7 @@ impl SqliteStore {
         settlements: &[Arc<Settlement>],
         worker: WorkerId,
     ) -> Result<Written, StoreError> {
-        let now = Instant::now();
-        let rows = settlements.iter().map(|end| row::answer(&end.lease, &end.answer, now)).collect();
-        let calls = settlements
-            .iter()
-            .filter_map(|end| end.call.as_ref().map(|call| row::call(&end.lease, call, now)))
-            .collect();
-        let recount = settlements
-            .iter()
-            .filter(|end| end.lease.claim > 1 || end.answer.calls == 0)
-            .map(|end| end.lease.job.0)
-            .collect();
-        let batch = Batch { rows, calls, worker, recount };
+        let batch = Ends { ends: settlements.to_vec(), worker, at: Instant::now(), once: self.answers_once };
         let written = self.write(batch, |conn, batch| Box::pin(settle(conn, batch))).await?;
         self.held.drop(written.done.iter().chain(&written.lost));
         Ok(written)
@@ -85,26 +82,20 @@ impl SqliteStore {
         releases: &[Arc<Release>],
         worker: WorkerId,
     ) -> Result<Written, StoreError> {
-        let now = Instant::now();
-        let rows = releases.iter().map(|release| row::release(release)).collect();
-        let calls = releases
-            .iter()
-            .filter_map(|back| back.call.as_ref().map(|call| row::call(&back.lease, call, now)))
-            .collect();
-        let batch = Batch { rows, calls, worker, recount: Vec::new() };
+        let batch = Backs { backs: releases.to_vec(), worker, at: Instant::now() };
         let written = self.write(batch, |conn, batch| Box::pin(release(conn, batch))).await?;
         self.held.drop(written.done.iter().chain(&written.lost));
         Ok(written)
     }
 
     pub(super) async fn fill_result(&self, lease: &Lease, answer: &Answer) -> Result<bool, StoreError> {
-        let row = row::answer(lease, answer, Instant::now());
-        self.write(row, |conn, row| Box::pin(fill(conn, row))).await
+        let params = (*lease, row::object(&row::answer(lease, answer, Instant::now())));
+        self.write(params, |conn, p| Box::pin(fill(conn, p.0, &p.1))).await
     }
 }
 
-async fn append(conn: &mut SqliteConnection, call: &Row, worker: WorkerId) -> sqlx::Result<bool> {
-    let lease = call.lease;
+async fn append(conn: &mut SqliteConnection, call: CallRow<'_>, worker: WorkerId) -> sqlx::Result<bool> {
+    let lease = call.lease();
     let state: Option<(i64, i64, String)> =
         sqlx::query_as("SELECT claims, run, state FROM job_state WHERE job_id = $1")
             .bind(lease.job.0)
@@ -119,7 +110,7 @@ async fn append(conn: &mut SqliteConnection, call: &Row, worker: WorkerId) -> sq
             .execute(&mut *conn)
             .await?;
     }
-    ledger(conn, row::array([call]), worker, when).await?;
+    ledger(conn, &[call], worker, when).await?;
     Ok(late)
 }
 
@@ -151,24 +142,33 @@ async fn checkpoint(conn: &mut SqliteConnection, parts: &str) -> sqlx::Result<Ve
     Ok(row::leases_of(held))
 }
 
-async fn settle(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Written> {
-    let ended: Vec<i64> = sqlx::query_scalar(
+async fn settle(conn: &mut SqliteConnection, batch: &Ends) -> sqlx::Result<Written> {
+    let leases: Vec<Lease> = batch.ends.iter().map(|end| end.lease).collect();
+    let fence: Vec<_> = batch
+        .ends
+        .iter()
+        .map(|end| (end.lease.job.0, end.lease.claim, end.lease.run, end.answer.failures))
+        .collect();
+    let hit: Vec<i64> = sqlx::query_scalar(
         "UPDATE job_state
-            SET state = 'done', claimed_by = NULL, reason = NULL, failures = d.value ->> 'failures'
+            SET state = 'done', claimed_by = NULL, reason = NULL, failures = d.value ->> 3
            FROM jsonb_each(jsonb($1)) d
-          WHERE job_id = d.value ->> 'job_id' AND claims = d.value ->> 'claim' AND run = d.value ->> 'run'
-            AND state = 'running'
+          WHERE job_id = d.value ->> 0 AND claims = d.value ->> 1 AND run = d.value ->> 2 AND state = 'running'
          RETURNING job_id",
     )
-    .bind(row::array(&batch.rows))
+    .bind(row::texts(&fence))
     .fetch_all(&mut *conn)
     .await?;
-    let mut fates = Fates::look(conn, &batch.rows, &ended, |state| state == "done").await?;
-    let adopted = adoptable(conn, &fates.late_rows(&batch.rows)).await?;
+    let mut fates = Fates::look(conn, leases, &hit, |state| state == "done").await?;
+    let adopted = adoptable(conn, &fates.late(&batch.ends)).await?;
     if !adopted.is_empty() {
         fates.adopt(&adopted);
-        adopt(conn, &fates.adopted_rows(&batch.rows)).await?;
+        adopt(conn, &fates.adopted(&batch.ends)).await?;
     }
+    let ended: Vec<AnswerRow<'_>> = fates
+        .ended(&batch.ends, |end| end.lease)
+        .map(|end| row::answer(&end.lease, &end.answer, batch.at))
+        .collect();
     sqlx::query(concat!(
         "INSERT INTO results
                 (job_id, run, queue, batch, key, outcome, stop_reason, stop_sequence, model, input_tokens,
@@ -189,13 +189,19 @@ async fn settle(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Writ
            FROM jsonb_each(jsonb($1)) d
           CROSS JOIN jobs j ON j.id = d.value ->> 'job_id'",
     ))
-    .bind(fates.ended_rows(&batch.rows))
+    .bind(row::texts(&ended))
     .execute(&mut *conn)
     .await?;
-    fates.write_calls(conn, batch).await?;
-    // What was ended by somebody else is summed up when its worker fills it.
-    let ended = batch.recount.iter().filter(|job| fates.ended.iter().any(|(ended, _)| ended == *job));
-    let recount: BTreeSet<i64> = ended.copied().chain(adopted.into_iter().map(|(job, _)| job)).collect();
+    let calls = row::last_calls(batch.ends.iter().map(|end| &**end), batch.at, batch.once);
+    fates.write_calls(conn, calls, batch.worker).await?;
+    // Jobs that may have spent what their worker does not know of. What was ended by somebody else is
+    // summed up when its worker fills it.
+    let recount: BTreeSet<i64> = ended
+        .iter()
+        .filter(|end| end.claim > 1 || end.calls == 0)
+        .map(|end| end.job_id)
+        .chain(adopted.into_iter().map(|(job, _)| job))
+        .collect();
     if !recount.is_empty() {
         self::recount(conn, &row::texts(&Vec::from_iter(recount))).await?;
     }
@@ -204,31 +210,37 @@ async fn settle(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Writ
 
 /// Returns which of these answers of lost leases are taken, as (job, claim): where the job is not
 /// done and the run is the same.
-async fn adoptable(conn: &mut SqliteConnection, late: &str) -> sqlx::Result<Vec<(i64, i64)>> {
-    if late == "[]" {
+async fn adoptable(conn: &mut SqliteConnection, late: &[&Settlement]) -> sqlx::Result<Vec<(i64, i64)>> {
+    let whole: Vec<_> = late
+        .iter()
+        .filter(|end| end.answer.outcome.is_an_answer())
+        .map(|end| (end.lease.job.0, end.lease.claim, end.lease.run))
+        .collect();
+    if whole.is_empty() {
         return Ok(Vec::new());
     }
     sqlx::query_as(
-        "SELECT s.job_id, min(d.value ->> 'claim')
+        "SELECT s.job_id, min(d.value ->> 1)
            FROM jsonb_each(jsonb($1)) d
-          CROSS JOIN job_state s ON s.job_id = d.value ->> 'job_id'
-          WHERE d.value ->> 'whole' AND s.run = d.value ->> 'run' AND s.state <> 'done'
+          CROSS JOIN job_state s ON s.job_id = d.value ->> 0
+          WHERE s.run = d.value ->> 2 AND s.state <> 'done'
           GROUP BY s.job_id",
     )
-    .bind(late)
+    .bind(row::texts(&whole))
     .fetch_all(conn)
     .await
 }
 
-async fn adopt(conn: &mut SqliteConnection, answers: &str) -> sqlx::Result<()> {
+async fn adopt(conn: &mut SqliteConnection, ends: &[&Settlement]) -> sqlx::Result<()> {
+    let failures: Vec<_> = ends.iter().map(|end| (end.lease.job.0, end.answer.failures)).collect();
     sqlx::query(
         "UPDATE job_state
             SET state = 'done', claims = claims + 1, claimed_by = NULL, reason = NULL,
-                failures = d.value ->> 'failures'
+                failures = d.value ->> 1
            FROM jsonb_each(jsonb($1)) d
-          WHERE job_id = d.value ->> 'job_id'",
+          WHERE job_id = d.value ->> 0",
     )
-    .bind(answers)
+    .bind(row::texts(&failures))
     .execute(conn)
     .await
     .map(drop)
@@ -272,7 +284,8 @@ macro_rules! unanswered {
     };
 }
 
-async fn release(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Written> {
+async fn release(conn: &mut SqliteConnection, batch: &Backs) -> sqlx::Result<Written> {
+    let rows: Vec<Row> = batch.backs.iter().map(|back| row::release(back)).collect();
     let back: Vec<i64> = sqlx::query_scalar(concat!(
         "UPDATE job_state
             SET state = CASE WHEN d.value ->> 'delay_ms' IS NOT NULL THEN 'scheduled'
@@ -292,14 +305,16 @@ async fn release(conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<Wri
             AND state = 'running'
          RETURNING job_id",
     ))
-    .bind(row::array(&batch.rows))
+    .bind(row::array(&rows))
     .fetch_all(&mut *conn)
     .await?;
-    let fates =
-        Fates::look(conn, &batch.rows, &back, |state| matches!(state, "pending" | "scheduled" | "waiting"))
-            .await?;
-    fates.write_calls(conn, batch).await?;
-    open_tools(conn, &fates.ended_rows(&batch.rows), batch.worker).await?;
+    let leases = rows.iter().map(|row| row.lease).collect();
+    let before = |state: &str| matches!(state, "pending" | "scheduled" | "waiting");
+    let fates = Fates::look(conn, leases, &back, before).await?;
+    let calls = batch.backs.iter().filter_map(|back| Some((back.lease, back.call.as_ref()?)));
+    let calls = calls.map(|(lease, call)| row::call(&lease, call, batch.at)).collect();
+    fates.write_calls(conn, calls, batch.worker).await?;
+    open_tools(conn, &row::array(fates.ended(&rows, |row| row.lease)), batch.worker).await?;
     Ok(fates.written)
 }
 
@@ -336,12 +351,19 @@ impl Fates {
     /// `written_before` says whether a state is what the same write left at an earlier try.
     async fn look(
         conn: &mut SqliteConnection,
-        rows: &[Row],
+        all: Vec<Lease>,
         hit: &[i64],
         written_before: fn(&str) -> bool,
     ) -> sqlx::Result<Self> {
+        let mut fates = Self { written: Written::default(), ended: HashSet::new(), when: HashMap::new() };
+        // As nearly always: a job whose fence matched has one lease in the batch.
+        if hit.len() == all.len() {
+            fates.ended = all.iter().map(key).collect();
+            fates.when = all.iter().map(|lease| (key(lease), When::InTime)).collect();
+            fates.written.done = all;
+            return Ok(fates);
+        }
         let hit: HashSet<i64> = hit.iter().copied().collect();
-        let all: Vec<Lease> = rows.iter().map(|row| row.lease).collect();
         let there: Vec<(i64, i64, i64, String)> = sqlx::query_as(
             "SELECT s.job_id, s.claims, s.run, s.state
                FROM jsonb_each(jsonb($1)) d
@@ -352,7 +374,6 @@ impl Fates {
         .await?;
         let there: HashMap<i64, (i64, i64, String)> =
             there.into_iter().map(|(job, claims, run, state)| (job, (claims, run, state))).collect();
-        let mut fates = Self { written: Written::default(), ended: HashSet::new(), when: HashMap::new() };
         for lease in all {
             match there.get(&lease.job.0) {
                 Some((claims, run, state))
@@ -389,31 +410,46 @@ impl Fates {
         self.written.done.extend(taken);
     }
 
-    /// Returns the rows that are written now.
-    fn ended_rows(&self, rows: &[Row]) -> String {
-        row::array(rows.iter().filter(|row| self.ended.contains(&key(&row.lease))))
+    /// Returns those that are written now.
+    fn ended<'a, T>(&self, all: &'a [T], lease: fn(&T) -> Lease) -> impl Iterator<Item = &'a T> {
+        all.iter().filter(move |one| self.ended.contains(&key(&lease(one))))
     }
 
     /// Returns the answers that were taken from lost leases.
-    fn adopted_rows(&self, rows: &[Row]) -> String {
-        let is = |row: &&Row| {
-            self.ended.contains(&key(&row.lease)) && self.when.get(&key(&row.lease)) == Some(&When::Over)
-        };
-        row::array(rows.iter().filter(is))
+    fn adopted<'a>(&self, ends: &'a [Arc<Settlement>]) -> Vec<&'a Settlement> {
+        let is = |end: &&Arc<Settlement>| self.when.get(&key(&end.lease)) == Some(&When::Over);
+        self.ended(ends, |end| end.lease).filter(is).map(|end| &**end).collect()
     }
 
-    /// Returns the rows of jobs that are somebody else's now.
-    fn late_rows(&self, rows: &[Row]) -> String {
-        row::array(rows.iter().filter(|row| self.when.get(&key(&row.lease)) == Some(&When::Late)))
+    /// Returns the answers to jobs that are somebody else's now.
+    fn late<'a>(&self, ends: &'a [Arc<Settlement>]) -> Vec<&'a Settlement> {
+        let is = |end: &&Arc<Settlement>| self.when.get(&key(&end.lease)) == Some(&When::Late);
+        ends.iter().filter(is).map(|end| &**end).collect()
     }
 
     /// Writes the calls of the jobs that are still there.
-    async fn write_calls(&self, conn: &mut SqliteConnection, batch: &Batch) -> sqlx::Result<()> {
-        for when in [When::InTime, When::Late, When::Over] {
-            let is = |call: &&Row| self.when.get(&key(&call.lease)) == Some(&when);
-            let calls: Vec<&Row> = batch.calls.iter().filter(is).collect();
+    async fn write_calls(
+        &self,
+        conn: &mut SqliteConnection,
+        calls: Vec<CallRow<'_>>,
+        worker: WorkerId,
+    ) -> sqlx::Result<()> {
+        let mut in_time = Vec::with_capacity(calls.len());
+        let (mut late, mut over) = (Vec::new(), Vec::new());
+        for call in calls {
+            let lease = key(&call.lease());
+            let said_by_the_result = call.once && self.ended.contains(&lease);
+            let call = if said_by_the_result { CallRow { content: None, ..call } } else { call };
+            match self.when.get(&lease) {
+                Some(When::InTime) => in_time.push(call),
+                Some(When::Late) => late.push(call),
+                Some(When::Over) => over.push(call),
+                None => {}
+            }
+        }
+        for (when, calls) in [(When::InTime, in_time), (When::Late, late), (When::Over, over)] {
             if !calls.is_empty() {
-                ledger(conn, row::array(calls), batch.worker, when).await?;
+                ledger(conn, &calls, worker, when).await?;
             }
         }
         Ok(())
@@ -429,7 +465,7 @@ fn key(lease: &Lease) -> (i64, i64) {
 /// needs its first.
 async fn ledger(
     conn: &mut SqliteConnection,
-    calls: String,
+    calls: &[CallRow<'_>],
     worker: WorkerId,
     when: When,
 ) -> sqlx::Result<()> {
@@ -479,26 +515,35 @@ async fn ledger(
                     LIMIT 1)
           WHERE calls.error_type = 'lost'",
     ))
-    .bind(&calls)
+    .bind(row::texts(calls))
     .bind(worker.0)
     .bind(when != When::InTime)
     .bind(when == When::Late)
     .execute(&mut *conn)
     .await?;
+    let checkpointed: Vec<_> = calls
+        .iter()
+        .filter(|call| call.checkpointed)
+        .map(|call| (call.job_id, call.claim, call.seq))
+        .collect();
+    if checkpointed.is_empty() {
+        return Ok(());
+    }
     sqlx::query(
         "DELETE FROM checkpoints
-          WHERE EXISTS (SELECT 1 FROM jsonb_each(jsonb($1)) c
-                         WHERE c.value ->> 'checkpointed' AND job_id = c.value ->> 'job_id'
-                           AND claim = c.value ->> 'claim' AND seq <= c.value ->> 'seq')",
+          WHERE (job_id, claim, seq, part) IN (
+                SELECT k.job_id, k.claim, k.seq, k.part
+                  FROM jsonb_each(jsonb($1)) c
+                 CROSS JOIN checkpoints k ON k.job_id = c.value ->> 0 AND k.claim = c.value ->> 1
+                   AND k.seq <= c.value ->> 2)",
     )
-    .bind(&calls)
+    .bind(row::texts(&checkpointed))
     .execute(conn)
     .await
     .map(drop)
 }
 
-async fn fill(conn: &mut SqliteConnection, answer: &Row) -> sqlx::Result<bool> {
-    let lease = answer.lease;
+async fn fill(conn: &mut SqliteConnection, lease: Lease, answer: &str) -> sqlx::Result<bool> {
     sqlx::query(
         "DELETE FROM calls
           WHERE job_id = $1 AND claim = $2 AND error_type = 'lost' AND sent_at IS NULL AND content IS NULL",
@@ -520,7 +565,7 @@ async fn fill(conn: &mut SqliteConnection, answer: &Row) -> sqlx::Result<bool> {
     )
     .bind(lease.job.0)
     .bind(lease.run)
-    .bind(&answer.json)
+    .bind(answer)
     .execute(&mut *conn)
     .await?;
     let jobs: Vec<i64> = sqlx::query_scalar("SELECT job_id FROM results WHERE job_id = $1 AND run = $2")

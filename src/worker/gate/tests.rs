@@ -40,6 +40,7 @@ async fn store() -> (tempfile::TempDir, std::sync::Arc<dyn Store>) {
         schema: "promptmill".to_owned(),
         connections_max: 2,
         operation_max: Duration::from_secs(10),
+        answers_once: true,
         connect_max: Duration::from_secs(10),
         listen_url: None,
         transaction_pooler: false,

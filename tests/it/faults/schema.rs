@@ -37,6 +37,7 @@ fn settings(ground: &Ground) -> StoreSettings {
         schema: ground.schema().to_owned(),
         connections_max: 4,
         operation_max: Duration::from_secs(30),
+        answers_once: true,
         connect_max: Duration::from_secs(10),
         listen_url: None,
         transaction_pooler: false,

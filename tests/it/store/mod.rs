@@ -31,6 +31,7 @@ fn settings(schema: &str) -> StoreSettings {
         schema: schema.to_owned(),
         connections_max: 4,
         operation_max: Duration::from_secs(30),
+        answers_once: true,
         connect_max: Duration::from_secs(30),
         transaction_pooler: false,
         listen_url: None,

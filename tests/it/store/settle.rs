@@ -29,6 +29,8 @@ on_both!(
     a_lost_lease_cannot_release,
     a_cancelled_job_is_filled_once,
     a_job_run_again_is_not_filled,
+    what_the_answer_holds_is_kept_once_until_the_job_is_run_again,
+    a_call_keeps_what_it_said_where_the_answer_says_something_else_or_is_not_taken,
     running_again_keeps_the_ledger,
     refused_data_writes_nothing_and_says_so,
 );
@@ -293,6 +295,28 @@ async fn a_job_run_again_is_not_filled(ground: &Ground) {
     }
     assert!(!bench.store.fill(&lease, &answer("of the run before")).await.expect("an answer"));
     assert_eq!(ground.line("SELECT run, text FROM results").await, "2|NULL");
+}
+
+async fn what_the_answer_holds_is_kept_once_until_the_job_is_run_again(ground: &Ground) {
+    let said = r#"[{"type":"text","text":"hi"}]"#;
+    one_job(ground).await;
+    let bench = Bench::on(ground).await;
+    let lease = bench.lease().await;
+    bench.settle(vec![end(lease)]).await;
+    let both = "SELECT CAST(r.content AS text), CAST(c.content AS text) FROM calls c JOIN results r ON r.job_id = c.job_id";
+    assert_eq!(ground.line(both).await, format!("{said}|NULL"));
+    ground.run("UPDATE job_state SET state = 'pending'").await;
+    assert_eq!(ground.line("SELECT CAST(content AS text) FROM calls").await, said, "it was paid for");
+}
+
+async fn a_call_keeps_what_it_said_where_the_answer_says_something_else_or_is_not_taken(ground: &Ground) {
+    let (bench, old, new) = lost_and_held(ground).await;
+    bench.settle(vec![failure(old)]).await;
+    let mut longer = end(new);
+    longer.answer.content = Some(r#"[{"type":"text","text":"hi there"}]"#.to_owned());
+    bench.settle(vec![longer]).await;
+    let contents = ground.lines("SELECT claim, CAST(content AS text) FROM calls ORDER BY claim").await;
+    assert_eq!(contents, [r#"1|[{"type":"text","text":"hi"}]"#, r#"3|[{"type":"text","text":"hi"}]"#]);
 }
 
 async fn running_again_keeps_the_ledger(ground: &Ground) {

@@ -55,13 +55,23 @@ pub struct Row {
     pub folded: Option<usize>,
     /// Whether its own worker wrote it, or wrote to it.
     pub spoken: bool,
+    /// Whether what it said stands in the result alone.
+    pub in_result: bool,
 }
 
 impl Row {
     /// The row of a call that may have been made: nobody is left to say.
     fn lost(run: i64, folded: Option<usize>) -> Self {
         let output = folded.map_or(0, rules::estimate);
-        Self { run, late: false, error: Some("lost"), tokens: [0, output, 0, 0], folded, spoken: false }
+        Self {
+            run,
+            late: false,
+            error: Some("lost"),
+            tokens: [0, output, 0, 0],
+            folded,
+            spoken: false,
+            in_result: false,
+        }
     }
 
     pub fn is_lost(&self) -> bool {
@@ -228,20 +238,22 @@ impl Job {
 
     /// Writes a row of the ledger, once. A `lost` one gives way, but for a text that somebody may have
     /// gone on with: then what was paid is noted in it.
-    fn write(&mut self, lease: Claim, call: &Paid, late: bool) {
+    /// Returns whether it was written.
+    fn write(&mut self, lease: Claim, call: &Paid, late: bool) -> bool {
         if call.checkpointed {
             self.parts.retain(|&(claim, ..), _| claim != lease.claim);
         }
         let at = (lease.claim, call.seq);
         let goes_on = self.state != State::Done && self.run == lease.run;
         let row = match self.ledger.get(&at) {
-            Some(row) if !row.is_lost() => return,
+            Some(row) if !row.is_lost() => return false,
             Some(row) if late && goes_on && row.folded.is_some() => {
                 Row { tokens: call.row.tokens, spoken: true, ..row.clone() }
             }
             _ => Row { run: lease.run, late, ..call.row.clone() },
         };
         self.ledger.insert(at, row);
+        true
     }
 
     /// Returns whether it came late.
@@ -280,8 +292,11 @@ impl Job {
         if held || adopted {
             self.state = State::Done;
         }
-        if let Some(call) = call {
-            self.write(lease, call, !held);
+        if let Some(call) = call
+            && self.write(lease, call, !held)
+            && let Some(row) = self.ledger.get_mut(&(lease.claim, call.seq))
+        {
+            row.in_result = (held || adopted) && row.error.is_none();
         }
         if !held && !adopted {
             return Fate::Lost;
@@ -523,6 +538,7 @@ impl Job {
             State::Done => {
                 self.state = if later { State::Scheduled } else { State::Pending };
                 self.due = !later;
+                self.ledger.values_mut().for_each(|row| row.in_result = false);
                 self.run += 1;
                 self.claims += 1;
                 (self.failures, self.deferrals, self.crashes) = (0, 0, 0);

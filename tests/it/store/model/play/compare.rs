@@ -79,7 +79,8 @@ impl Play<'_> {
     fn calls(&self) -> Vec<String> {
         let lines = |job: &Job| {
             let line = |(&(claim, seq), row): (&(i64, i32), &Row)| {
-                let text = (!row.is_lost() || row.folded.is_some()).then_some("text");
+                let said = !row.is_lost() || row.folded.is_some();
+                let text = (said && !row.in_result).then_some("text");
                 format!(
                     "{}|{claim}|{seq}|{}|{}|{}|{}|{}",
                     job.id,

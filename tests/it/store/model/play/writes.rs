@@ -55,6 +55,7 @@ impl Play<'_> {
             tokens: spent,
             folded: None,
             spoken: true,
+            in_result: false,
         };
         let [input, output, cache_creation, cache_read] = spent;
         let call = Call {
