@@ -703,7 +703,8 @@ impl Turning {
         self.bytes += bytes;
         self.suspects += usize::from(tally.is_suspect());
         let work = Work { lease, bytes, tally, lane, rein: rein.clone() };
-        let task = self.attempts.spawn(async move { attempt(&mill, claimed, &rein).await });
+        // In a box: the runtime would move its kilobytes about with every step from spawned to joined.
+        let task = self.attempts.spawn(Box::pin(async move { attempt(&mill, claimed, &rein).await }));
         self.works.insert(task.id(), work);
     }
 

@@ -434,14 +434,15 @@ async fn end(mill: &Mill, talk: &Talk, tally: Tally, verdict: Verdict, call: Pen
 
 async fn settle(mill: &Mill, lease: Lease, answer: Answer, call: Pending) -> Ended {
     let status = call.as_ref().and_then(|call| call.http_status);
-    match mill.recorder.settle(Settlement { lease, answer: answer.clone(), call }).await {
+    let settlement = Arc::new(Settlement { lease, answer, call });
+    match mill.recorder.settle(Arc::clone(&settlement)).await {
         Kept::Done => {
-            log_end(lease, &answer, status);
-            Ended::Settled(answer.outcome)
+            log_end(lease, &settlement.answer, status);
+            Ended::Settled(settlement.answer.outcome)
         }
         Kept::Bare => Ended::Settled(Outcome::Failed),
         Kept::Lost => {
-            mill.recorder.fill(lease, answer).await;
+            mill.recorder.fill(lease, Arc::unwrap_or_clone(settlement).answer).await;
             Ended::Lost
         }
     }

@@ -76,8 +76,8 @@ pub struct Unwritten {
 
 impl Recorder {
     /// Ends a job; returns when the database has it.
-    pub async fn settle(&self, settlement: Settlement) -> Kept {
-        self.write(Write::Settle(Arc::new(settlement))).await
+    pub async fn settle(&self, settlement: Arc<Settlement>) -> Kept {
+        self.write(Write::Settle(settlement)).await
     }
 
     /// Puts a job back; returns when the database has it.
