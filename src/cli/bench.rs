@@ -8,11 +8,16 @@
 mod bare_loop;
 mod bare_sql;
 mod child;
+mod claim;
 mod drain;
+mod enqueue;
+mod latency;
 mod place;
 mod prompt;
 mod report;
 mod server;
+mod wake;
+mod wire;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,6 +31,7 @@ use self::child::{Child, Ended, Start};
 use self::place::{Database, Kind, Place};
 use self::report::Report;
 use super::exit::{Exit, Stop};
+use super::files;
 use super::open::Context;
 use super::out::{Out, say};
 
@@ -74,13 +80,36 @@ A password does not belong on a command line: PGPASSWORD and ~/.pgpass are read.
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum What {
+    /// Rows a second into the table: one INSERT … SELECT, single INSERTs, `promptmill enqueue` (2 min)
+    Enqueue,
     /// Jobs a second from the table to the results without latency, CPU, memory, bytes of log (2 min)
     Drain,
+    /// Jobs a second where each call takes 0, 20 or 200 ms and 1, 64, 256 or 4096 are in flight (15 min)
+    Latency,
+    /// Jobs and bytes a second with prompts of 1, 20 and 200 KB (4 min)
+    Prompts,
+    /// How long a claim takes, idle and while another task settles (1 min)
+    Claim,
+    /// From an INSERT to the call, idle and under load (5 min)
+    Wake,
+    /// From the start of the daemon to its first call (1 min)
+    Start,
+    /// CPU and memory of a daemon with nothing to do (3 min)
+    Idle,
 }
 
 impl What {
     /// All, in the order in which they are measured.
-    const ALL: [Self; 1] = [Self::Drain];
+    const ALL: [Self; 8] = [
+        Self::Enqueue,
+        Self::Drain,
+        Self::Latency,
+        Self::Prompts,
+        Self::Claim,
+        Self::Wake,
+        Self::Start,
+        Self::Idle,
+    ];
 }
 
 /// A run: where, with what, and what came of it.
@@ -107,6 +136,8 @@ struct Api {
 struct Looped {
     /// Calls a second over the whole run.
     rate: f64,
+    /// Calls a second in its steady part, where there is one.
+    steady: Option<f64>,
     /// CPU seconds of the loop for a thousand calls.
     cpu_a_thousand: f64,
     /// The same of the stand-in.
@@ -127,6 +158,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         args.postgres.as_deref().filter(|_| kinds.contains(&Kind::Postgres)),
     );
     let mut bench = Bench::new(&args, kinds, place.await?)?;
+    files::raise();
     let machine = report::machine();
     let done = tokio::select! {
         biased;
@@ -202,7 +234,14 @@ impl Bench {
             }
             say(&format!("{what:?}"));
             match what {
+                What::Enqueue => enqueue::measure(self).await?,
                 What::Drain => drain::measure(self).await?,
+                What::Latency => latency::latency(self).await?,
+                What::Prompts => latency::prompts(self).await?,
+                What::Claim => claim::measure(self).await?,
+                What::Wake => wake::wake(self).await?,
+                What::Start => wake::start(self).await?,
+                What::Idle => wake::idle(self).await?,
             }
         }
         Ok(())
@@ -241,6 +280,7 @@ impl Bench {
         let a_thousand = |cpu: Duration| cpu.as_secs_f64() * 1_000.0 / calls as f64;
         Ok(Looped {
             rate: calls as f64 / ended.took.as_secs_f64(),
+            steady: said.steady,
             cpu_a_thousand: a_thousand(ended.used.cpu),
             api_a_thousand: a_thousand(api_cpu),
             peak_mb: ended.used.peak as f64 / 1e6,

@@ -16,10 +16,10 @@ use super::prompt::MODEL;
 /// Jobs of one batch.
 const BATCH: i64 = 256;
 /// What the stand-in says by default, about: forty words.
-const TEXT: &str = "The harbour had been quiet since the morning, and nobody who walked along the wall that day \
+pub(super) const TEXT: &str = "The harbour had been quiet since the morning, and nobody who walked along the wall that day \
                     would have said that anything was about to change; the boats lay where they always lay, and \
                     the men talked of the weather, of nets and prices.";
-const USAGE: &str = r#"{"input_tokens":14,"cache_creation_input_tokens":0,"cache_read_input_tokens":0,"cache_creation":{"ephemeral_5m_input_tokens":0,"ephemeral_1h_input_tokens":0},"output_tokens":53,"service_tier":"standard"}"#;
+pub(super) const USAGE: &str = r#"{"input_tokens":14,"cache_creation_input_tokens":0,"cache_read_input_tokens":0,"cache_creation":{"ephemeral_5m_input_tokens":0,"ephemeral_1h_input_tokens":0},"output_tokens":53,"service_tier":"standard"}"#;
 
 /// What the floor came to.
 #[derive(Debug, Clone)]

@@ -97,9 +97,19 @@ impl Child {
         Ok(line)
     }
 
+    /// When it was started.
+    pub(super) const fn began(&self) -> Instant {
+        self.began
+    }
+
     /// Its CPU time so far.
     pub(super) fn cpu(&self) -> Duration {
         cpu(self.pid)
+    }
+
+    /// What it used so far.
+    pub(super) fn used(&self) -> Used {
+        Used { cpu: cpu(self.pid), peak: peak(self.pid), written: written(self.pid) }
     }
 
     /// Waits for its end, which has to be a good one.

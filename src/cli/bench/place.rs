@@ -34,6 +34,14 @@ impl Kind {
             Self::Postgres => "postgres",
         }
     }
+
+    /// Returns the text that is meant for this database.
+    pub(super) const fn either<'a>(self, sqlite: &'a str, postgres: &'a str) -> &'a str {
+        match self {
+            Self::Sqlite => sqlite,
+            Self::Postgres => postgres,
+        }
+    }
 }
 
 /// How long a server may take to answer at the start.
@@ -201,6 +209,7 @@ pub(super) struct Database {
 }
 
 /// Connections to it, beside those of the mill.
+#[derive(Clone)]
 pub(super) enum Pool {
     /// To a file.
     Sqlite(SqlitePool),
@@ -243,13 +252,24 @@ impl Database {
         })
     }
 
-    /// Inserts so many jobs whose prompts have about so many bytes, as a person would: in one statement.
+    /// Inserts so many jobs and lets the database come to rest.
     pub(super) async fn fill(&self, jobs: usize, bytes: usize) -> anyhow::Result<()> {
+        self.insert(jobs, bytes).await?;
+        self.rest().await
+    }
+
+    /// Inserts so many jobs whose prompts have about so many bytes, as a person would: in one statement.
+    pub(super) async fn insert(&self, jobs: usize, bytes: usize) -> anyhow::Result<()> {
+        Self::insert_into(&self.pool, jobs, bytes).await
+    }
+
+    /// The same on connections alone.
+    pub(super) async fn insert_into(pool: &Pool, jobs: usize, bytes: usize) -> anyhow::Result<()> {
         const SQL: &str = "INSERT INTO jobs (prompt)
              WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $1)
              SELECT $2 || i || $3 FROM n";
         let (jobs, filler) = (jobs as i64, prompt::filler(bytes));
-        match &self.pool {
+        match pool {
             Pool::Sqlite(pool) => {
                 sqlx::query(SQL).bind(jobs).bind(prompt::START).bind(filler).execute(pool).await?;
             }
@@ -257,7 +277,7 @@ impl Database {
                 sqlx::query(SQL).bind(jobs).bind(prompt::START).bind(filler).execute(pool).await?;
             }
         }
-        self.rest().await
+        Ok(())
     }
 
     /// Brings what was written to its place, so that no measurement pays for the one before.

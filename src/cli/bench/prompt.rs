@@ -7,10 +7,21 @@ pub(super) const MODEL: &str = "claude-sonnet-5-5";
 /// What each prompt begins with.
 pub(super) const START: &str = "Say something about number ";
 
-/// Returns what each prompt of about so many bytes ends with.
+/// Words that long prompts are made of: enough of them that a prompt packs no better than real text.
+const WORDS: usize = 2_000;
+
+/// Returns what each prompt of about so many bytes ends with: the same words each time.
 pub(super) fn filler(bytes: usize) -> String {
-    let words = " and of these words";
-    words.repeat(bytes.saturating_sub(START.len() + 5).div_ceil(words.len()))
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut word = || -> String { (0..random.usize(2..10)).map(|_| random.lowercase()).collect() };
+    let words: Vec<String> = (0..WORDS).map(|_| word()).collect();
+    let bytes = bytes.saturating_sub(START.len() + 5);
+    let mut filler = String::with_capacity(bytes + 10);
+    while filler.len() < bytes {
+        filler.push(' ');
+        filler.push_str(&words[random.usize(..WORDS)]);
+    }
+    filler
 }
 
 /// Returns a prompt, as the SQL of [`super::place`] makes it too.
@@ -26,6 +37,9 @@ pub(super) struct Steady {
 }
 
 impl Steady {
+    /// Fewer answers say nothing.
+    const LEAST: usize = 10;
+
     /// Of a run of so many answers.
     pub(super) const fn of(answers: usize) -> Self {
         Self { ends: [answers * 3 / 10, answers * 9 / 10] }
@@ -39,7 +53,7 @@ impl Steady {
     /// Answers a second, where so long lay between its ends.
     pub(super) fn rate(self, took: Duration) -> Option<f64> {
         let [first, last] = self.ends;
-        (first > 0 && !took.is_zero()).then(|| (last - first) as f64 / took.as_secs_f64())
+        (last - first >= Self::LEAST && !took.is_zero()).then(|| (last - first) as f64 / took.as_secs_f64())
     }
 }
 
