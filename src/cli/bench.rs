@@ -9,13 +9,16 @@ mod bare_loop;
 mod bare_sql;
 mod child;
 mod claim;
+mod daemons;
 mod drain;
 mod enqueue;
+mod history;
 mod latency;
 mod place;
 mod prompt;
 mod report;
 mod server;
+mod slow;
 mod wake;
 mod wire;
 
@@ -23,6 +26,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use clap::ValueEnum as _;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -45,7 +49,7 @@ use super::out::{Out, say};
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// What to measure [default: all of them]
+    /// What to measure [default: all but history]
     #[arg(value_name = "WHAT", value_enum)]
     what: Vec<What>,
     /// Only on this database; may be given twice [default: sqlite, and postgres where --postgres is given]
@@ -60,6 +64,9 @@ pub struct Args {
     /// Runs of each measurement; what is shown is the one in the middle
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
+    /// Millions of jobs that `history` fills in, finished and pending each
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    millions: u32,
     /// Smaller and shorter: a look within minutes
     #[arg(long)]
     quick: bool,
@@ -67,8 +74,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE", hide = true)]
     mill: Option<PathBuf>,
     /// Jobs of each measurement
-    #[arg(long, value_name = "N", hide = true)]
-    jobs: Option<usize>,
+    #[arg(long, value_name = "N", hide = true, value_parser = clap::value_parser!(u64).range(1..))]
+    jobs: Option<u64>,
     #[command(flatten)]
     bare: Loop,
 }
@@ -96,11 +103,17 @@ enum What {
     Start,
     /// CPU and memory of a daemon with nothing to do (3 min)
     Idle,
+    /// 10,000 slow streams at once: memory, CPU, the heartbeat; requests of 5 and 30 MB (15 min)
+    Slow,
+    /// Claims and settles with millions of jobs finished, pending and scheduled; only where it is named (40 min)
+    History,
+    /// 1, 2, 4 and 8 daemons over one Postgres, and where the time goes (3 min)
+    Daemons,
 }
 
 impl What {
     /// All, in the order in which they are measured.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 11] = [
         Self::Enqueue,
         Self::Drain,
         Self::Latency,
@@ -109,7 +122,15 @@ impl What {
         Self::Wake,
         Self::Start,
         Self::Idle,
+        Self::Slow,
+        Self::Daemons,
+        Self::History,
     ];
+
+    /// Whether it is measured where this was asked for.
+    fn is_among(self, asked: &[Self]) -> bool {
+        asked.contains(&self) || asked.is_empty() && self != Self::History
+    }
 }
 
 /// A run: where, with what, and what came of it.
@@ -123,6 +144,7 @@ struct Bench {
     runs: u32,
     quick: bool,
     jobs: Option<usize>,
+    millions: u32,
     report: Report,
 }
 
@@ -130,6 +152,7 @@ struct Bench {
 struct Api {
     child: Child,
     url: String,
+    http: reqwest::Client,
 }
 
 /// What the bare loop came to.
@@ -164,7 +187,7 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
         biased;
         _ = interrupt.recv() => Err(Stop::failure("interrupted: what was measured until then is above")),
         _ = terminate.recv() => Err(Stop::failure("stopped: what was measured until then is above")),
-        done = bench.measure(&args.what) => done,
+        done = bench.measure(&args.what) => done.map_err(plainly),
     };
     let described = bench.place.describe(&bench.kinds).await;
     let removed = bench.place.remove().await;
@@ -182,6 +205,16 @@ pub(super) async fn run(args: Args, context: &Context) -> anyhow::Result<Exit> {
     }
     out.flush()?;
     done.and(removed).map(|()| Exit::Good)
+}
+
+/// What the database said, of an error that is its own, a full disk, say.
+fn plainly(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref::<sqlx::Error>() {
+        Some(said) => {
+            Stop::failure(format!("the measurement broke off; the database said: {}", place::said(said)))
+        }
+        None => error,
+    }
 }
 
 fn kinds(args: &Args) -> anyhow::Result<Vec<Kind>> {
@@ -222,17 +255,20 @@ impl Bench {
             kinds,
             runs: args.runs,
             quick: args.quick,
-            jobs: args.jobs,
+            jobs: args.jobs.map(|jobs| jobs as usize),
+            millions: args.millions,
             report: Report::default(),
         })
     }
 
     async fn measure(&mut self, asked: &[What]) -> anyhow::Result<()> {
         for what in What::ALL {
-            if !(asked.is_empty() || asked.contains(&what)) {
+            if !what.is_among(asked) {
                 continue;
             }
-            say(&format!("{what:?}"));
+            if let Some(name) = what.to_possible_value() {
+                say(name.get_name());
+            }
             match what {
                 What::Enqueue => enqueue::measure(self).await?,
                 What::Drain => drain::measure(self).await?,
@@ -242,6 +278,9 @@ impl Bench {
                 What::Wake => wake::wake(self).await?,
                 What::Start => wake::start(self).await?,
                 What::Idle => wake::idle(self).await?,
+                What::Slow => slow::measure(self).await?,
+                What::Daemons => daemons::measure(self).await?,
+                What::History => history::measure(self).await?,
             }
         }
         Ok(())
@@ -257,7 +296,7 @@ impl Bench {
         let args = [&["stand-in", "--listen", "127.0.0.1:0", "--calls-kept", "1"], options].concat();
         let mut child = self.own.start(&args, &[])?;
         let url = child.first_line().await?;
-        Ok(Api { child, url })
+        Ok(Api { child, url, http: bare_loop::client()? })
     }
 
     /// Runs the bare loop.
@@ -319,6 +358,13 @@ impl Bench {
 }
 
 impl Api {
+    /// Returns a number that it counts.
+    async fn counted(&self, name: &str) -> anyhow::Result<u64> {
+        let counts = self.http.get(format!("{}/stand-in/calls", self.url)).send().await?.bytes().await?;
+        let counts: serde_json::Value = serde_json::from_slice(&counts)?;
+        counts[name].as_u64().with_context(|| format!("the stand-in counts no {name}"))
+    }
+
     async fn stop(self) -> anyhow::Result<()> {
         self.child.stop().await.map(|_| ())
     }

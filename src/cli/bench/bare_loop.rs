@@ -58,18 +58,22 @@ struct Shared {
     ends: Mutex<[Option<Instant>; 2]>,
 }
 
-/// Runs the loop.
-pub(super) async fn run(told: &Loop) -> anyhow::Result<()> {
-    let url = told.url.as_deref().unwrap_or_default();
+/// Returns a client for what is on this machine.
+pub(super) fn client() -> anyhow::Result<Client> {
     let client = Client::builder()
         .tls_backend_preconfigured(tls()?)
         .http1_only()
         .tcp_nodelay(true)
         .no_proxy()
-        .pool_max_idle_per_host(usize::MAX)
-        .build()?;
+        .pool_max_idle_per_host(usize::MAX);
+    Ok(client.build()?)
+}
+
+/// Runs the loop.
+pub(super) async fn run(told: &Loop) -> anyhow::Result<()> {
+    let url = told.url.as_deref().unwrap_or_default();
     let shared = Arc::new(Shared {
-        client,
+        client: client()?,
         url: format!("{url}/v1/messages"),
         calls: told.calls,
         filler: prompt::filler(told.bytes),

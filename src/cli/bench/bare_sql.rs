@@ -32,23 +32,35 @@ pub(super) struct Moved {
     pub(super) wal: Option<i64>,
 }
 
-/// Takes the triggers away.
-pub(super) async fn without_triggers(database: &Database) -> anyhow::Result<()> {
+/// The tables whose triggers are taken away.
+const TABLES: [&str; 4] = ["jobs", "job_state", "results", "calls"];
+
+/// Takes the triggers away; returns the SQL that brings them back.
+pub(super) async fn without_triggers(database: &Database) -> anyhow::Result<Vec<String>> {
     match &database.pool {
         Pool::Postgres(_) => {
-            for table in ["jobs", "job_state", "results", "calls"] {
+            for table in TABLES {
                 database.run(&format!("ALTER TABLE {table} DISABLE TRIGGER USER")).await?;
             }
+            Ok(TABLES.iter().map(|table| format!("ALTER TABLE {table} ENABLE TRIGGER USER")).collect())
         }
         Pool::Sqlite(pool) => {
-            let names: Vec<String> =
-                sqlx::query_scalar("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+            let all: Vec<(String, String)> =
+                sqlx::query_as("SELECT name, sql FROM sqlite_master WHERE type = 'trigger' ORDER BY rowid")
                     .fetch_all(pool)
                     .await?;
-            for name in names {
+            for (name, _) in &all {
                 database.run(&format!("DROP TRIGGER {name}")).await?;
             }
+            Ok(all.into_iter().map(|(_, sql)| sql).collect())
         }
+    }
+}
+
+/// Brings them back.
+pub(super) async fn with_triggers(database: &Database, triggers: &[String]) -> anyhow::Result<()> {
+    for sql in triggers {
+        database.run(sql).await?;
     }
     Ok(())
 }

@@ -112,6 +112,12 @@ impl Child {
         Used { cpu: cpu(self.pid), peak: peak(self.pid), written: written(self.pid) }
     }
 
+    /// Whether it has ended.
+    pub(super) fn is_over(&self) -> bool {
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        !matches!(waitid(WaitId::Pid(self.pid), look), Ok(None))
+    }
+
     /// Waits for its end, which has to be a good one.
     pub(super) async fn wait(mut self) -> anyhow::Result<Ended> {
         let (pid, began) = (self.pid, self.began);

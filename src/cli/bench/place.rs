@@ -2,7 +2,7 @@
 //!
 //! Nothing of the user's is touched, and all of it is gone at the end.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::time::Duration;
 
@@ -115,6 +115,20 @@ impl Place {
         Ok(database)
     }
 
+    /// How many bytes are free where a database is; `None` where that cannot be seen from here.
+    pub(super) async fn free(&self, database: &Database) -> anyhow::Result<Option<u64>> {
+        let folder = match &database.pool {
+            Pool::Sqlite(_) => self.folder.path().to_owned(),
+            // Only some roles are told, and the folder may be another machine's.
+            Pool::Postgres(pool) => {
+                let folder = sqlx::query_scalar("SHOW data_directory").fetch_one(pool).await;
+                PathBuf::from(folder.unwrap_or_else(|_| String::new()))
+            }
+        };
+        let space = rustix::fs::statvfs(&folder).ok();
+        Ok(space.map(|space| space.f_bavail * space.f_frsize))
+    }
+
     /// What is there, for the record: versions, and the settings that durability hangs on.
     pub(super) async fn describe(&self, kinds: &[Kind]) -> anyhow::Result<(Value, Value)> {
         let (mut versions, mut settings) = (json!({ "promptmill": env!("CARGO_PKG_VERSION") }), json!({}));
@@ -158,6 +172,9 @@ impl Server {
     async fn make(url: &str) -> anyhow::Result<Self> {
         // The driver's words may hold the password.
         let unusable = || Stop::usage("--postgres is not a Postgres URL: postgres://USER@HOST/DATABASE");
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(unusable());
+        }
         let admin = PgConnectOptions::from_str(url).map_err(|_| unusable())?;
         let name = format!("promptmill_bench_{}", std::process::id());
         let mut inner = reqwest::Url::parse(url).map_err(|_| unusable())?;
@@ -194,7 +211,7 @@ impl Server {
 }
 
 /// Returns what the database said, without the driver's words around it.
-fn said(error: &sqlx::Error) -> String {
+pub(super) fn said(error: &sqlx::Error) -> String {
     error.as_database_error().map_or_else(|| error.to_string(), |error| error.message().to_owned())
 }
 
@@ -258,6 +275,11 @@ impl Database {
         self.rest().await
     }
 
+    /// Inserts so many jobs whose prompts end with this text.
+    pub(super) async fn insert_with(&self, jobs: usize, end: &str) -> anyhow::Result<()> {
+        Self::insert_ending(&self.pool, jobs, end).await
+    }
+
     /// Inserts so many jobs whose prompts have about so many bytes, as a person would: in one statement.
     pub(super) async fn insert(&self, jobs: usize, bytes: usize) -> anyhow::Result<()> {
         Self::insert_into(&self.pool, jobs, bytes).await
@@ -265,16 +287,20 @@ impl Database {
 
     /// The same on connections alone.
     pub(super) async fn insert_into(pool: &Pool, jobs: usize, bytes: usize) -> anyhow::Result<()> {
+        Self::insert_ending(pool, jobs, &prompt::filler(bytes)).await
+    }
+
+    async fn insert_ending(pool: &Pool, jobs: usize, end: &str) -> anyhow::Result<()> {
         const SQL: &str = "INSERT INTO jobs (prompt)
              WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $1)
              SELECT $2 || i || $3 FROM n";
-        let (jobs, filler) = (jobs as i64, prompt::filler(bytes));
+        let jobs = jobs as i64;
         match pool {
             Pool::Sqlite(pool) => {
-                sqlx::query(SQL).bind(jobs).bind(prompt::START).bind(filler).execute(pool).await?;
+                sqlx::query(SQL).bind(jobs).bind(prompt::START).bind(end).execute(pool).await?;
             }
             Pool::Postgres(pool) => {
-                sqlx::query(SQL).bind(jobs).bind(prompt::START).bind(filler).execute(pool).await?;
+                sqlx::query(SQL).bind(jobs).bind(prompt::START).bind(end).execute(pool).await?;
             }
         }
         Ok(())
@@ -296,6 +322,15 @@ impl Database {
                 self.number("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint").await.map(Some)
             }
         }
+    }
+
+    /// How many bytes it takes on the disk.
+    pub(super) async fn size(&self) -> anyhow::Result<u64> {
+        let sql = self.kind.either(
+            "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size",
+            "SELECT pg_database_size(current_database())::bigint",
+        );
+        Ok(self.number(sql).await?.unsigned_abs())
     }
 
     /// Holds the tables against what was to come of it: each job complete, with one call.
