@@ -115,8 +115,9 @@ impl Report {
 
 impl Figure {
     fn line(&self) -> Line<'_> {
-        let ratios: Vec<f64> =
-            self.runs.iter().zip(&self.floors).map(|(value, floor)| value / floor).collect();
+        // A process may be so short that the clock of the system gives it no CPU time at all.
+        let held = self.runs.iter().zip(&self.floors).filter(|(_, floor)| **floor != 0.0);
+        let ratios: Vec<f64> = held.map(|(value, floor)| value / floor).collect();
         let known = |values: &[f64]| (!values.is_empty()).then(|| median(values));
         Line {
             what: &self.of.what,
@@ -127,7 +128,7 @@ impl Figure {
             runs: &self.runs,
             floor: known(&self.floors),
             floor_is: self.floor,
-            ratio: known(&ratios).filter(|ratio| ratio.is_finite()),
+            ratio: known(&ratios),
         }
     }
 }
@@ -207,6 +208,16 @@ mod tests {
             (&json!(10.0), &json!(20.0), &json!(0.75))
         );
         assert_eq!((&line["runs"], &line["floor_is"]), (&json!([10.0, 9.0, 30.0]), &json!("bare loop")));
+    }
+
+    #[test]
+    fn a_floor_of_nothing_gives_no_ratio() {
+        let mut report = Report::default();
+        let mut ratio = |floor: f64| {
+            report.add(of("a"), 3.0, Some(Floor { name: "bare loop", value: floor }));
+            report.json()[0]["ratio"].clone()
+        };
+        assert_eq!((ratio(0.0), ratio(2.0)), (Value::Null, json!(1.5)));
     }
 
     #[test]
