@@ -1,8 +1,10 @@
 //! The command line: what `promptmill …` understands, one file a command.
 //!
 //! Data goes to stdout, words and progress to stderr. A command ends with an [`Exit`]; whatever it
-//! asks of the database it asks of [`crate::store::Desk`], so there is no SQL here.
+//! asks of the database it asks of [`crate::store::Desk`], so there is no SQL here; only `demo` and
+//! `bench` play the user, too.
 
+mod bench;
 mod cancel;
 pub mod config;
 pub mod demo;
@@ -93,6 +95,8 @@ pub enum Command {
     Demo(demo::Args),
     /// Serve a stand-in for the Claude API, to test with
     StandIn(stand_in::Args),
+    /// Measure what the mill does on this machine and this database
+    Bench(Box<bench::Args>),
 }
 
 /// How long what still runs may take to end when the process does.
@@ -149,6 +153,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Demo(args) => run::demo(args).await.map(|()| Exit::Good),
         Command::StandIn(args) => stand_in::run(args).await.map(|()| Exit::Good),
+        Command::Bench(args) => Box::pin(bench::run(*args, &context)).await,
     }
 }
 

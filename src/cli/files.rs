@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 /// What else is open: standard streams, the runtime's own, the log of SQLite and its index, and a
 /// handful for what comes and goes (the key file, a name that is looked up).
 const BESIDE: usize = 24;
@@ -13,6 +15,13 @@ const A_CONNECTION: usize = 3;
 pub(super) fn calls_max(database: u32) -> Option<usize> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     Some(calls(open_max(&limits)?, database))
+}
+
+/// Lets this process, and those that it starts, open as many files as it may at all.
+pub(super) fn raise() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where that is refused it is as before.
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).ok();
 }
 
 fn calls(open_max: usize, database: u32) -> usize {

@@ -1,5 +1,6 @@
 //! The integration tests: one binary. Whatever holds for a database holds for both.
 
+mod bench;
 mod claude;
 mod cli;
 mod config;
