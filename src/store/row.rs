@@ -20,6 +20,7 @@ const DELAY_MAX: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// A row of `calls`.
 #[derive(Debug, Clone, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "they are columns")]
 pub(crate) struct CallRow<'a> {
     pub(crate) job_id: i64,
     pub(crate) claim: i64,

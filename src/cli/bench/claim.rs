@@ -38,6 +38,7 @@ impl Claimer {
             connections_max: 8,
             connect_max: Duration::from_secs(10),
             operation_max: Duration::from_mins(5),
+            answers_once: true,
             transaction_pooler: false,
             listen_url: None,
         };

@@ -192,20 +192,45 @@ macro_rules! ledger {
     };
 }
 
-/// Ends of jobs on their way.
-struct Ends {
-    /// Sorted by job: everybody locks in the same order.
-    ends: Vec<Arc<Settlement>>,
-    worker: WorkerId,
-    at: Instant,
-    /// See [`row::last_calls`].
-    once: bool,
+/// Binds `$34` to `$60`.
+fn bind_answers<'q>(query: Query<'q>, answers: &[AnswerRow<'q>]) -> Query<'q> {
+    bind_columns!(
+        query,
+        answers,
+        job_id,
+        claim,
+        run,
+        outcome,
+        whole,
+        stop_reason,
+        stop_sequence,
+        model,
+        input_tokens,
+        output_tokens,
+        cache_creation_input_tokens,
+        cache_read_input_tokens,
+        calls,
+        continuations,
+        seams,
+        failures,
+        sanitised,
+        dropped,
+        error_type,
+        error_code,
+        error,
+        request_id,
+        started_ago,
+        stop_details,
+        text,
+        content,
+        output,
+    )
 }
 
-/// Jobs on their way back.
-struct Backs {
+/// Jobs on their way to their end, or back.
+struct Batch<T> {
     /// Sorted by job: everybody locks in the same order.
-    backs: Vec<Arc<Release>>,
+    rows: Vec<Arc<T>>,
     worker: WorkerId,
     at: Instant,
 }
@@ -235,10 +260,10 @@ impl PostgresStore {
         settlements: &[Arc<Settlement>],
         worker: WorkerId,
     ) -> Result<Written, StoreError> {
-        let mut ends = settlements.to_vec();
-        ends.sort_by_key(|end| end.lease.job);
-        let batch = Ends { ends, worker, at: Instant::now(), once: self.answers_once };
-        let written = self.run(batch, |conn, batch| Box::pin(settle(conn, batch))).await?;
+        let mut rows = settlements.to_vec();
+        rows.sort_by_key(|end| end.lease.job);
+        let batch = (Batch { rows, worker, at: Instant::now() }, self.answers_once);
+        let written = self.run(batch, |conn, p| Box::pin(settle(conn, &p.0, p.1))).await?;
         self.held.drop(written.done.iter().chain(&written.lost));
         Ok(written)
     }
@@ -248,9 +273,9 @@ impl PostgresStore {
         releases: &[Arc<Release>],
         worker: WorkerId,
     ) -> Result<Written, StoreError> {
-        let mut backs = releases.to_vec();
-        backs.sort_by_key(|back| back.lease.job);
-        let batch = Backs { backs, worker, at: Instant::now() };
+        let mut rows = releases.to_vec();
+        rows.sort_by_key(|back| back.lease.job);
+        let batch = Batch { rows, worker, at: Instant::now() };
         let written = self.run(batch, |conn, batch| Box::pin(release(conn, batch))).await?;
         self.held.drop(written.done.iter().chain(&written.lost));
         Ok(written)
@@ -331,9 +356,10 @@ async fn checkpoint(conn: &mut PgConnection, parts: &str) -> sqlx::Result<Vec<Le
     Ok(row::leases_of(held))
 }
 
-async fn settle(conn: &mut PgConnection, batch: &Ends) -> sqlx::Result<Written> {
-    let ends = || batch.ends.iter().map(|end| &**end);
-    let calls = row::last_calls(ends(), batch.at, batch.once);
+/// Ends jobs. `once`: see [`row::last_calls`].
+async fn settle(conn: &mut PgConnection, batch: &Batch<Settlement>, once: bool) -> sqlx::Result<Written> {
+    let ends = || batch.rows.iter().map(|end| &**end);
+    let calls = row::last_calls(ends(), batch.at, once);
     let answers: Vec<AnswerRow<'_>> =
         ends().map(|end| row::answer(&end.lease, &end.answer, batch.at)).collect();
     let settle = sqlx::query(concat!(
@@ -400,49 +426,19 @@ async fn settle(conn: &mut PgConnection, batch: &Ends) -> sqlx::Result<Written> 
         ledger!(),
         "SELECT job_id, claim, fate FROM fate",
     ));
-    let settle = bind_columns!(
-        bind_calls(settle, &calls, batch.worker),
-        answers,
-        job_id,
-        claim,
-        run,
-        outcome,
-        whole,
-        stop_reason,
-        stop_sequence,
-        model,
-        input_tokens,
-        output_tokens,
-        cache_creation_input_tokens,
-        cache_read_input_tokens,
-        calls,
-        continuations,
-        seams,
-        failures,
-        sanitised,
-        dropped,
-        error_type,
-        error_code,
-        error,
-        request_id,
-        started_ago,
-        stop_details,
-        text,
-        content,
-        output,
-    );
+    let settle = bind_answers(bind_calls(settle, &calls, batch.worker), &answers);
     let rows = settle.fetch_all(conn).await?;
     let leases: Vec<Lease> = ends().map(|end| end.lease).collect();
     fates(&leases, &rows)
 }
 
-async fn release(conn: &mut PgConnection, batch: &Backs) -> sqlx::Result<Written> {
+async fn release(conn: &mut PgConnection, batch: &Batch<Release>) -> sqlx::Result<Written> {
     let calls: Vec<CallRow<'_>> = batch
-        .backs
+        .rows
         .iter()
         .filter_map(|back| Some(row::call(&back.lease, back.call.as_ref()?, batch.at)))
         .collect();
-    let released: Vec<Row> = batch.backs.iter().map(|back| row::release(back)).collect();
+    let released: Vec<Row> = batch.rows.iter().map(|back| row::release(back)).collect();
     let release = sqlx::query(concat!(
         "WITH d AS MATERIALIZED (
              SELECT *
@@ -492,7 +488,7 @@ async fn release(conn: &mut PgConnection, batch: &Backs) -> sqlx::Result<Written
         "SELECT job_id, claim, fate FROM fate",
     ));
     let rows = bind_calls(release, &calls, batch.worker).bind(row::array(&released)).fetch_all(conn).await?;
-    let leases: Vec<Lease> = batch.backs.iter().map(|back| back.lease).collect();
+    let leases: Vec<Lease> = batch.rows.iter().map(|back| back.lease).collect();
     fates(&leases, &rows)
 }
 

@@ -16,18 +16,9 @@ use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 use crate::store::row::{self, AnswerRow, CallRow, Row};
 use crate::store::{StoreError, Written};
 
-/// Ends of jobs on their way.
-struct Ends {
-    ends: Vec<Arc<Settlement>>,
-    worker: WorkerId,
-    at: Instant,
-    /// See [`row::last_calls`].
-    once: bool,
-}
-
-/// Jobs on their way back.
-struct Backs {
-    backs: Vec<Arc<Release>>,
+/// Jobs on their way to their end, or back.
+struct Batch<T> {
+    rows: Vec<Arc<T>>,
     worker: WorkerId,
     at: Instant,
 }
@@ -71,8 +62,8 @@ impl SqliteStore {
         settlements: &[Arc<Settlement>],
         worker: WorkerId,
     ) -> Result<Written, StoreError> {
-        let batch = Ends { ends: settlements.to_vec(), worker, at: Instant::now(), once: self.answers_once };
-        let written = self.write(batch, |conn, batch| Box::pin(settle(conn, batch))).await?;
+        let batch = (Batch { rows: settlements.to_vec(), worker, at: Instant::now() }, self.answers_once);
+        let written = self.write(batch, |conn, p| Box::pin(settle(conn, &p.0, p.1))).await?;
         self.held.drop(written.done.iter().chain(&written.lost));
         Ok(written)
     }
@@ -82,7 +73,7 @@ impl SqliteStore {
         releases: &[Arc<Release>],
         worker: WorkerId,
     ) -> Result<Written, StoreError> {
-        let batch = Backs { backs: releases.to_vec(), worker, at: Instant::now() };
+        let batch = Batch { rows: releases.to_vec(), worker, at: Instant::now() };
         let written = self.write(batch, |conn, batch| Box::pin(release(conn, batch))).await?;
         self.held.drop(written.done.iter().chain(&written.lost));
         Ok(written)
@@ -142,10 +133,11 @@ async fn checkpoint(conn: &mut SqliteConnection, parts: &str) -> sqlx::Result<Ve
     Ok(row::leases_of(held))
 }
 
-async fn settle(conn: &mut SqliteConnection, batch: &Ends) -> sqlx::Result<Written> {
-    let leases: Vec<Lease> = batch.ends.iter().map(|end| end.lease).collect();
+/// Ends jobs. `once`: see [`row::last_calls`].
+async fn settle(conn: &mut SqliteConnection, batch: &Batch<Settlement>, once: bool) -> sqlx::Result<Written> {
+    let leases: Vec<Lease> = batch.rows.iter().map(|end| end.lease).collect();
     let fence: Vec<_> = batch
-        .ends
+        .rows
         .iter()
         .map(|end| (end.lease.job.0, end.lease.claim, end.lease.run, end.answer.failures))
         .collect();
@@ -160,13 +152,13 @@ async fn settle(conn: &mut SqliteConnection, batch: &Ends) -> sqlx::Result<Writt
     .fetch_all(&mut *conn)
     .await?;
     let mut fates = Fates::look(conn, leases, &hit, |state| state == "done").await?;
-    let adopted = adoptable(conn, &fates.late(&batch.ends)).await?;
+    let adopted = adoptable(conn, &fates.late(&batch.rows)).await?;
     if !adopted.is_empty() {
         fates.adopt(&adopted);
-        adopt(conn, &fates.adopted(&batch.ends)).await?;
+        adopt(conn, &fates.adopted(&batch.rows)).await?;
     }
     let ended: Vec<AnswerRow<'_>> = fates
-        .ended(&batch.ends, |end| end.lease)
+        .ended(&batch.rows, |end| end.lease)
         .map(|end| row::answer(&end.lease, &end.answer, batch.at))
         .collect();
     sqlx::query(concat!(
@@ -192,7 +184,7 @@ async fn settle(conn: &mut SqliteConnection, batch: &Ends) -> sqlx::Result<Writt
     .bind(row::texts(&ended))
     .execute(&mut *conn)
     .await?;
-    let calls = row::last_calls(batch.ends.iter().map(|end| &**end), batch.at, batch.once);
+    let calls = row::last_calls(batch.rows.iter().map(|end| &**end), batch.at, once);
     fates.write_calls(conn, calls, batch.worker).await?;
     // Jobs that may have spent what their worker does not know of. What was ended by somebody else is
     // summed up when its worker fills it.
@@ -284,8 +276,8 @@ macro_rules! unanswered {
     };
 }
 
-async fn release(conn: &mut SqliteConnection, batch: &Backs) -> sqlx::Result<Written> {
-    let rows: Vec<Row> = batch.backs.iter().map(|back| row::release(back)).collect();
+async fn release(conn: &mut SqliteConnection, batch: &Batch<Release>) -> sqlx::Result<Written> {
+    let rows: Vec<Row> = batch.rows.iter().map(|back| row::release(back)).collect();
     let back: Vec<i64> = sqlx::query_scalar(concat!(
         "UPDATE job_state
             SET state = CASE WHEN d.value ->> 'delay_ms' IS NOT NULL THEN 'scheduled'
@@ -311,7 +303,7 @@ async fn release(conn: &mut SqliteConnection, batch: &Backs) -> sqlx::Result<Wri
     let leases = rows.iter().map(|row| row.lease).collect();
     let before = |state: &str| matches!(state, "pending" | "scheduled" | "waiting");
     let fates = Fates::look(conn, leases, &back, before).await?;
-    let calls = batch.backs.iter().filter_map(|back| Some((back.lease, back.call.as_ref()?)));
+    let calls = batch.rows.iter().filter_map(|back| Some((back.lease, back.call.as_ref()?)));
     let calls = calls.map(|(lease, call)| row::call(&lease, call, batch.at)).collect();
     fates.write_calls(conn, calls, batch.worker).await?;
     open_tools(conn, &row::array(fates.ended(&rows, |row| row.lease)), batch.worker).await?;
