@@ -212,6 +212,9 @@ async fn scan(conn: &mut PgConnection, wanted: &Wanted, cursor: &Cursor) -> sqlx
                               SELECT FROM job_state
                                WHERE state = 'pending' AND queue = st.queue AND model = st.model
                                  AND priority = lane.priority AND batch = lane.batch
+                               -- In the index's order: else the planner, who counts on finding enough of
+                               -- them soon, may read the table from its start, where the done ones are.
+                               ORDER BY job_id + 0
                                LIMIT $12) pending) c) l
              ON NOT coalesce(q.paused, false)
             AND (cardinality($4::text[]) = 0 OR st.queue = ANY ($4))

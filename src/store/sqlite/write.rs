@@ -487,9 +487,11 @@ async fn ledger(
     .await?;
     sqlx::query(
         "DELETE FROM checkpoints
-          WHERE EXISTS (SELECT 1 FROM jsonb_each(jsonb($1)) c
-                         WHERE c.value ->> 'checkpointed' AND job_id = c.value ->> 'job_id'
-                           AND claim = c.value ->> 'claim' AND seq <= c.value ->> 'seq')",
+          WHERE rowid IN (SELECT k.rowid
+                            FROM jsonb_each(jsonb($1)) c
+                           CROSS JOIN checkpoints k ON k.job_id = c.value ->> 'job_id'
+                           WHERE c.value ->> 'checkpointed' AND k.claim = c.value ->> 'claim'
+                             AND k.seq <= c.value ->> 'seq')",
     )
     .bind(&calls)
     .execute(conn)
