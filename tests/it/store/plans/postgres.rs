@@ -80,11 +80,11 @@ fn hold(said: &Said) {
 #[tokio::test]
 async fn each_statement_reads_by_an_index() {
     let ground = Ground::postgres().await;
-    let bench = explained(&ground).await;
+    let (bench, astray) = (explained(&ground).await, explained(&ground).await);
     grown::grow(&ground, grown::MANY).await;
     grown::analyze(&ground).await;
     let seen = Seen::begin();
-    day::live(&ground, &bench).await;
+    day::live(&ground, &bench, &astray).await;
     hold(&seen.take());
     ground.close().await;
 }
@@ -93,10 +93,10 @@ async fn each_statement_reads_by_an_index() {
 async fn each_statement_reads_by_an_index_where_nothing_was_analysed_yet() {
     let ground = Ground::postgres().await;
     keep_statistics(&ground).await;
-    let bench = explained(&ground).await;
+    let (bench, astray) = (explained(&ground).await, explained(&ground).await);
     grown::grow(&ground, grown::MANY).await;
     let seen = Seen::begin();
-    day::live(&ground, &bench).await;
+    day::live(&ground, &bench, &astray).await;
     hold(&seen.take());
     ground.close().await;
 }
@@ -107,18 +107,18 @@ async fn plans_of_empty_tables_do_when_they_have_grown() {
     let ground = Ground::postgres().await;
     keep_statistics(&ground).await;
     grown::analyze(&ground).await;
-    let bench = explained(&ground).await;
+    let (bench, astray) = (explained(&ground).await, explained(&ground).await);
     for _ in 0..UNTIL_KEPT {
         day::idle(&bench).await;
     }
     for _ in 0..UNTIL_KEPT {
         jobs(&ground, 80, "queue, batch", "'q1', 'b1'").await;
-        day::live(&ground, &bench).await;
+        day::live(&ground, &bench, &astray).await;
         ground.run(&format!("{BY_HAND} DELETE FROM jobs")).await;
     }
     grown::grow(&ground, grown::MANY).await;
     let seen = Seen::begin();
-    day::live(&ground, &bench).await;
+    day::live(&ground, &bench, &astray).await;
     hold(&seen.take());
     ground.close().await;
 }

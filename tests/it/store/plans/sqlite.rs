@@ -58,11 +58,11 @@ async fn faults(ground: &Ground, before: &str, sql: &str) -> Vec<String> {
 #[tokio::test]
 async fn each_statement_reads_by_an_index_whatever_the_statistics_are() {
     let (ground, small) = (Ground::sqlite().await, Ground::sqlite().await);
-    let bench = Bench::on(&ground).await;
+    let (bench, astray) = (Bench::on(&ground).await, Bench::on(&ground).await);
     grown::grow(&ground, grown::MANY).await;
     grown::grow(&small, grown::FEW).await;
     let seen = Seen::begin();
-    day::live(&ground, &bench).await;
+    day::live(&ground, &bench, &astray).await;
     let statements: BTreeSet<String> =
         seen.take().statements.into_iter().filter(|sql| !is_frame(sql)).collect();
     assert_eq!(statements.len(), written("sqlite"), "some statement was not looked at: {statements:#?}");
