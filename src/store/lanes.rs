@@ -14,6 +14,13 @@ pub(crate) const LANES_MAX: usize = 64;
 pub(crate) const SCANS_MAX: usize = 8;
 /// How long a scan is believed: a pause or a more urgent job is seen within this time.
 const FRESH: Duration = Duration::from_millis(250);
+/// A scan that takes longer is costly: what died at the head of a lane stays in a Postgres index while anybody
+/// holds an older snapshot (a dump, a long report), and a scan passes all of it.
+const COSTLY: Duration = Duration::from_millis(50);
+/// It is not made again before so many times as long have passed, while the lanes that it found have enough.
+const WORTH: u32 = 10;
+/// But after so long it is made in any case: only a scan sees new lanes, and jobs that came back to old ones.
+const SCAN_EVERY_MAX: Duration = Duration::from_secs(30);
 
 /// A lane as a scan found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +74,8 @@ pub(crate) struct Lanes {
     cap: usize,
     whole: bool,
     seen: Option<Instant>,
+    scanned: Option<Instant>,
+    took: Duration,
     filter: Option<Filter>,
     turn: usize,
     /// Where the next scan goes on.
@@ -104,6 +113,8 @@ pub(crate) struct Scan {
     pub(crate) lanes_max: usize,
     /// Pending jobs counted at most.
     pub(crate) cap: usize,
+    /// How long it took.
+    pub(crate) took: Duration,
 }
 
 impl Scan {
@@ -120,6 +131,30 @@ impl Lanes {
     /// Whether what was last seen may be used for this claim.
     pub(crate) fn usable(&self, wanted: &Wanted) -> bool {
         self.seen.is_some_and(|seen| seen.elapsed() < FRESH) && self.filter == Some(Filter::of(wanted))
+    }
+
+    /// Returns the lanes where they are to be counted before another scan is made, which would cost much.
+    pub(crate) fn known(&self, wanted: &Wanted) -> Option<&[Lane]> {
+        let again = (self.took * WORTH).min(SCAN_EVERY_MAX);
+        let early = self.scanned.is_some_and(|scanned| scanned.elapsed() < again);
+        (self.took > COSTLY && early && self.filter == Some(Filter::of(wanted))).then_some(&self.all)
+    }
+
+    /// How many jobs are counted at most in each lane.
+    pub(crate) fn cap(&self) -> usize {
+        self.cap
+    }
+
+    /// Takes over what a count of the known lanes brought, in their order, where it is enough for this claim;
+    /// returns whether it is. What else there may be comes with the next scan.
+    pub(crate) fn recount(&mut self, lanes: Vec<Lane>, wanted: &Wanted) -> bool {
+        let enough = lanes.iter().map(|lane| lane.count).sum::<usize>() >= wanted.slots;
+        if enough {
+            self.all = lanes;
+            self.whole = true;
+            self.seen = Some(Instant::now());
+        }
+        enough
     }
 
     /// Whether the last scan saw everything that there is.
@@ -151,6 +186,8 @@ impl Lanes {
         self.whole = at_start && !more_streams && !cut;
         self.cap = scan.cap;
         self.seen = Some(Instant::now());
+        self.scanned = self.seen;
+        self.took = scan.took;
         self.filter = Some(Filter::of(wanted));
         let stopped = &wanted.blocked.batches;
         self.all = scan.lanes;
@@ -307,7 +344,7 @@ mod tests {
 
     fn scan(lanes: Vec<Lane>) -> Scan {
         let last = lanes.last().map(|lane| (lane.queue.clone(), lane.model.clone())).unwrap_or_default();
-        Scan { streams: 1, last, lanes, lanes_max: 4, cap: 100 }
+        Scan { streams: 1, last, lanes, lanes_max: 4, cap: 100, took: Duration::ZERO }
     }
 
     fn dealt(lanes: &mut Lanes, slots: usize, wanted: &Wanted) -> Vec<(String, i32, usize)> {
@@ -376,6 +413,25 @@ mod tests {
         wanted.rooms.models.insert((String::new(), "m".to_owned()), 1);
         let turns: Vec<String> = (0..4).map(|_| dealt(&mut lanes, 8, &wanted).remove(0).0).collect();
         assert_eq!(turns, ["a", "b", "a", "b"]);
+    }
+
+    #[test]
+    fn a_scan_that_took_long_is_followed_by_counts_of_what_it_found_while_that_is_enough() {
+        let mut lanes = Lanes::default();
+        let learnt = |lanes: &mut Lanes, took| {
+            lanes.learn(Scan { took, ..scan(vec![lane("q", "", 0, "a", 30)]) }, &wanted());
+        };
+        learnt(&mut lanes, COSTLY);
+        assert_eq!(lanes.known(&wanted()), None, "another one costs little");
+        learnt(&mut lanes, Duration::from_mins(1));
+        assert_eq!(dealt(&mut lanes, 8, &wanted()), [("a".to_owned(), 0, 8)]);
+        lanes.forget();
+        let known = lanes.known(&wanted()).expect("another one would cost too much").to_vec();
+        let counted = |count| vec![Lane { count, ..known[0].clone() }];
+        assert!(!lanes.recount(counted(7), &wanted()) && !lanes.usable(&wanted()), "eight are wanted");
+        assert!(lanes.recount(counted(8), &wanted()) && lanes.usable(&wanted()));
+        let other = Wanted { queues: vec!["r".to_owned()], ..wanted() };
+        assert_eq!(lanes.known(&other), None, "it may be about other lanes");
     }
 
     #[test]

@@ -41,7 +41,9 @@ use crate::domain::tool::{Asked, ToolResult};
 
 /// A Postgres database with our schema in it.
 pub struct PostgresStore {
+    /// For people: its plans are the server's own affair.
     pool: PgPool,
+    work: PgPool,
     beats: PgPool,
     meta: Arc<Meta>,
     limit: Duration,
@@ -66,8 +68,11 @@ impl PostgresStore {
         let meta = migrate::prepare(&options, settings, migrate).await?;
         let meta = Arc::new(meta);
         let options = with_start_up(options, settings);
-        let pool = pool(&options, &meta, settings.connections_max.max(2), settings.operation_max);
-        let beats = self::pool(&options, &meta, 1, settings.operation_max);
+        let connections_max = settings.connections_max.max(2);
+        let people = pool(&options, &meta, connections_max, settings.operation_max);
+        let ours = if settings.transaction_pooler { options.clone() } else { by_index(options.clone()) };
+        let work = pool(&ours, &meta, connections_max, settings.operation_max);
+        let beats = pool(&ours, &meta, 1, settings.operation_max);
         let listen = match &settings.listen_url {
             Some(url) => Some(read_url(url.expose_secret())?.application_name("promptmill")),
             None => (!settings.transaction_pooler).then_some(options),
@@ -75,7 +80,8 @@ impl PostgresStore {
         let listener =
             listen.map(|options| Listener::start(options, &settings.schema, settings.operation_max));
         Ok(Self {
-            pool,
+            pool: people,
+            work,
             beats,
             meta,
             limit: settings.operation_max,
@@ -88,7 +94,7 @@ impl PostgresStore {
         })
     }
 
-    /// Returns the pool, for reads and one-statement writes.
+    /// Returns the pool of people's commands, for reads and one-statement writes.
     pub fn pool(&self) -> &PgPool {
         &self.pool
     }
@@ -103,7 +109,7 @@ impl PostgresStore {
         P: Send + Sync + 'static,
         T: Send + 'static,
     {
-        self.run_on(&self.pool, params, work).await
+        self.run_on(&self.work, params, work).await
     }
 
     async fn run_on<P, T>(
@@ -132,9 +138,15 @@ fn begin_pinned(limit: Duration) -> Arc<str> {
     let limit = limit.as_millis();
     format!(
         "BEGIN; SET LOCAL statement_timeout = {limit}; SET LOCAL idle_in_transaction_session_timeout = {limit}; \
-         SET LOCAL jit = off"
+         SET LOCAL jit = off; SET LOCAL enable_seqscan = off"
     )
     .into()
+}
+
+/// Tells the server to plan the worker's statements by their indexes, which all of them have. A plan is
+/// kept: one that was made while a table was empty would read it from end to end when it is not any more.
+fn by_index(options: PgConnectOptions) -> PgConnectOptions {
+    options.options([("enable_seqscan", "off")])
 }
 
 /// Runs an operation in one transaction, and leaves nothing behind on the server connection.

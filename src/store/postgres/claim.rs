@@ -1,6 +1,8 @@
 //! Claims on Postgres: a loose scan over the claim index finds the lanes, one statement takes jobs
 //! from them. A queue with a limit is claimed from alone, while its row is locked.
 
+use std::time::Instant;
+
 use futures_util::{Stream, TryStreamExt as _};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection as _, Executor as _, Row as _};
@@ -86,8 +88,7 @@ impl PostgresStore {
                     break;
                 }
                 scans += 1;
-                let params = (wanted.clone(), lanes.cursor.clone());
-                lanes.learn(self.run(params, |conn, p| Box::pin(scan(conn, &p.0, &p.1))).await?, wanted);
+                self.look(lanes, wanted).await?;
             }
             let shares = lanes.deal(wanted.slots - claimed.len(), wanted, &mut rooms);
             if shares.is_empty() {
@@ -111,6 +112,22 @@ impl PostgresStore {
                 claimed.extend(taken.into_iter().map(|one| one.job));
             }
         }
+        Ok(())
+    }
+
+    /// Finds out where there are jobs: by a scan, or, where that costs much, in the lanes that are known.
+    async fn look(&self, lanes: &mut Lanes, wanted: &Wanted) -> Result<(), StoreError> {
+        if let Some(known) = lanes.known(wanted) {
+            let params = (known.to_vec(), lanes.cap());
+            let counted = self.run(params, |conn, p| Box::pin(recount(conn, &p.0, p.1))).await?;
+            if lanes.recount(counted, wanted) {
+                return Ok(());
+            }
+        }
+        let began = Instant::now();
+        let params = (wanted.clone(), lanes.cursor.clone());
+        let found = self.run(params, |conn, p| Box::pin(scan(conn, &p.0, &p.1))).await?;
+        lanes.learn(Scan { took: began.elapsed(), ..found }, wanted);
         Ok(())
     }
 
@@ -212,6 +229,9 @@ async fn scan(conn: &mut PgConnection, wanted: &Wanted, cursor: &Cursor) -> sqlx
                               SELECT FROM job_state
                                WHERE state = 'pending' AND queue = st.queue AND model = st.model
                                  AND priority = lane.priority AND batch = lane.batch
+                               -- In the index's order: else the planner, who counts on finding enough of
+                               -- them soon, may read the table from its start, where the done ones are.
+                               ORDER BY job_id + 0
                                LIMIT $12) pending) c) l
              ON NOT coalesce(q.paused, false)
             AND (cardinality($4::text[]) = 0 OR st.queue = ANY ($4))
@@ -258,6 +278,43 @@ fn scanned(rows: &[PgRow], mut scan: Scan) -> sqlx::Result<Scan> {
         }
     }
     Ok(scan)
+}
+
+/// Counts what is left in lanes beyond the jobs that were taken. What is dead before them in the index is not
+/// looked at.
+async fn recount(conn: &mut PgConnection, lanes: &[Lane], cap: usize) -> sqlx::Result<Vec<Lane>> {
+    let column = |of: fn(&Lane) -> &str| lanes.iter().map(of).collect::<Vec<&str>>();
+    let rows = sqlx::query(
+        "SELECT q.model AS queue_model, q.max_running, CASE WHEN q.paused THEN 0 ELSE c.count END AS count
+           FROM unnest($1::text[], $2::text[], $3::integer[], $4::text[], $5::bigint[])
+                WITH ORDINALITY AS l(queue, model, priority, batch, after, lane)
+           LEFT JOIN queues q ON q.name = l.queue
+          CROSS JOIN LATERAL (
+                SELECT count(*) FROM (
+                       SELECT FROM job_state
+                        WHERE state = 'pending' AND queue = l.queue AND model = l.model
+                          AND priority = l.priority AND batch = l.batch AND job_id + 0 > l.after
+                        ORDER BY job_id + 0
+                        LIMIT $6) pending) c
+          ORDER BY l.lane",
+    )
+    .bind(column(|lane| &lane.queue))
+    .bind(column(|lane| &lane.model))
+    .bind(lanes.iter().map(|lane| lane.priority).collect::<Vec<i32>>())
+    .bind(column(|lane| &lane.batch))
+    .bind(lanes.iter().map(|lane| lane.after).collect::<Vec<i64>>())
+    .bind(cap as i64)
+    .fetch_all(conn)
+    .await?;
+    let counted = |(lane, found): (&Lane, &PgRow)| {
+        Ok(Lane {
+            queue_model: found.try_get("queue_model")?,
+            limit: found.try_get("max_running")?,
+            count: found.try_get::<i64, _>("count")? as usize,
+            ..lane.clone()
+        })
+    };
+    lanes.iter().zip(&rows).map(counted).collect()
 }
 
 /// Takes jobs from lanes: at once, or, from a queue with a limit, while its row is ours.

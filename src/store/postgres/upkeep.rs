@@ -316,11 +316,13 @@ pub(super) async fn backlog(
 /// Returns the time until the next scheduled job is due.
 pub(super) async fn next_due(conn: &mut PgConnection) -> sqlx::Result<Option<Duration>> {
     let left: Option<i64> = sqlx::query_scalar(
-        "SELECT ceil(extract(epoch FROM min(available_at) - now()) * 1000)::bigint
+        "SELECT ceil(extract(epoch FROM available_at - now()) * 1000)::bigint
            FROM job_state
-          WHERE state = 'scheduled'",
+          WHERE state = 'scheduled'
+          ORDER BY available_at
+          LIMIT 1",
     )
-    .fetch_one(conn)
+    .fetch_optional(conn)
     .await?;
     Ok(left.map(row::left))
 }

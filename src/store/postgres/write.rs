@@ -185,9 +185,15 @@ macro_rules! ledger {
                              WHERE NOT w.stays) n)
               WHERE old.error_type = 'lost'
          ), swept AS (
-             DELETE FROM checkpoints k
-              USING call c
-              WHERE c.checkpointed AND k.job_id = c.job_id AND k.claim = c.claim AND k.seq <= c.seq
+             DELETE FROM checkpoints
+              WHERE ctid = ANY (ARRAY(
+                    SELECT k.ctid
+                      FROM call c
+                     CROSS JOIN LATERAL (
+                           SELECT ctid FROM checkpoints
+                            WHERE job_id = c.job_id AND claim = c.claim AND seq <= c.seq
+                           OFFSET 0) k
+                     WHERE c.checkpointed))
          )"
     };
 }
@@ -345,7 +351,8 @@ async fn checkpoint(conn: &mut PgConnection, parts: &str) -> sqlx::Result<Vec<Le
                FROM d
               WHERE d.job_id IN (SELECT job_id FROM held)
                 AND NOT EXISTS (SELECT FROM calls c
-                                 WHERE c.job_id = d.job_id AND c.claim = d.claim AND c.seq = d.seq)
+                                 WHERE c.job_id = d.job_id AND c.claim = d.claim AND c.seq = d.seq
+                                OFFSET 0)
                  ON CONFLICT DO NOTHING
          )
          SELECT job_id, claim, run FROM held",
@@ -519,9 +526,8 @@ async fn fill(conn: &mut PgConnection, answer: &str) -> sqlx::Result<bool> {
                     seams integer, sanitised integer, stop_details text, text text, content text)
          ), never AS (
              DELETE FROM calls c
-              USING d
-              WHERE c.job_id = d.job_id AND c.claim = d.claim AND c.error_type = 'lost' AND c.sent_at IS NULL
-                AND c.content IS NULL
+              WHERE c.job_id = (SELECT job_id FROM d) AND c.claim = (SELECT claim FROM d)
+                AND c.error_type = 'lost' AND c.sent_at IS NULL AND c.content IS NULL
          ), sums AS (
              SELECT count(*) AS calls, count(*) FILTER (WHERE c.kind IN ('continue', 'regenerate')) AS continuations,
                     min(c.sent_at) AS started_at,
@@ -530,14 +536,14 @@ async fn fill(conn: &mut PgConnection, answer: &str) -> sqlx::Result<bool> {
                     coalesce(sum(c.cache_creation_input_tokens), 0) AS cache_creation_input_tokens,
                     coalesce(sum(c.cache_read_input_tokens), 0) AS cache_read_input_tokens,
                     (array_agg(c.request_id ORDER BY c.claim DESC, c.seq DESC))[1] AS request_id
-               FROM d
-               JOIN calls c ON c.job_id = d.job_id AND c.run = d.run
-                AND (c.claim <> d.claim OR c.error_type IS DISTINCT FROM 'lost' OR c.sent_at IS NOT NULL
-                     OR c.content IS NOT NULL)
+               FROM calls c
+              WHERE c.job_id = (SELECT job_id FROM d) AND c.run = (SELECT run FROM d)
+                AND (c.claim <> (SELECT claim FROM d) OR c.error_type IS DISTINCT FROM 'lost'
+                     OR c.sent_at IS NOT NULL OR c.content IS NOT NULL)
          ), result AS (
              SELECT r.job_id, r.run, r.outcome IN ('cancelled', 'expired') AND r.text IS NULL AS open
-               FROM d
-               JOIN results r ON r.job_id = d.job_id AND r.run = d.run
+               FROM results r
+              WHERE r.job_id = (SELECT job_id FROM d) AND r.run = (SELECT run FROM d)
          ), summed AS (
              UPDATE results r
                 SET calls = s.calls, continuations = s.continuations, started_at = s.started_at,
@@ -545,7 +551,7 @@ async fn fill(conn: &mut PgConnection, answer: &str) -> sqlx::Result<bool> {
                     cache_creation_input_tokens = s.cache_creation_input_tokens,
                     cache_read_input_tokens = s.cache_read_input_tokens
                FROM result o, sums s
-              WHERE r.job_id = o.job_id AND r.run = o.run AND NOT o.open
+              WHERE r.job_id = (SELECT job_id FROM d) AND r.job_id = o.job_id AND r.run = o.run AND NOT o.open
          ), filled AS (
              UPDATE results r
                 SET text = d.text, content = d.content::json, model = d.model, stop_reason = d.stop_reason,
@@ -555,7 +561,7 @@ async fn fill(conn: &mut PgConnection, answer: &str) -> sqlx::Result<bool> {
                     cache_creation_input_tokens = s.cache_creation_input_tokens,
                     cache_read_input_tokens = s.cache_read_input_tokens, request_id = s.request_id
                FROM d, result o, sums s
-              WHERE r.job_id = o.job_id AND r.run = o.run AND o.open
+              WHERE r.job_id = (SELECT job_id FROM d) AND r.job_id = o.job_id AND r.run = o.run AND o.open
          )
          SELECT open FROM result",
     )

@@ -18,10 +18,9 @@ pub(super) async fn promote(conn: &mut SqliteConnection, released: &[Lease]) -> 
     let done = sqlx::query(
         "UPDATE job_state
             SET state = 'pending'
-          WHERE state = 'scheduled'
-            AND (job_id, claims, run) IN (
-                SELECT d.value ->> 'job_id', d.value ->> 'claim', d.value ->> 'run'
-                  FROM jsonb_each(jsonb($1)) d)",
+           FROM jsonb_each(jsonb($1)) d
+          WHERE job_id = d.value ->> 'job_id' AND claims = d.value ->> 'claim' AND run = d.value ->> 'run'
+            AND state = 'scheduled'",
     )
     .bind(row::leases(released))
     .execute(conn)

@@ -523,11 +523,10 @@ async fn ledger(
     }
     sqlx::query(
         "DELETE FROM checkpoints
-          WHERE (job_id, claim, seq, part) IN (
-                SELECT k.job_id, k.claim, k.seq, k.part
-                  FROM jsonb_each(jsonb($1)) c
-                 CROSS JOIN checkpoints k ON k.job_id = c.value ->> 0 AND k.claim = c.value ->> 1
-                   AND k.seq <= c.value ->> 2)",
+          WHERE rowid IN (SELECT k.rowid
+                            FROM jsonb_each(jsonb($1)) c
+                           CROSS JOIN checkpoints k ON k.job_id = c.value ->> 0
+                           WHERE k.claim = c.value ->> 1 AND k.seq <= c.value ->> 2)",
     )
     .bind(row::texts(&checkpointed))
     .execute(conn)

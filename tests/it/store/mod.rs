@@ -4,6 +4,7 @@ mod claim;
 mod gates;
 mod model;
 mod open;
+mod plans;
 mod rates;
 mod settle;
 mod tools;
