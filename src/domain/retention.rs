@@ -133,6 +133,9 @@ impl Steps {
     pub const TIME: Duration = Duration::from_millis(20);
     /// The first step: nobody knows yet how fast it is.
     const FIRST: u64 = 64;
+    /// The smallest: a commit takes as long for one job as for so many, and where that alone is slow
+    /// nothing would ever get done.
+    const MIN: u64 = 32;
     /// The largest step.
     const MAX: u64 = 4096;
     /// So many bytes take about as long as a row.
@@ -158,7 +161,7 @@ impl Steps {
     /// Learns from a step; `was_full`: there was more than it took.
     pub fn took(&mut self, time: Duration, was_full: bool) {
         if time > Self::TIME {
-            self.room = (self.room / 2).max(1);
+            self.room = (self.room / 2).max(Self::MIN);
         } else if was_full && time < Self::TIME / 2 {
             self.room = (self.room * 2).min(Self::MAX);
         }
@@ -236,9 +239,9 @@ mod tests {
         for _ in 0..20 {
             steps.took(Steps::TIME * 2, true);
         }
-        assert_eq!(steps.room(), 1);
+        assert_eq!(steps.room(), Steps::MIN, "a slow commit does not stop it");
         steps.took(Duration::ZERO, false);
-        assert_eq!(steps.room(), 1, "what was not full says nothing");
+        assert_eq!(steps.room(), Steps::MIN, "what was not full says nothing");
     }
 
     #[test]
