@@ -19,6 +19,7 @@ mod open;
 mod out;
 mod outside;
 mod pause;
+mod purge;
 mod results;
 mod resume;
 mod retry;
@@ -77,6 +78,8 @@ pub enum Command {
     Cancel(cancel::Args),
     /// Run jobs again
     Retry(retry::Args),
+    /// Erase done jobs with all that belongs to them, or only what they asked
+    Purge(purge::Args),
     /// Keep a queue or a batch from being worked on
     Pause(pause::Args),
     /// Let a paused queue or a stopped batch flow again
@@ -138,6 +141,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Show(args) => show::run(&args, &context).await,
         Command::Cancel(args) => cancel::run(&args, &context).await,
         Command::Retry(args) => retry::run(&args, &context).await,
+        Command::Purge(args) => purge::run(&args, &context).await,
         Command::Pause(args) => pause::run(&args, &context).await,
         Command::Resume(args) => resume::run(&args, &context).await,
         Command::Gates(args) => gates::run(&args, &context).await,

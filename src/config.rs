@@ -28,6 +28,7 @@ pub use sections::{
     Profiles, Queue, Queues, RetrySettings, WorkerSettings,
 };
 
+use crate::domain::retention::Retention;
 use crate::worker::tools::ToolSettings;
 
 /// What the command line says about the configuration.
@@ -58,6 +59,8 @@ pub struct Config {
     pub defaults: DefaultSettings,
     /// What is known of models.
     pub models: Models,
+    /// How long done jobs are kept.
+    pub retention: Retention,
     /// More accounts.
     pub profiles: Profiles,
     /// What is set for single queues.

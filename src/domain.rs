@@ -4,7 +4,7 @@
 //! [`schema`] and [`tool`]), and
 //! ends ([`outcome`]); what a failed call means stands in [`retry`], and whether a model may be
 //! asked at all in [`breaker`] and [`gate`], how fast in [`pace`]; what is known of models in [`model`], and
-//! whether an input fits into one in [`context`]. Everything here is a function of its arguments.
+//! whether an input fits into one in [`context`]; how long a done job keeps what in [`retention`]. Everything here is a function of its arguments.
 
 pub mod body;
 pub mod breaker;
@@ -16,6 +16,7 @@ pub mod model;
 pub mod outcome;
 pub mod pace;
 pub mod reply;
+pub mod retention;
 pub mod retry;
 pub mod schema;
 pub mod seam;

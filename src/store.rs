@@ -33,6 +33,7 @@ use self::sqlite::SqliteStore;
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 use crate::domain::pace::{Each, Grant, Take};
+use crate::domain::retention::{DoneJob, Erasure, Sweep};
 use crate::domain::tool::{Asked, ToolResult};
 
 /// Why a database operation failed.
@@ -427,6 +428,26 @@ pub struct Rescued {
     pub quarantined: bool,
 }
 
+/// What a look for old results found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Due {
+    /// The jobs that are due, in the order of `seq`.
+    pub jobs: Vec<DoneJob>,
+    /// The last `seq` that was looked at; `None`: there is none after where the look began.
+    pub until: Option<i64>,
+    /// The first `seq` that is too young yet.
+    pub waits: Option<i64>,
+}
+
+/// What was taken away in one step.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Erased {
+    /// Of which jobs.
+    pub jobs: Vec<JobId>,
+    /// How long the database was at it, waiting for our turn not counted.
+    pub took: Duration,
+}
+
 /// What became of a batch of fenced writes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Written {
@@ -576,6 +597,13 @@ pub trait Store: Send + Sync {
     /// batch that ever met a refusal leaves one. Where a person lets the batch fail, its row stays while
     /// a job of it is open. Returns how many.
     async fn prune_gates(&self, limit: i64) -> Result<u64, StoreError>;
+
+    /// Looks at the next `window` results after this `seq` for what is due, by the database's clock.
+    async fn due(&self, sweep: &Sweep, after: i64, window: i64) -> Result<Due, StoreError>;
+
+    /// Takes away what goes of these jobs, in one transaction, where they are still done by these very
+    /// results and nobody else holds them. `None`: another daemon is at it.
+    async fn erase(&self, what: Erasure, jobs: &[DoneJob]) -> Result<Option<Erased>, StoreError>;
 
     /// Counts what is left for a drain.
     async fn backlog(&self, wanted: &Wanted, horizon: Duration) -> Result<Backlog, StoreError>;

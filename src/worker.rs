@@ -12,6 +12,7 @@ pub mod notes;
 pub mod process;
 pub mod profiles;
 pub mod record;
+pub mod retention;
 pub mod spool;
 pub mod tools;
 
@@ -34,6 +35,7 @@ use crate::domain::breaker::BreakerSettings;
 use crate::domain::job::{Claimed, Defaults, Job, Lease, Tally, WorkerId};
 use crate::domain::model::Layers;
 use crate::domain::outcome::{Failure, Outcome};
+use crate::domain::retention::Rules;
 use crate::domain::retry::{Curve, KEY_REST};
 use crate::failpoint::failpoint;
 use crate::store::{AccountRow, Backlog, DEFAULT_PROFILE, Me, Store, StoreError, Wanted};
@@ -98,6 +100,8 @@ pub struct Settings {
     pub models: Layers,
     /// `[tools]`, and which of them each queue may use.
     pub tools: Arc<Tools>,
+    /// `[retention]`, and what queues set themselves.
+    pub retention: Rules,
 }
 
 /// Why the mill stopped.
@@ -328,6 +332,7 @@ pub async fn run(
     upkeep.spawn(upkeep::share_gates(Arc::clone(&mill), beside.clone()));
     upkeep.spawn(upkeep::share_rates(Arc::clone(&mill), beside.clone()));
     upkeep.spawn(models::learn_daily(Arc::clone(&mill), beside.clone()));
+    upkeep.spawn(retention::keep(Arc::clone(&mill), beside.clone()));
     // It only waits and wakes: it may be dropped at any moment, the store's operations end by themselves.
     let mut watching: JoinSet<()> = JoinSet::new();
     watching.spawn(watch(Arc::clone(&mill), Arc::clone(&wake)));

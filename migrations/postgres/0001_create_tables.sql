@@ -21,7 +21,8 @@ CREATE FUNCTION deadline_seconds(policy json) RETURNS double precision LANGUAGE 
       FROM (SELECT json_field(policy, 'deadline_seconds')::text AS seconds) f
 $$;
 
--- What you asked. INSERT and DELETE; only metadata may be updated. All columns are promised.
+-- What you asked. INSERT and DELETE; of a row that is there only metadata is updated, and redacted_at, once: a done job
+-- loses prompt, system and params then, and keeps its result and its ledger. All columns are promised.
 CREATE TABLE jobs (
     id         bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT jobs_id PRIMARY KEY,
     queue      text NOT NULL DEFAULT 'default',
@@ -37,10 +38,12 @@ CREATE TABLE jobs (
     params     json,
     policy     json,
     metadata   jsonb,
+    redacted_at timestamptz,
     CONSTRAINT params_is_a_json_object CHECK (json_typeof(params) = 'object'),
     CONSTRAINT policy_is_a_json_object CHECK (json_typeof(policy) = 'object'),
-    -- Either prompt or params.messages, not both.
+    -- Either prompt or params.messages, not both; nothing of it once it is redacted.
     CONSTRAINT job_has_one_prompt CHECK (CASE
+        WHEN redacted_at IS NOT NULL THEN prompt IS NULL AND system IS NULL AND params IS NULL
         WHEN params IS NULL THEN prompt IS NOT NULL
         WHEN json_typeof(params) = 'object' THEN (prompt IS NOT NULL) <> (json_field(params, 'messages') IS NOT NULL)
         ELSE true END),
@@ -289,6 +292,12 @@ CREATE TABLE meta (
 );
 INSERT INTO meta (database_id, schema_version, schema_min) VALUES (gen_random_uuid()::text, 1, 1);
 
+-- Refuses from within an expression: costs nothing where it is not reached.
+CREATE FUNCTION refuse_row(sentence text) RETURNS bigint LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    RAISE EXCEPTION USING MESSAGE = sentence, ERRCODE = 'check_violation';
+END $$;
+
 -- A new job: its queue, its state, and a knock where a worker sleeps. NOTIFY takes a lock on the whole database at
 -- commit, so nobody knocks while all are awake.
 CREATE FUNCTION jobs_inserted() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
@@ -311,7 +320,9 @@ BEGIN
            n.run_at,
            greatest(n.created_at, n.run_at)
                + make_interval(secs => coalesce(deadline_seconds(n.policy), deadline_seconds(q.policy))),
-           coalesce(octet_length(n.prompt), 0) + coalesce(octet_length(n.system), 0) + coalesce(octet_length(n.params::text), 0)
+           CASE WHEN n.redacted_at IS NULL
+                THEN coalesce(octet_length(n.prompt), 0) + coalesce(octet_length(n.system), 0) + coalesce(octet_length(n.params::text), 0)
+                ELSE refuse_row('nobody_inserts_redacted_jobs: redacted_at says when a done job lost its prompt; leave it out of the INSERT') END
       FROM new_jobs n
       LEFT JOIN queues q ON q.name = n.queue;
 
@@ -374,6 +385,7 @@ DECLARE
     right_now timestamptz := clock_timestamp();
     moved boolean := NEW.available_at <> OLD.available_at;
     unanswered bigint;
+    gone_at timestamptz;
 BEGIN
     IF NEW.state = 'cancelled' THEN
         IF OLD.state = 'done' THEN RETURN NULL; END IF;
@@ -397,6 +409,11 @@ BEGIN
     ELSIF NEW.state = OLD.state AND NOT moved THEN
         RETURN NEW;
     ELSIF OLD.state = 'done' AND NEW.state = 'pending' THEN
+        SELECT j.redacted_at INTO gone_at FROM jobs j WHERE j.id = OLD.job_id;
+        IF gone_at IS NOT NULL THEN
+            RAISE EXCEPTION 'job % was redacted at %: its prompt is gone and cannot run again; insert it anew, or leave such jobs out: AND job_id NOT IN (SELECT id FROM jobs WHERE redacted_at IS NOT NULL)',
+                OLD.job_id, gone_at USING ERRCODE = 'check_violation';
+        END IF;
         -- What the ledger left to the result comes back to it.
         UPDATE calls c
            SET content = r.content
@@ -600,9 +617,39 @@ CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql SET search_path FROM C
 BEGIN
     RAISE EXCEPTION USING MESSAGE = TG_ARGV[0], ERRCODE = 'check_violation';
 END $$;
+-- But for the redaction of a done job: UPDATE jobs SET redacted_at = now() WHERE ... takes prompt, system and params
+-- along. One that is redacted already is passed by, so that bulk statements work. Whoever runs the job again holds its
+-- job_state row: one of the two waits, and finds what the other did.
+CREATE FUNCTION jobs_by_hand() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+    SET enable_seqscan = off AS $$
+DECLARE
+    job_is text;
+BEGIN
+    IF NEW.redacted_at IS NULL
+       OR (NEW.id, NEW.queue, NEW.batch, NEW.key, NEW.model, NEW.max_tokens, NEW.priority, NEW.run_at, NEW.created_at, NEW.policy::text)
+          IS DISTINCT FROM
+          (OLD.id, OLD.queue, OLD.batch, OLD.key, OLD.model, OLD.max_tokens, OLD.priority, OLD.run_at, OLD.created_at, OLD.policy::text)
+       OR (NEW.prompt IS NOT NULL AND NEW.prompt IS DISTINCT FROM OLD.prompt)
+       OR (NEW.system IS NOT NULL AND NEW.system IS DISTINCT FROM OLD.system)
+       OR (NEW.params IS NOT NULL AND NEW.params::text IS DISTINCT FROM OLD.params::text) THEN
+        RAISE EXCEPTION 'jobs are not changed: cancel this one and insert another (metadata may be updated; priority and available_at stand in job_state; redacted_at, alone, redacts a done job)'
+            USING ERRCODE = 'check_violation';
+    END IF;
+    IF OLD.redacted_at IS NOT NULL THEN RETURN NULL; END IF;
+    SELECT s.state INTO job_is FROM job_state s WHERE s.job_id = OLD.id FOR NO KEY UPDATE;
+    IF job_is IS DISTINCT FROM 'done' THEN
+        RAISE EXCEPTION 'job % is %, and only done jobs are redacted, the others need their prompts: cancel the job first, or add: AND id IN (SELECT job_id FROM results)',
+            OLD.id, coalesce(job_is, 'gone') USING ERRCODE = 'check_violation';
+    END IF;
+    NEW.prompt := NULL;
+    NEW.system := NULL;
+    NEW.params := NULL;
+    NEW.redacted_at := clock_timestamp();
+    RETURN NEW;
+END $$;
 CREATE TRIGGER jobs_are_not_changed
-    BEFORE UPDATE OF id, queue, batch, key, model, max_tokens, priority, run_at, created_at, prompt, system, params, policy ON jobs
-    FOR EACH ROW EXECUTE FUNCTION refuse('jobs are not changed: cancel this one and insert another (metadata may be updated; priority and available_at stand in job_state)');
+    BEFORE UPDATE OF id, queue, batch, key, model, max_tokens, priority, run_at, created_at, prompt, system, params, policy, redacted_at ON jobs
+    FOR EACH ROW EXECUTE FUNCTION jobs_by_hand();
 CREATE TRIGGER job_state_is_made_by_jobs BEFORE INSERT ON job_state FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0)
     EXECUTE FUNCTION refuse('job_state rows come with their job: INSERT INTO jobs instead');
 CREATE TRIGGER job_state_keeps_its_lane BEFORE UPDATE OF job_id, queue, batch, model, bytes ON job_state
@@ -658,7 +705,7 @@ CREATE TRIGGER gates_by_hand BEFORE UPDATE ON gates FOR EACH ROW WHEN (NEW.gener
     EXECUTE FUNCTION gates_by_hand();
 
 -- Else any role could hang them on a table of its own and have them run as the owner.
-REVOKE EXECUTE ON FUNCTION jobs_inserted(), jobs_deleted(), jobs_truncated(), job_state_by_hand(), refuse(),
+REVOKE EXECUTE ON FUNCTION jobs_inserted(), jobs_by_hand(), jobs_deleted(), jobs_truncated(), job_state_by_hand(), refuse(),
     job_state_taken_away(), job_state_waits_no_more(), job_state_deleted(), results_deleted(), gates_by_hand(),
     tool_calls_by_hand(), tool_calls_changed(), tool_calls_deleted(), open_tool_calls_of(bigint, bigint),
     forget_open_tool_calls(bigint) FROM PUBLIC;
@@ -697,7 +744,7 @@ SELECT j.id, j.queue, j.batch, j.key, s.state, r.outcome, r.stop_reason,
               WHERE t.job_id = s.job_id AND t.run = s.run AND t.result IS NULL AND t.result_content IS NULL)
             ELSE s.reason END AS reason,
        r.error, r.input_tokens, r.output_tokens, r.cache_creation_input_tokens, r.cache_read_input_tokens,
-       j.created_at, r.started_at, r.finished_at
+       j.created_at, r.started_at, r.finished_at, j.redacted_at
   FROM jobs j
   JOIN job_state s ON s.job_id = j.id
   LEFT JOIN results r ON r.job_id = j.id

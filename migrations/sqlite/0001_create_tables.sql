@@ -9,7 +9,8 @@
 -- "Prml": tells our file from others.
 PRAGMA application_id = 1349676396;
 
--- What you asked. INSERT and DELETE; only metadata may be updated. All columns are promised.
+-- What you asked. INSERT and DELETE; of a row that is there only metadata is updated, and redacted_at, once: a done job
+-- loses prompt, system and params then, and keeps its result and its ledger. All columns are promised.
 -- Narrow columns first: those behind a long prompt would be read through all of its pages.
 CREATE TABLE jobs (
     id         INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -25,13 +26,16 @@ CREATE TABLE jobs (
     system     TEXT,
     params     TEXT,
     policy     TEXT,
-    metadata   TEXT    CONSTRAINT metadata_is_json CHECK (metadata IS NULL OR json_valid(metadata))
+    metadata   TEXT    CONSTRAINT metadata_is_json CHECK (metadata IS NULL OR json_valid(metadata)),
+    redacted_at INTEGER CONSTRAINT redacted_at_is_milliseconds CHECK (redacted_at BETWEEN 100000000000 AND 253402300799999)
 ) STRICT;
 
 -- The constraints of jobs. A trigger and not CHECKs, because INSERT OR IGNORE (which people use for idempotency)
 -- skips a row that fails a CHECK without a word, and because it can say what to do.
 CREATE TRIGGER jobs_checked BEFORE INSERT ON jobs BEGIN
     SELECT CASE
+        WHEN NEW.redacted_at IS NOT NULL
+            THEN RAISE(ABORT, 'nobody_inserts_redacted_jobs: redacted_at says when a done job lost its prompt; leave it out of the INSERT')
         WHEN NEW.params IS NOT NULL AND NOT json_valid(NEW.params)
             THEN RAISE(ABORT, 'params_is_a_json_object: params is not valid JSON; give an object of Messages API fields, or leave it out')
         WHEN NEW.params IS NOT NULL AND json_type(NEW.params) <> 'object'
@@ -368,7 +372,8 @@ WHEN NEW.claims = OLD.claims AND NEW.claimed_by IS OLD.claimed_by AND OLD.state 
         WHEN NEW.state = 'cancelled'
             THEN CASE WHEN OLD.state = 'done' THEN RAISE(IGNORE) END
         WHEN OLD.state = 'done' AND NEW.state = 'pending'
-            THEN NULL
+            THEN CASE WHEN EXISTS (SELECT 1 FROM jobs WHERE id = OLD.job_id AND redacted_at IS NOT NULL)
+                      THEN RAISE(ABORT, 'the job was redacted: its prompt is gone and cannot run again; insert it anew, or leave such jobs out: AND job_id NOT IN (SELECT id FROM jobs WHERE redacted_at IS NOT NULL)') END
         WHEN OLD.state IN ('pending', 'scheduled') AND NEW.state IN ('pending', 'scheduled')
             THEN CASE WHEN OLD.state = 'pending' AND NEW.state = 'scheduled' AND NEW.available_at <= CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)
                       THEN RAISE(ABORT, 'the job is pending and due: to schedule it, set available_at to a later time, in milliseconds since 1970') END
@@ -534,10 +539,31 @@ WHEN OLD.claimed_by IS NOT NULL AND NEW.claims <> OLD.claims BEGIN
      WHERE results.job_id = OLD.job_id AND results.run = OLD.run;
 END;
 
--- What nobody may do.
+-- What nobody may do, but for the redaction of a done job: UPDATE jobs SET redacted_at = <now> WHERE ... takes prompt,
+-- system and params along. One that is redacted already is passed by, so that bulk statements work.
 CREATE TRIGGER jobs_are_not_changed
-BEFORE UPDATE OF id, queue, batch, key, model, max_tokens, priority, run_at, created_at, prompt, system, params, policy ON jobs BEGIN
-    SELECT RAISE(ABORT, 'jobs are not changed: cancel this one and insert another (metadata may be updated; priority and available_at stand in job_state)');
+BEFORE UPDATE OF id, queue, batch, key, model, max_tokens, priority, run_at, created_at, prompt, system, params, policy, redacted_at ON jobs BEGIN
+    SELECT CASE
+        WHEN NEW.redacted_at IS NULL OR NEW.id <> OLD.id OR NEW.queue <> OLD.queue OR NEW.batch IS NOT OLD.batch
+             OR NEW.key IS NOT OLD.key OR NEW.model IS NOT OLD.model OR NEW.max_tokens IS NOT OLD.max_tokens
+             OR NEW.priority <> OLD.priority OR NEW.run_at <> OLD.run_at OR NEW.created_at <> OLD.created_at
+             OR NEW.policy IS NOT OLD.policy
+             OR (NEW.prompt IS NOT NULL AND NEW.prompt IS NOT OLD.prompt)
+             OR (NEW.system IS NOT NULL AND NEW.system IS NOT OLD.system)
+             OR (NEW.params IS NOT NULL AND NEW.params IS NOT OLD.params)
+            THEN RAISE(ABORT, 'jobs are not changed: cancel this one and insert another (metadata may be updated; priority and available_at stand in job_state; redacted_at, alone, redacts a done job)')
+        WHEN OLD.redacted_at IS NOT NULL AND OLD.prompt IS NULL AND OLD.system IS NULL AND OLD.params IS NULL
+            THEN RAISE(IGNORE)
+        WHEN NOT EXISTS (SELECT 1 FROM job_state WHERE job_id = OLD.id AND state = 'done')
+            THEN RAISE(ABORT, 'only done jobs are redacted, the others need their prompts: cancel the job first, or add: AND id IN (SELECT job_id FROM results)')
+    END;
+END;
+CREATE TRIGGER jobs_redacted AFTER UPDATE OF redacted_at ON jobs
+WHEN NEW.prompt IS NOT NULL OR NEW.system IS NOT NULL OR NEW.params IS NOT NULL BEGIN
+    UPDATE jobs
+       SET prompt = NULL, system = NULL, params = NULL,
+           redacted_at = CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)
+     WHERE id = NEW.id;
 END;
 CREATE TRIGGER job_state_is_made_by_jobs BEFORE INSERT ON job_state
 WHEN NOT EXISTS (SELECT 1 FROM jobs WHERE id = NEW.job_id) OR EXISTS (SELECT 1 FROM job_state WHERE job_id = NEW.job_id) BEGIN
@@ -595,7 +621,8 @@ SELECT o.*,
        strftime('%Y-%m-%dT%H:%M:%fZ', o.deadline_at / 1000.0, 'unixepoch') AS deadline_at_text,
        strftime('%Y-%m-%dT%H:%M:%fZ', o.created_at / 1000.0, 'unixepoch') AS created_at_text,
        strftime('%Y-%m-%dT%H:%M:%fZ', o.started_at / 1000.0, 'unixepoch') AS started_at_text,
-       strftime('%Y-%m-%dT%H:%M:%fZ', o.finished_at / 1000.0, 'unixepoch') AS finished_at_text
+       strftime('%Y-%m-%dT%H:%M:%fZ', o.finished_at / 1000.0, 'unixepoch') AS finished_at_text,
+       strftime('%Y-%m-%dT%H:%M:%fZ', o.redacted_at / 1000.0, 'unixepoch') AS redacted_at_text
   FROM (SELECT j.id, j.queue, j.batch, j.key, s.state, r.outcome, r.stop_reason,
                coalesce(r.model, coalesce(nullif(s.model, ''), q.model, (SELECT w.default_model FROM workers w ORDER BY w.id DESC LIMIT 1))) AS model,
                s.priority, s.available_at, s.deadline_at, s.run, s.claims, s.failures,
@@ -620,7 +647,7 @@ SELECT o.*,
                       WHERE t.job_id = s.job_id AND t.run = s.run AND t.result IS NULL AND t.result_content IS NULL)
                     ELSE s.reason END AS reason,
                r.error, r.input_tokens, r.output_tokens, r.cache_creation_input_tokens, r.cache_read_input_tokens,
-               j.created_at, r.started_at, r.finished_at
+               j.created_at, r.started_at, r.finished_at, j.redacted_at
           FROM jobs j
           JOIN job_state s ON s.job_id = j.id
           LEFT JOIN results r ON r.job_id = j.id

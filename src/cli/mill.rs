@@ -11,6 +11,7 @@ use crate::domain::breaker::BreakerSettings;
 use crate::domain::job::Defaults;
 use crate::domain::model::{Catalogue, Layers, Said};
 use crate::domain::pace::Each;
+use crate::domain::retention::Rules;
 use crate::domain::retry::Curve;
 use crate::worker::Settings;
 use crate::worker::gate::PaceSettings;
@@ -45,6 +46,10 @@ pub fn settings(config: &Config) -> Settings {
         pace: pace(config),
         models: layers(config),
         tools: Arc::new(tools(config)),
+        retention: Rules {
+            all: config.retention,
+            queues: config.queues.0.iter().map(|(name, queue)| (name.clone(), queue.retention)).collect(),
+        },
     }
 }
 

@@ -55,7 +55,11 @@ impl Context {
 
     /// Opens the database of the configuration for a command.
     pub async fn desk(&self, absent: Absent) -> anyhow::Result<Arc<dyn Desk>> {
-        let config = self.load()?;
+        Ok(desk_of(&self.opened(&self.load()?, absent).await?))
+    }
+
+    /// Opens the database of a configuration.
+    pub async fn opened(&self, config: &Config, absent: Absent) -> anyhow::Result<Opened> {
         let mut migrate = Migrate::Never;
         if let Some(file) = config.database.url.file() {
             // An empty file is what a failed start, or `touch`, leaves behind.
@@ -75,7 +79,7 @@ impl Context {
                 _ => {}
             }
         }
-        Ok(desk_of(&open_directly(&config, migrate).await?))
+        open_directly(config, migrate).await
     }
 }
 

@@ -156,13 +156,17 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     jobs.truncate(limit);
 
     let mut target = Target::new(args)?;
-    let shown = write(&*desk, &jobs, format, &mut target).await?;
+    let (shown, redacted) = write(&*desk, &jobs, format, &mut target).await?;
     target.finish()?;
     if all > jobs.len() && args.limit.is_none() {
         let (some, all) = (number(jobs.len() as i64), number(all as i64));
         say(&format!("{some} of {all} results; --limit or another --format shows more"));
     } else if format == Format::Table {
         say(&count(shown.len() as i64, "result", "results"));
+    }
+    if redacted > 0 && format == Format::Table {
+        let prompts = if redacted == 1 { "prompt was" } else { "prompts were" };
+        say(&format!("{} {prompts} redacted; promptmill show JOB tells when", number(redacted)));
     }
     if let Some(job) = jobs.iter().find(|job| !args.jobs.is_empty() && shown.binary_search(job).is_err()) {
         say(&format!("job {job} has no result; promptmill show {job} tells where it is"));
@@ -171,24 +175,25 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     Ok(Exit::Good)
 }
 
-/// Writes the results of these jobs; returns those that have one, in order.
+/// Writes the results of these jobs; returns those that have one, in order, and how many were redacted.
 async fn write(
     desk: &dyn Desk,
     jobs: &[JobId],
     format: Format,
     target: &mut Target,
-) -> anyhow::Result<Vec<JobId>> {
-    let mut shown = Vec::with_capacity(jobs.len());
+) -> anyhow::Result<(Vec<JobId>, i64)> {
+    let (mut shown, mut redacted) = (Vec::with_capacity(jobs.len()), 0);
     if format == Format::Table {
         let mut table = format::Lines::new();
         for jobs in jobs.chunks(STARTS_MAX) {
             for row in read(desk, jobs, Texts::Start).await? {
                 table.push(&row);
+                redacted += i64::from(row.redacted_at.is_some());
                 shown.push(row.job);
             }
         }
         target.text(&table.to_text())?;
-        return Ok(shown);
+        return Ok((shown, redacted));
     }
     target.text(&format::head(format)?)?;
     for jobs in jobs.chunks(WHOLE_MAX) {
@@ -197,7 +202,7 @@ async fn write(
             shown.push(row.job);
         }
     }
-    Ok(shown)
+    Ok((shown, redacted))
 }
 
 async fn read(desk: &dyn Desk, jobs: &[JobId], texts: Texts) -> anyhow::Result<Vec<ResultRow>> {

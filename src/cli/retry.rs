@@ -11,7 +11,8 @@ use crate::domain::outcome::Outcome;
 /// Runs jobs again: their result is deleted, their ledger is kept, and their run counts one more.
 ///
 /// Jobs named by id run again however they ended, and at once where they are scheduled. With --batch,
-/// --queue or --all: those that ended neither complete nor cancelled, unless --outcome says which.
+/// --queue or --all: those that ended neither complete nor cancelled, unless --outcome says which. A job
+/// that was redacted has nothing to ask any more, and stays as it is.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -42,7 +43,8 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         let mut out = Out::stdout();
         let missing: Vec<i64> = changed.missing.iter().map(|job| job.0).collect();
         let object = json!({
-            "retried": changed.done, "still_open": changed.left, "missing": missing, "dry_run": args.which.dry_run,
+            "retried": changed.done, "still_open": changed.left, "redacted": changed.redacted, "missing": missing,
+            "dry_run": args.which.dry_run,
         });
         out.line(&object.to_string())?;
         out.flush()?;
@@ -53,11 +55,17 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     } else {
         String::new()
     };
+    let redacted = if changed.redacted > 0 {
+        format!(", {} redacted and left as they are", count(changed.redacted as i64, "job", "jobs"))
+    } else {
+        String::new()
+    };
     let verb = match (args.which.dry_run, changed.done) {
         (true, _) => "would run again",
         (false, 1) => "runs again",
         (false, _) => "run again",
     };
-    say(&format!("{jobs} {verb}{left}"));
-    Ok(if changed.missing.is_empty() { Exit::Good } else { Exit::Failure })
+    say(&format!("{jobs} {verb}{left}{redacted}"));
+    let all_named = changed.missing.is_empty() && (args.which.jobs.is_empty() || changed.redacted == 0);
+    Ok(if all_named { Exit::Good } else { Exit::Failure })
 }

@@ -80,6 +80,7 @@ fn job_json(job: &JobRow) -> Value {
         "policy": job.asked.policy, "metadata": job.asked.metadata,
         "created_at": time_rfc3339(job.created_at), "run_at": job.asked.run_at.map(time_rfc3339),
         "available_at": time_rfc3339(job.available_at), "deadline_at": job.deadline_at.map(time_rfc3339),
+        "redacted_at": job.redacted_at.map(time_rfc3339),
     })
 }
 

@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use anyhow::Context as _;
 
 use super::exit::Stop;
-use super::out::say;
+use super::out::{say, time};
 use crate::domain::job::JobId;
 use crate::domain::outcome::Outcome;
-use crate::store::{Desk, JobFilter, StateCounts, StoreError};
+use crate::store::{Desk, JobFilter, Moment, StateCounts, StoreError};
 
 /// Jobs changed in one statement.
 const PAGE: usize = 1_000;
@@ -49,6 +49,14 @@ impl Change {
             Self::RunAgain => desk.run_again(jobs).await,
         }
     }
+
+    /// Returns those that cannot run again.
+    async fn redacted(self, desk: &dyn Desk, jobs: &[JobId]) -> anyhow::Result<Vec<(JobId, Moment)>> {
+        match self {
+            Self::Cancel => Ok(Vec::new()),
+            Self::RunAgain => desk.redacted(jobs).await.context("failed to look at the jobs"),
+        }
+    }
 }
 
 /// What became of a bulk command.
@@ -60,6 +68,8 @@ pub struct Changed {
     pub left: u64,
     /// Jobs that were named and are not there.
     pub missing: Vec<JobId>,
+    /// Jobs that cannot run again: nobody knows what they asked.
+    pub redacted: u64,
 }
 
 impl Which {
@@ -90,15 +100,17 @@ impl Which {
             states: states.iter().map(|state| (*state).to_owned()).collect(),
             outcomes,
         };
-        self.check_exists(desk).await?;
+        check_exists(desk, self.batch.as_deref(), self.queue.as_deref()).await?;
         let mut changed = Changed::default();
         let mut after = JobId(0);
         loop {
             let jobs = desk.select(&filter, after, PAGE as i64).await.context("failed to select jobs")?;
             let Some(last) = jobs.last() else { return Ok(changed) };
             after = *last;
+            let redacted = change.redacted(desk, &jobs).await?.len() as u64;
+            changed.redacted += redacted;
             changed.done += if self.dry_run {
-                jobs.len() as u64
+                jobs.len() as u64 - redacted
             } else {
                 change.apply(desk, &jobs).await.with_context(|| {
                     format!("failed after {} jobs were changed; the same command goes on", changed.done)
@@ -121,37 +133,45 @@ impl Which {
             let found = desk.outcomes(jobs).await.context("failed to look at the jobs")?;
             let there: HashSet<JobId> = found.iter().map(|(job, _)| *job).collect();
             changed.missing.extend(jobs.iter().filter(|job| !there.contains(job)));
+            let redacted = change.redacted(desk, jobs).await?;
+            for (job, at) in &redacted {
+                say(&format!(
+                    "job {job} was redacted at {}: its prompt is gone and cannot run again; enqueue it anew",
+                    time(*at)
+                ));
+            }
+            let redacted = redacted.len() as u64;
             let done = if self.dry_run {
                 let done = states.contains(&"done");
-                found.iter().filter(|(_, outcome)| outcome.is_some() == done).count() as u64
+                found.iter().filter(|(_, outcome)| outcome.is_some() == done).count() as u64 - redacted
             } else {
                 change.apply(desk, jobs).await.context("failed to change the jobs")?
             };
             changed.done += done;
-            changed.left += (found.len() as u64).saturating_sub(done);
+            changed.redacted += redacted;
+            changed.left += (found.len() as u64).saturating_sub(done + redacted);
         }
         for job in &changed.missing {
             say(&format!("job {job} does not exist"));
         }
         Ok(changed)
     }
+}
 
-    /// A label with a typing error must not pass for one whose jobs are all done.
-    async fn check_exists(&self, desk: &dyn Desk) -> anyhow::Result<()> {
-        if let Some(batch) = &self.batch
-            && desk.batch_counts(batch).await.context("failed to look at the batch")?
-                == StateCounts::default()
-        {
-            return Err(Stop::failure(format!("no job has batch \"{batch}\"")));
-        }
-        if let Some(queue) = &self.queue {
-            let queues = desk.queue_names().await.context("failed to look at the queues")?;
-            if !queues.contains(queue) {
-                return Err(unknown_queue(queue, &queues));
-            }
-        }
-        Ok(())
+/// A label with a typing error must not pass for one whose jobs are all done, nor a queue's name.
+pub async fn check_exists(desk: &dyn Desk, batch: Option<&str>, queue: Option<&str>) -> anyhow::Result<()> {
+    if let Some(batch) = batch
+        && desk.batch_counts(batch).await.context("failed to look at the batch")? == StateCounts::default()
+    {
+        return Err(Stop::failure(format!("no job has batch \"{batch}\"")));
     }
+    if let Some(queue) = queue {
+        let queues = desk.queue_names().await.context("failed to look at the queues")?;
+        if !queues.iter().any(|known| known == queue) {
+            return Err(unknown_queue(queue, &queues));
+        }
+    }
+    Ok(())
 }
 
 /// Says that a queue is not there, and which are.

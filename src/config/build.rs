@@ -20,6 +20,7 @@ use super::sections::{
 use super::{Config, ConfigError, DatabaseUrl, knobs};
 use crate::domain::job::{OnContextOverflow, OnCrash, OnMaxTokens, OnToolUse, Policy};
 use crate::domain::model::Said;
+use crate::domain::retention::Retention;
 use crate::store::StoreSettings;
 
 /// A day: no wait of ours is longer.
@@ -38,7 +39,8 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
     let log = log(&mut r, around);
     let models = models(&mut r);
     let profiles = profiles(&mut r, around, &api);
-    let queues = queues(&mut r, &api, &profiles);
+    let retention = retention(&mut r, &["retention"], Retention::default());
+    let queues = queues(&mut r, &api, &profiles, retention);
     let tools = super::tools::tools(&mut r, around);
     super::tools::check_queues(&mut r, &queues, &tools);
     if !r.problems.is_empty() {
@@ -52,7 +54,8 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
     let unlisted = unlisted.filter(|name| !queues.0.values().any(|queue| queue.tools.contains(name)));
     let unlisted =
         unlisted.map(|name| format!("tool {name} may be used by no queue: list it in queues.\"NAME\".tools"));
-    let warnings = merged.warnings.into_iter().chain(idle).chain(unlisted).collect();
+    let vain = redacted_in_vain(retention, &queues);
+    let warnings = merged.warnings.into_iter().chain(idle).chain(unlisted).chain(vain).collect();
     Ok(Config {
         database,
         api,
@@ -61,6 +64,7 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
         breaker,
         defaults,
         models,
+        retention,
         profiles,
         queues,
         tools,
@@ -496,7 +500,35 @@ fn models(r: &mut Reader) -> Models {
     Models(read.collect())
 }
 
-fn queues(r: &mut Reader, api: &ApiSettings, profiles: &Profiles) -> Queues {
+/// A hundred years: whoever means longer means for ever.
+const DAYS_MAX: f64 = 36_500.0;
+
+/// Reads how long done jobs are kept; what is not set is as in `usual`.
+fn retention(r: &mut Reader, s: &[&str], usual: Retention) -> Retention {
+    let mut days = |key, usual| match r.optional_number(s, key, &(0.0..=DAYS_MAX), " (days; 0: for ever)") {
+        None => usual,
+        Some(days) => (days > 0.0).then(|| Duration::from_secs_f64(days * DAY)),
+    };
+    Retention { prompts: days("redact_days", usual.prompts), jobs: days("delete_days", usual.jobs) }
+}
+
+/// Says where prompts would be redacted of jobs that are gone by then.
+fn redacted_in_vain(all: Retention, queues: &Queues) -> Vec<String> {
+    let own = queues.0.iter().filter(|(_, queue)| queue.retention != all);
+    let own = own.map(|(name, queue)| (format!("queues.\"{name}\""), queue.retention));
+    [("retention".to_owned(), all)]
+        .into_iter()
+        .chain(own)
+        .filter(|(_, retention)| retention.is_redacted_in_vain())
+        .map(|(section, _)| {
+            format!(
+                "{section}.redact_days redacts nothing: by then {section}.delete_days has deleted the jobs"
+            )
+        })
+        .collect()
+}
+
+fn queues(r: &mut Reader, api: &ApiSettings, profiles: &Profiles, kept: Retention) -> Queues {
     let known: Vec<&str> = [&api.profile].into_iter().chain(profiles.0.keys()).map(String::as_str).collect();
     let names = r.keys(&[], "queues");
     let read = names.into_iter().map(|name| {
@@ -510,7 +542,8 @@ fn queues(r: &mut Reader, api: &ApiSettings, profiles: &Profiles) -> Queues {
             r.problem(&path, "profile", what);
         }
         let tools = r.list(&path, "tools");
-        (name, Queue { tools, profile })
+        let retention = retention(r, &path, kept);
+        (name, Queue { tools, profile, retention })
     });
     Queues(read.collect())
 }

@@ -231,7 +231,22 @@ impl Reader {
         range: &RangeInclusive<f64>,
         unit: &str,
     ) -> f64 {
-        let kind = self.take(path, key).unwrap_or(ValueKind::Nil);
+        let before = self.problems.len();
+        let number = self.optional_number(path, key, range, unit);
+        if number.is_none() && self.problems.len() == before {
+            self.problem(path, key, "must not be empty");
+        }
+        number.unwrap_or(*range.start())
+    }
+
+    pub(super) fn optional_number(
+        &mut self,
+        path: &[&str],
+        key: &str,
+        range: &RangeInclusive<f64>,
+        unit: &str,
+    ) -> Option<f64> {
+        let kind = self.take(path, key)?;
         let number = match &kind {
             ValueKind::I64(number) => Some(*number as f64),
             ValueKind::Float(number) => Some(*number),
@@ -243,12 +258,12 @@ impl Reader {
                 // Whole numbers stay whole: `30`, not `30.0`.
                 let whole = number.fract() == 0.0;
                 self.read_as(if whole { toml::Value::from(number as i64) } else { number.into() });
-                number
+                Some(number)
             }
             _ => {
                 let (from, to) = range.clone().into_inner();
                 self.problem(path, key, format!("must be a number from {from} to {to}{unit}{}", not(&kind)));
-                from
+                None
             }
         }
     }

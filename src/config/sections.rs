@@ -11,6 +11,7 @@ use super::DatabaseUrl;
 use super::key::{KeyPlace, KeySource, NO_KEY};
 use crate::domain::job::Policy;
 use crate::domain::model::{Said, undated};
+use crate::domain::retention::Retention;
 use crate::store::StoreSettings;
 
 /// `[database]`.
@@ -190,6 +191,8 @@ pub struct Queue {
     pub tools: Vec<String>,
     /// `profile`: the account that its jobs are asked with; `None`: the default one.
     pub profile: Option<String>,
+    /// `redact_days` and `delete_days`, where it does not set them those of `[retention]`.
+    pub retention: Retention,
 }
 
 /// `[profiles."NAME"]`: accounts beside that of `[api]`.

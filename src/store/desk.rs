@@ -10,10 +10,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::{AccountRow, StoreError};
+use super::{AccountRow, Erased, StoreError};
 use crate::domain::gate::batch_of_scope;
 use crate::domain::job::JobId;
 use crate::domain::outcome::Usage;
+use crate::domain::retention::{DoneJob, Erasure};
 
 /// A point in time by the database's clock: milliseconds since 1970, UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -180,6 +181,8 @@ pub struct ResultRow {
     pub started_at: Option<Moment>,
     /// `finished_at`.
     pub finished_at: Moment,
+    /// `jobs.redacted_at`.
+    pub redacted_at: Option<Moment>,
 }
 
 /// How many jobs of a queue are where.
@@ -372,6 +375,8 @@ pub struct JobRow {
     pub reason: Option<String>,
     /// Characters of the running call that are safe in `checkpoints`.
     pub arrived: i64,
+    /// `jobs.redacted_at`: since then nobody knows what was asked.
+    pub redacted_at: Option<Moment>,
 }
 
 /// A row of `calls`, without its content.
@@ -438,6 +443,39 @@ pub struct JobFilter {
     pub states: Vec<String>,
     /// `results.outcome`, any of these; jobs without a result do not match then.
     pub outcomes: Vec<String>,
+}
+
+/// Which jobs are to be erased. Empty lists and `None` do not narrow.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PurgeFilter {
+    /// Ids.
+    pub jobs: Vec<i64>,
+    /// Label.
+    pub batch: Option<String>,
+    /// Queue.
+    pub queue: Option<String>,
+    /// Only results that were written before.
+    pub before: Option<Before>,
+}
+
+/// A time that something is older than.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// This one.
+    At(Moment),
+    /// So long ago, by the database's clock.
+    Ago(Duration),
+}
+
+impl Before {
+    /// Returns the time, or the age, in milliseconds.
+    pub(super) fn bounds(before: Option<Self>) -> (Option<i64>, Option<i64>) {
+        match before {
+            None => (None, None),
+            Some(Self::At(Moment(at))) => (Some(at), None),
+            Some(Self::Ago(ago)) => (None, Some(super::row::ms(ago))),
+        }
+    }
 }
 
 /// Whether jobs flow or stand.
@@ -536,9 +574,22 @@ pub trait Desk: Send + Sync {
     /// Cancels those of these jobs that are not done; returns how many.
     async fn cancel(&self, jobs: &[JobId]) -> Result<u64, StoreError>;
 
-    /// Makes those of these jobs pending that are done (run again) or scheduled (run now);
-    /// returns how many.
+    /// Makes those of these jobs pending that are done (run again) or scheduled (run now); returns how
+    /// many. One that was redacted cannot run again, and stays as it is.
     async fn run_again(&self, jobs: &[JobId]) -> Result<u64, StoreError>;
+
+    /// Returns those of these jobs that were redacted, and when.
+    async fn redacted(&self, jobs: &[JobId]) -> Result<Vec<(JobId, Moment)>, StoreError>;
+
+    /// Finds done jobs to be erased, in the order of ids; of prompts, those that are still there.
+    async fn purgeable(&self, which: &PurgeFilter, what: Erasure) -> Result<Vec<DoneJob>, StoreError>;
+
+    /// Counts the jobs that are meant and not done; their age is not looked at.
+    async fn unfinished(&self, which: &PurgeFilter) -> Result<StateCounts, StoreError>;
+
+    /// Erases these jobs or their prompts, in one transaction, where they are still done by these very
+    /// results and nobody else holds them.
+    async fn purge(&self, what: Erasure, jobs: &[DoneJob]) -> Result<Erased, StoreError>;
 
     /// Lets queues flow or stand; an empty list means all. Returns those that are there, by name.
     async fn set_queues(&self, names: &[String], flow: Flow) -> Result<Vec<String>, StoreError>;

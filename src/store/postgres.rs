@@ -10,6 +10,7 @@ mod gates;
 mod listen;
 mod migrate;
 mod rates;
+mod retention;
 mod tools;
 mod upkeep;
 mod write;
@@ -31,12 +32,13 @@ use super::held::Held;
 use super::lanes::Lanes;
 use super::migrations::Meta;
 use super::{
-    AccountRow, Backlog, GateNews, GateRow, Me, Migrate, Moment, Peer, Rescued, Store, StoreError,
-    StoreSettings, Wanted, Written, op, row,
+    AccountRow, Backlog, Due, Erased, GateNews, GateRow, Me, Migrate, Moment, Peer, Rescued, Store,
+    StoreError, StoreSettings, Wanted, Written, op, row,
 };
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 use crate::domain::pace::{Each, Grant, Take};
+use crate::domain::retention::{DoneJob, Erasure, Sweep};
 use crate::domain::tool::{Asked, ToolResult};
 
 /// A Postgres database with our schema in it.
@@ -359,6 +361,16 @@ impl Store for PostgresStore {
 
     async fn prune_gates(&self, limit: i64) -> Result<u64, StoreError> {
         self.run(limit, |conn, limit| Box::pin(gates::prune(conn, *limit))).await
+    }
+
+    async fn due(&self, sweep: &Sweep, after: i64, window: i64) -> Result<Due, StoreError> {
+        let params = (sweep.clone(), after, window);
+        self.run(params, |conn, p| Box::pin(retention::due(conn, &p.0, p.1, p.2))).await
+    }
+
+    async fn erase(&self, what: Erasure, jobs: &[DoneJob]) -> Result<Option<Erased>, StoreError> {
+        let jobs = retention::Jobs::new(jobs);
+        self.run((what, jobs), |conn, p| Box::pin(retention::erase_alone(conn, p.0, &p.1))).await
     }
 
     async fn backlog(&self, wanted: &Wanted, horizon: Duration) -> Result<Backlog, StoreError> {

@@ -79,7 +79,8 @@ GRANT INSERT ({ENQUEUED}), SELECT (id, key)
 -- Reader: sees everything.
 GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {reader}, {operator}, {worker};
 
--- Operator: a reader who cancels, moves and runs again, and turns queues, gates and rates.
+-- Operator: a reader who cancels, moves and runs again, and turns queues, gates and rates. Who is to erase, too, needs
+-- DELETE and UPDATE (redacted_at) on jobs: what the worker has.
 GRANT UPDATE (state, priority, available_at) ON {schema}.job_state TO {operator};
 GRANT INSERT, UPDATE ON {schema}.queues, {schema}.gates TO {operator};
 GRANT UPDATE (rate, cap) ON {schema}.rates TO {operator};
@@ -91,8 +92,8 @@ GRANT UPDATE (result, result_content, is_error, taken_by, taken_at) ON {schema}.
 -- Worker: the daemon, and the commands of whoever runs it. No DDL.
 GRANT INSERT ({ENQUEUED}), DELETE
    ON {schema}.jobs TO {worker};
--- Lets it lock rows of jobs; the update itself is refused by a trigger.
-GRANT UPDATE (id) ON {schema}.jobs TO {worker};
+-- Lets it lock rows of jobs, and redact done ones: a trigger takes the prompt along, and refuses all else.
+GRANT UPDATE (redacted_at) ON {schema}.jobs TO {worker};
 GRANT UPDATE ON {schema}.job_state TO {worker};
 GRANT INSERT, UPDATE ON {schema}.results, {schema}.tool_calls, {schema}.queues TO {worker};
 GRANT INSERT, UPDATE, DELETE

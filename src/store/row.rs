@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use crate::domain::job::{Claimed, JobId, Lease};
 use crate::domain::ledger::{Answer, Back, Call, Checkpoint, PastCall, Release, Settlement};
 use crate::domain::reply::{sanitise, sanitise_json};
+use crate::domain::retention::DoneJob;
 use crate::domain::tool::{Asked, PastTool, ToolCall, ToolContent, ToolResult};
 use crate::store::Rescued;
 
@@ -428,6 +429,11 @@ pub(crate) fn texts<T: Serialize>(names: &[T]) -> String {
 /// Returns names by names as a JSON object.
 pub(crate) fn names(names: &BTreeMap<String, String>) -> String {
     json(names)
+}
+
+/// Returns rows of (job, `seq`, bytes) as done jobs.
+pub(crate) fn done_jobs(rows: Vec<(i64, i64, i64)>) -> Vec<DoneJob> {
+    rows.into_iter().map(|(job, seq, bytes)| DoneJob { job: JobId(job), seq, bytes }).collect()
 }
 
 /// Returns the ids as jobs.

@@ -20,6 +20,7 @@ mod migrate;
 mod place;
 mod rates;
 mod reopen;
+mod retention;
 mod tools;
 mod upkeep;
 mod write;
@@ -42,12 +43,13 @@ use tokio::time::Instant;
 use super::held::Held;
 use super::lanes::Lanes;
 use super::{
-    AccountRow, Backlog, GateNews, GateRow, Me, Migrate, Moment, Peer, Rescued, Store, StoreError,
-    StoreSettings, Wanted, Written, op, row,
+    AccountRow, Backlog, Due, Erased, GateNews, GateRow, Me, Migrate, Moment, Peer, Rescued, Store,
+    StoreError, StoreSettings, Wanted, Written, op, row,
 };
 use crate::domain::job::{Claimed, JobId, Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Checkpoint, Release, Settlement};
 use crate::domain::pace::{Each, Grant, Take};
+use crate::domain::retention::{DoneJob, Erasure, Sweep};
 use crate::domain::tool::{Asked, ToolResult};
 use crate::failpoint::failpoint;
 
@@ -184,6 +186,20 @@ impl SqliteStore {
         self.patiently(done).await
     }
 
+    async fn erase_jobs(&self, what: Erasure, jobs: &[DoneJob]) -> Result<Erased, StoreError> {
+        let jobs: Vec<(i64, i64)> = jobs.iter().map(|done| (done.job.0, done.seq)).collect();
+        let pools = self.pools().await?;
+        let done = op::run(&pools.writer, self.limit, (what, jobs), |conn, params| {
+            Box::pin(async move {
+                conn.execute("BEGIN IMMEDIATE").await?;
+                let began = Instant::now();
+                let jobs = until_commit(conn, params, |conn, p| Box::pin(retention::erase(conn, p.0, &p.1)));
+                Ok(Erased { jobs: jobs.await?, took: began.elapsed() })
+            })
+        });
+        self.patiently(done).await
+    }
+
     /// Waits for a write, says after a while who keeps us from it, and holds the file against what
     /// was done: a file that was replaced meanwhile may have been the wrong one.
     async fn patiently<T>(&self, done: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
@@ -235,6 +251,15 @@ async fn immediately<P: Sync, T>(
     work: op::Work<SqliteConnection, P, T>,
 ) -> sqlx::Result<T> {
     conn.execute("BEGIN IMMEDIATE").await?;
+    until_commit(conn, params, work).await
+}
+
+/// Runs an operation to the end of the transaction that it is in.
+async fn until_commit<P: Sync, T>(
+    conn: &mut SqliteConnection,
+    params: &P,
+    work: op::Work<SqliteConnection, P, T>,
+) -> sqlx::Result<T> {
     let done = match work(conn, params).await {
         Ok(done) => {
             failpoint!("commit");
@@ -404,6 +429,16 @@ impl Store for SqliteStore {
 
     async fn prune_gates(&self, limit: i64) -> Result<u64, StoreError> {
         self.write(limit, |conn, limit| Box::pin(gates::prune(conn, *limit))).await
+    }
+
+    async fn due(&self, sweep: &Sweep, after: i64, window: i64) -> Result<Due, StoreError> {
+        let params = (sweep.clone(), after, window);
+        self.read(params, |conn, p| Box::pin(retention::due(conn, &p.0, p.1, p.2))).await
+    }
+
+    async fn erase(&self, what: Erasure, jobs: &[DoneJob]) -> Result<Option<Erased>, StoreError> {
+        // Two daemons on one file take turns: it has one writer.
+        self.erase_jobs(what, jobs).await.map(Some)
     }
 
     async fn backlog(&self, wanted: &Wanted, horizon: Duration) -> Result<Backlog, StoreError> {

@@ -6,6 +6,7 @@
 //! found empty; so each file holds the lines of one process, and with it of one database. A file
 //! that was made stays and is emptied: another process may be waiting for its lock.
 
+pub mod erase;
 pub mod line;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};

@@ -343,7 +343,7 @@ impl Peers {
 }
 
 /// Waits; returns whether it was told to stop meanwhile.
-async fn paused(stop: &CancellationToken, time: Duration) -> bool {
+pub(super) async fn paused(stop: &CancellationToken, time: Duration) -> bool {
     tokio::time::timeout(time, stop.cancelled()).await.is_ok()
 }
 

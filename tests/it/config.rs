@@ -18,6 +18,7 @@ use promptmill::config::{
 };
 use promptmill::domain::job::OnMaxTokens;
 use promptmill::domain::model::Said;
+use promptmill::domain::retention::Retention;
 use promptmill::telemetry;
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
@@ -268,6 +269,41 @@ fn a_queue_is_named_as_people_name_queues() {
     assert_eq!(place().file(&to_toml(&config)).good().queues, config.queues);
     // What stands for any name in the list of defaults is none.
     assert!(place().good().queues.0.is_empty());
+}
+
+#[test]
+fn everything_is_kept_unless_days_are_set_and_a_queue_may_keep_its_own_time() {
+    assert_eq!(place().good().retention, Retention::default());
+    let config = place()
+        .file("[retention]\nredact_days = 7\n[queues.short]\ndelete_days = 0.5\n[queues.kept]\nredact_days = 0\n[queues.usual]")
+        .var("PROMPTMILL_RETENTION__DELETE_DAYS", "30")
+        .var("PROMPTMILL_QUEUES__KEPT__DELETE_DAYS", "0")
+        .good();
+    let days = |days: f64| Some(Duration::from_secs_f64(days * 86_400.0));
+    let usual = Retention { prompts: days(7.0), jobs: days(30.0) };
+    assert_eq!(config.retention, usual);
+    assert_eq!(config.queues.0["usual"].retention, usual);
+    assert_eq!(config.queues.0["kept"].retention, Retention::default());
+    assert_eq!(config.queues.0["short"].retention, Retention { jobs: days(0.5), ..usual });
+    let vain = "queues.\"short\".redact_days redacts nothing: by then queues.\"short\".delete_days has deleted the jobs";
+    assert!(config.warnings.contains(&vain.to_owned()), "{:?}", config.warnings);
+    assert_eq!(config.warnings.iter().filter(|warning| warning.contains("redacts nothing")).count(), 1);
+}
+
+#[test]
+fn days_that_cannot_be_are_refused() {
+    for (days, name) in
+        [("-1", "redact_days"), ("\"soon\"", "delete_days"), ("40000", "delete_days"), ("inf", "redact_days")]
+    {
+        let told = place().file(&format!("[retention]\n{name} = {days}")).refused();
+        assert!(
+            told.contains(&format!("retention.{name}"))
+                && told.contains("must be a number from 0 to 36500 (days"),
+            "{told}"
+        );
+    }
+    let told = place().file("[queues.q]\ndelete_days = -3").refused();
+    assert!(told.contains("must be a number from 0 to 36500"), "{told}");
 }
 
 #[test]

@@ -152,6 +152,9 @@ struct Whole<'a> {
     request_id: Option<&'a str>,
     started_at: Option<String>,
     finished_at: String,
+    /// No column of `results`: only where the job's prompt is gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redacted_at: Option<String>,
 }
 
 /// Returns a result as one line of JSON.
@@ -187,6 +190,7 @@ pub fn json_of(row: &ResultRow) -> String {
         request_id: row.request_id.as_deref(),
         started_at: row.started_at.map(time_rfc3339),
         finished_at: time_rfc3339(row.finished_at),
+        redacted_at: row.redacted_at.map(time_rfc3339),
     };
     serde_json::to_string(&whole).expect("strings, numbers and raw JSON always serialise")
 }
@@ -368,6 +372,7 @@ mod tests {
             message_id: Some("msg_1".into()),
             started_at: None,
             finished_at: Moment(0),
+            redacted_at: None,
         }
     }
 

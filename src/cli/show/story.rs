@@ -96,6 +96,9 @@ fn head(lines: &mut Vec<String>, job: &JobRow, tools: &[ToolRow], result: Option
 
 fn asked(lines: &mut Vec<String>, job: &JobRow, texts: Texts) {
     let max_tokens = job.asked.max_tokens.map(|tokens| tokens.to_string());
+    if let Some(at) = job.redacted_at {
+        lines.push(format!("  prompt, system and params were redacted at {}: it cannot run again", time(at)));
+    }
     for (name, value) in [
         ("model", &job.asked.model),
         ("max_tokens", &max_tokens),
@@ -336,6 +339,7 @@ mod tests {
             failures: 0,
             reason: None,
             arrived: 0,
+            redacted_at: None,
         }
     }
 

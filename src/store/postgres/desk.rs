@@ -9,15 +9,16 @@ use async_trait::async_trait;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use super::PostgresStore;
+use super::{PostgresStore, retention};
 use crate::domain::job::JobId;
 use crate::domain::outcome::Usage;
+use crate::domain::retention::{DoneJob, Erasure};
 use crate::store::desk::{Found, fields, queues_of, usage};
 use crate::store::op::said;
 use crate::store::{
-    AccountRow, BatchLine, Behind, CallRow, Desk, FaultLine, Flow, Freed, GateLine, Inserted, JobFilter,
-    JobRow, Listed, Moment, NewJob, OutcomeLine, QueueLine, ReasonLine, ResultFilter, ResultRow, StateCounts,
-    StoreError, Texts, ToolRow, WorkerLine, row,
+    AccountRow, BatchLine, Behind, CallRow, Desk, Erased, FaultLine, Flow, Freed, GateLine, Inserted,
+    JobFilter, JobRow, Listed, Moment, NewJob, OutcomeLine, PurgeFilter, QueueLine, ReasonLine, ResultFilter,
+    ResultRow, StateCounts, StoreError, Texts, ToolRow, WorkerLine, row,
 };
 
 /// SQLSTATE `insufficient_privilege`.
@@ -119,7 +120,8 @@ impl Desk for PostgresStore {
                                         ORDER BY c.claim DESC, c.seq DESC
                                         LIMIT 1) END AS message_id,
                     (extract(epoch FROM r.started_at) * 1000)::bigint AS started_at,
-                    (extract(epoch FROM r.finished_at) * 1000)::bigint AS finished_at
+                    (extract(epoch FROM r.finished_at) * 1000)::bigint AS finished_at,
+                    (SELECT (extract(epoch FROM j.redacted_at) * 1000)::bigint FROM jobs j WHERE j.id = r.job_id) AS redacted_at
                FROM results r
               WHERE r.job_id = ANY ($1)
               ORDER BY r.job_id",
@@ -481,7 +483,8 @@ impl Desk for PostgresStore {
                     s.priority::bigint AS priority, s.run, s.claims, s.failures::bigint AS failures,
                     (SELECT o.reason FROM job_overview o WHERE o.id = j.id) AS reason,
                     (SELECT coalesce(sum(length(p.content)), 0) FROM checkpoints p
-                      WHERE p.job_id = j.id AND p.claim = s.claims AND p.part > 0) AS arrived
+                      WHERE p.job_id = j.id AND p.claim = s.claims AND p.part > 0) AS arrived,
+                    (extract(epoch FROM j.redacted_at) * 1000)::bigint AS redacted_at
                FROM jobs j
                JOIN job_state s ON s.job_id = j.id
               WHERE j.id = $1",
@@ -606,6 +609,7 @@ impl Desk for PostgresStore {
                  SELECT job_id
                    FROM job_state
                   WHERE job_id = ANY ($1) AND state IN ('done', 'scheduled')
+                    AND NOT EXISTS (SELECT FROM jobs j WHERE j.id = job_id AND j.redacted_at IS NOT NULL)
                   ORDER BY job_id
                     FOR UPDATE)
              UPDATE job_state s
@@ -618,6 +622,34 @@ impl Desk for PostgresStore {
         .await
         .map_err(said)?;
         Ok(done.rows_affected())
+    }
+
+    async fn redacted(&self, jobs: &[JobId]) -> Result<Vec<(JobId, Moment)>, StoreError> {
+        let rows: Vec<(i64, i64)> = sqlx::query_as(
+            "SELECT id, (extract(epoch FROM redacted_at) * 1000)::bigint
+               FROM jobs
+              WHERE id = ANY ($1) AND redacted_at IS NOT NULL
+              ORDER BY id",
+        )
+        .bind(ids(jobs))
+        .fetch_all(self.pool())
+        .await
+        .map_err(said)?;
+        Ok(rows.into_iter().map(|(job, at)| (JobId(job), Moment(at))).collect())
+    }
+
+    async fn purgeable(&self, which: &PurgeFilter, what: Erasure) -> Result<Vec<DoneJob>, StoreError> {
+        let params = (which.clone(), what);
+        self.run(params, |conn, p| Box::pin(retention::purgeable(conn, &p.0, p.1))).await
+    }
+
+    async fn unfinished(&self, which: &PurgeFilter) -> Result<StateCounts, StoreError> {
+        self.run(which.clone(), |conn, which| Box::pin(retention::unfinished(conn, which))).await
+    }
+
+    async fn purge(&self, what: Erasure, jobs: &[DoneJob]) -> Result<Erased, StoreError> {
+        let jobs = retention::Jobs::new(jobs);
+        self.run((what, jobs), |conn, p| Box::pin(retention::erase(conn, p.0, &p.1))).await
     }
 
     async fn set_queues(&self, names: &[String], flow: Flow) -> Result<Vec<String>, StoreError> {
@@ -680,7 +712,8 @@ impl PostgresStore {
         let keys: Vec<Option<&str>> = asked.iter().map(|job| job.key.as_deref()).collect();
         let compared: sqlx::Result<Vec<(i64, i64, bool)>> = sqlx::query_as(
             "SELECT n.place, j.id,
-                    j.prompt IS NOT DISTINCT FROM n.prompt
+                    j.redacted_at IS NOT NULL
+                    OR j.prompt IS NOT DISTINCT FROM n.prompt
                     AND j.system IS NOT DISTINCT FROM n.system
                     AND j.model IS NOT DISTINCT FROM n.model
                     AND j.max_tokens IS NOT DISTINCT FROM n.max_tokens
@@ -750,6 +783,7 @@ fn result(row: &PgRow) -> sqlx::Result<ResultRow> {
         usage: usage!(row),
         started_at: moment(row, "started_at")?,
         finished_at: Moment(row.try_get("finished_at")?),
+        redacted_at: moment(row, "redacted_at")?,
     }))
 }
 
@@ -766,6 +800,7 @@ fn job_row(row: &PgRow) -> sqlx::Result<JobRow> {
         created_at: Moment(row.try_get("created_at")?),
         available_at: Moment(row.try_get("available_at")?),
         deadline_at: moment(row, "deadline_at")?,
+        redacted_at: moment(row, "redacted_at")?,
     }))
 }
 

@@ -8,15 +8,16 @@ use async_trait::async_trait;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
-use super::{SqliteStore, text};
+use super::{SqliteStore, retention, text};
 use crate::domain::job::JobId;
 use crate::domain::outcome::Usage;
+use crate::domain::retention::{DoneJob, Erasure};
 use crate::store::desk::{Found, fields, list, queues_of, usage};
 use crate::store::op::said;
 use crate::store::{
-    AccountRow, BatchLine, Behind, CallRow, Desk, FaultLine, Flow, Freed, GateLine, Inserted, JobFilter,
-    JobRow, Listed, Moment, NewJob, OutcomeLine, QueueLine, ReasonLine, ResultFilter, ResultRow, StateCounts,
-    StoreError, Texts, ToolRow, WorkerLine, row,
+    AccountRow, BatchLine, Behind, CallRow, Desk, Erased, FaultLine, Flow, Freed, GateLine, Inserted,
+    JobFilter, JobRow, Listed, Moment, NewJob, OutcomeLine, PurgeFilter, QueueLine, ReasonLine, ResultFilter,
+    ResultRow, StateCounts, StoreError, Texts, ToolRow, WorkerLine, row,
 };
 
 #[async_trait]
@@ -82,7 +83,8 @@ impl Desk for SqliteStore {
                 .collect();
             let rows = sqlx::query(
                 "SELECT n.value ->> 0 AS place, j.id,
-                        j.prompt IS n.value ->> 2 AND j.system IS n.value ->> 3 AND j.model IS n.value ->> 4
+                        j.redacted_at IS NOT NULL
+                        OR j.prompt IS n.value ->> 2 AND j.system IS n.value ->> 3 AND j.model IS n.value ->> 4
                         AND j.max_tokens IS n.value ->> 5 AND j.params IS n.value ->> 6
                         AND j.policy IS n.value ->> 7 AS same
                    FROM json_each($1) n
@@ -149,7 +151,8 @@ impl Desk for SqliteStore {
                                         WHERE c.job_id = r.job_id AND c.run = r.run AND c.message_id IS NOT NULL
                                         ORDER BY c.claim DESC, c.seq DESC
                                         LIMIT 1) END AS message_id,
-                    r.started_at, r.finished_at
+                    r.started_at, r.finished_at,
+                    (SELECT j.redacted_at FROM jobs j WHERE j.id = r.job_id) AS redacted_at
                FROM results r
               WHERE r.job_id IN (SELECT value FROM json_each($1))
               ORDER BY r.job_id",
@@ -502,7 +505,8 @@ impl Desk for SqliteStore {
                     j.created_at, s.state, s.available_at, s.deadline_at, s.priority, s.run, s.claims, s.failures,
                     (SELECT o.reason FROM job_overview o WHERE o.id = j.id) AS reason,
                     (SELECT coalesce(sum(length(p.content)), 0) FROM checkpoints p
-                      WHERE p.job_id = j.id AND p.claim = s.claims AND p.part > 0) AS arrived
+                      WHERE p.job_id = j.id AND p.claim = s.claims AND p.part > 0) AS arrived,
+                    j.redacted_at
                FROM jobs j
                JOIN job_state s ON s.job_id = j.id
               WHERE j.id = $1",
@@ -612,13 +616,41 @@ impl Desk for SqliteStore {
         let done = sqlx::query(
             "UPDATE job_state
                 SET state = 'pending'
-              WHERE job_id IN (SELECT value FROM json_each($1)) AND state IN ('done', 'scheduled')",
+              WHERE job_id IN (SELECT value FROM json_each($1)) AND state IN ('done', 'scheduled')
+                AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.id = job_id AND j.redacted_at IS NOT NULL)",
         )
         .bind(ids(jobs))
         .execute(&self.writer())
         .await
         .map_err(said)?;
         Ok(done.rows_affected())
+    }
+
+    async fn redacted(&self, jobs: &[JobId]) -> Result<Vec<(JobId, Moment)>, StoreError> {
+        let rows: Vec<(i64, i64)> = sqlx::query_as(
+            "SELECT id, redacted_at
+               FROM jobs
+              WHERE id IN (SELECT value FROM json_each($1)) AND redacted_at IS NOT NULL
+              ORDER BY id",
+        )
+        .bind(ids(jobs))
+        .fetch_all(&self.reader())
+        .await
+        .map_err(said)?;
+        Ok(rows.into_iter().map(|(job, at)| (JobId(job), Moment(at))).collect())
+    }
+
+    async fn purgeable(&self, which: &PurgeFilter, what: Erasure) -> Result<Vec<DoneJob>, StoreError> {
+        let params = (which.clone(), what);
+        self.read(params, |conn, p| Box::pin(retention::purgeable(conn, &p.0, p.1))).await
+    }
+
+    async fn unfinished(&self, which: &PurgeFilter) -> Result<StateCounts, StoreError> {
+        self.read(which.clone(), |conn, which| Box::pin(retention::unfinished(conn, which))).await
+    }
+
+    async fn purge(&self, what: Erasure, jobs: &[DoneJob]) -> Result<Erased, StoreError> {
+        self.erase_jobs(what, jobs).await
     }
 
     async fn set_queues(&self, names: &[String], flow: Flow) -> Result<Vec<String>, StoreError> {
@@ -690,6 +722,7 @@ fn result(row: &SqliteRow) -> sqlx::Result<ResultRow> {
         usage: usage!(row),
         started_at: moment(row, "started_at")?,
         finished_at: Moment(row.try_get("finished_at")?),
+        redacted_at: moment(row, "redacted_at")?,
     }))
 }
 
@@ -706,6 +739,7 @@ fn job_row(row: &SqliteRow) -> sqlx::Result<JobRow> {
         created_at: Moment(row.try_get("created_at")?),
         available_at: Moment(row.try_get("available_at")?),
         deadline_at: moment(row, "deadline_at")?,
+        redacted_at: moment(row, "redacted_at")?,
     }))
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::erase::is_blank;
 use crate::domain::job::{Lease, WorkerId};
 use crate::domain::ledger::{Answer, Call, Release, Settlement};
 
@@ -44,6 +45,15 @@ pub enum Write<T = Instant> {
 }
 
 impl<T> Write<T> {
+    /// Returns the claim that it is about.
+    pub const fn lease(&self) -> Lease {
+        match self {
+            Self::Settle(settlement) => settlement.lease,
+            Self::Release(release) => release.lease,
+            Self::Append { lease, .. } | Self::Fill { lease, .. } => *lease,
+        }
+    }
+
     fn map<U>(self, time: impl FnMut(T) -> U) -> Write<U> {
         match self {
             Self::Settle(settlement) => Write::Settle(settlement.map(time)),
@@ -111,11 +121,15 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// Reads a file.
+    /// Reads a file; lines of blanks are none.
     pub fn read(bytes: &[u8]) -> Self {
         let mut contents = Self::default();
         for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
             let text = piece.strip_suffix(b"\n");
+            // Erased: see `super::erase`.
+            if is_blank(text.unwrap_or(piece)) {
+                continue;
+            }
             match (Line::read(text.unwrap_or(piece)), text) {
                 (Some(line), _) => contents.lines.push(line),
                 (None, Some(text)) => contents.broken.push(text.to_owned()),

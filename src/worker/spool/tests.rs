@@ -152,3 +152,48 @@ fn where_no_folder_can_be_made_nothing_is_kept_and_the_reason_is_said() {
     let err = Spool::new(None, "d").keep(&[line("d", 1)]).unwrap_err();
     assert!(err.to_string().contains("worker.state_dir"), "{err}");
 }
+
+#[test]
+fn lines_of_erased_jobs_are_blanked_and_the_others_are_found_as_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = leave(dir.path(), "d", &[1, 2, 3]);
+    let state = dir.path().join("state");
+    let gone = [JobId(1), JobId(3)].into();
+    assert_eq!(erase::jobs(&state, "d").unwrap(), [JobId(1), JobId(2), JobId(3)].into());
+    let length = fs::metadata(&file).unwrap().len();
+    let blanked = erase::erase(&state, "d", &gone).unwrap();
+    assert_eq!(blanked, erase::Blanked { lines: 2, ..Default::default() });
+    assert_eq!(fs::metadata(&file).unwrap().len(), length, "it keeps its length");
+    assert_eq!(erase::jobs(&state, "d").unwrap(), [JobId(2)].into());
+    let mut left = spool(dir.path(), "d").left();
+    assert_eq!(jobs(&left), [2]);
+    left.remove(0).clear().unwrap();
+    assert!(!state.join("spool.jsonl.broken").exists(), "a blank line is no broken one");
+}
+
+#[test]
+fn a_file_of_erased_jobs_alone_is_empty_then_and_may_be_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = leave(dir.path(), "d", &[1, 2]);
+    let state = dir.path().join("state");
+    assert_eq!(erase::erase(&state, "d", &[JobId(1), JobId(2)].into()).unwrap().lines, 2);
+    assert_eq!(fs::metadata(&file).unwrap().len(), 0);
+    assert_eq!(spool(dir.path(), "d").keep(&[line("d", 3)]).unwrap(), file);
+}
+
+#[test]
+fn what_is_not_ours_to_blank_is_left_and_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let mut living = spool(dir.path(), "d");
+    let own = living.keep(&[line("d", 1), line("d", 2)]).unwrap();
+    let other = leave(dir.path(), "elsewhere", &[1]);
+    fs::write(state.join("spool-9.jsonl"), "nonsense\n").unwrap();
+    fs::write(state.join("spool.jsonl.broken"), "half a li").unwrap();
+    let before = (fs::read(&own).unwrap(), fs::read(&other).unwrap());
+    let blanked = erase::erase(&state, "d", &[JobId(1)].into()).unwrap();
+    assert_eq!((blanked.lines, blanked.held), (0, vec![(own.clone(), 1)]));
+    assert_eq!(blanked.unreadable, [state.join("spool-9.jsonl"), state.join("spool.jsonl.broken")]);
+    assert_eq!((fs::read(&own).unwrap(), fs::read(&other).unwrap()), before);
+    assert!(erase::jobs(&dir.path().join("absent"), "d").unwrap().is_empty());
+}

@@ -3,6 +3,7 @@
 mod change;
 mod enqueue;
 mod gates;
+mod purge;
 mod results;
 mod roles;
 mod show;
@@ -65,6 +66,7 @@ impl<'a> Desk<'a> {
     fn mill_with(&self, args: &[&str], input: &str) -> Ran {
         let mut command = command(self.dir.path());
         command.args(args).env("DATABASE_URL", self.ground.url());
+        command.env("PROMPTMILL_WORKER__STATE_DIR", self.dir.path().join("state"));
         if self.ground.kind() == Kind::Postgres {
             command.env("PROMPTMILL_DATABASE__SCHEMA", self.ground.schema());
         }

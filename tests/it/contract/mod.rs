@@ -2,6 +2,7 @@
 
 mod deletion;
 mod insert;
+mod redaction;
 mod refusals;
 mod roles;
 mod shape;

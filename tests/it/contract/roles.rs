@@ -85,6 +85,8 @@ async fn an_enqueuer_may_do_nothing_else() {
         "TRUNCATE MILL.jobs",
         "INSERT INTO MILL.jobs (prompt, created_at) VALUES ('a', now())",
         "INSERT INTO MILL.queues (name) VALUES ('q')",
+        "UPDATE MILL.jobs SET redacted_at = now()",
+        "INSERT INTO MILL.jobs (prompt, redacted_at) VALUES ('a', now())",
     ] {
         let sentence = attempt(&pool, &ground, sql).await.unwrap_err();
         assert!(sentence.contains("permission denied"), "{sql}: {sentence}");
@@ -118,7 +120,13 @@ async fn a_reader_reads_and_an_operator_turns() {
     ] {
         attempt(&reader, &ground, &format!("SELECT * FROM MILL.{relation}")).await.unwrap();
     }
-    assert!(attempt(&reader, &ground, "UPDATE MILL.job_state SET state = 'cancelled'").await.is_err());
+    for sql in [
+        "UPDATE MILL.job_state SET state = 'cancelled'",
+        "UPDATE MILL.jobs SET redacted_at = now()",
+        "DELETE FROM MILL.jobs",
+    ] {
+        assert!(attempt(&reader, &ground, sql).await.unwrap_err().contains("permission denied"), "{sql}");
+    }
 
     let operator = connect("promptmill_operator").await;
     for sql in [
@@ -141,6 +149,8 @@ async fn a_reader_reads_and_an_operator_turns() {
         "UPDATE MILL.rates SET level = 9",
         "DELETE FROM MILL.results",
         "UPDATE MILL.jobs SET metadata = NULL",
+        "UPDATE MILL.jobs SET redacted_at = now()",
+        "DELETE FROM MILL.jobs",
     ] {
         let sentence = attempt(&operator, &ground, sql).await.unwrap_err();
         assert!(sentence.contains("permission denied"), "{sql}: {sentence}");
@@ -214,6 +224,7 @@ async fn a_worker_works_without_ddl() {
         "UPDATE MILL.rates SET level = 3, at = now()",
         "SELECT kind FROM MILL.rates FOR NO KEY UPDATE SKIP LOCKED",
         "DELETE FROM MILL.rates",
+        "UPDATE MILL.jobs SET redacted_at = now() WHERE id = 1",
         "DELETE FROM MILL.jobs WHERE id = 1",
     ] {
         assert!(attempt(&pool, &ground, sql).await.unwrap() > 0, "{sql}");

@@ -427,6 +427,9 @@ async fn sqlite_triggers_hold_with_recursive_triggers_too() {
     let sentence =
         ground.refused(&format!("{all} INSERT OR REPLACE INTO jobs (id, prompt) VALUES (1, 'new')")).await;
     assert!(sentence.contains("ids are never used twice"), "{sentence}");
+    ground.run(&format!("{all} UPDATE job_state SET state = 'cancelled'")).await;
+    ground.run(&format!("{all} UPDATE jobs SET redacted_at = {}", ground.at(0))).await;
+    assert_eq!(ground.line("SELECT count(redacted_at), count(prompt) FROM jobs").await, "3|0");
     ground.run(&format!("{all} DELETE FROM jobs")).await;
     assert_eq!(ground.line("SELECT count(*) FROM job_state").await, "0");
     ground.close().await;

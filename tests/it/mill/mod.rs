@@ -10,5 +10,6 @@ pub mod harness;
 mod living;
 mod models;
 mod profiles;
+mod retention;
 mod speaking;
 mod spool;
