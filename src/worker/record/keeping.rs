@@ -44,7 +44,7 @@ impl Recording {
     /// Keeps what the database does not take, and says to the others how it stands.
     pub(super) async fn look_after(&mut self, worker: impl Fn() -> WorkerId) {
         self.keep(worker).await;
-        if self.pending.values().all(|pending| pending.place != Place::File) {
+        if self.kept == 0 || self.pending.values().all(|pending| pending.place != Place::File) {
             self.clear().await;
         }
         for file in 0..self.left.len() {
@@ -93,6 +93,7 @@ impl Recording {
             }
         };
         for pending in self.pending.values_mut().filter(may) {
+            self.kept += usize::from(pending.place == Place::Nowhere);
             pending.place = place;
         }
     }
@@ -135,7 +136,9 @@ impl Recording {
     /// Says to the others how it stands, and to the log where that changed.
     pub(super) fn tell_standing(&mut self) {
         let (mut in_file, mut stalled) = (0, false);
-        for pending in self.pending.values() {
+        // Asked with every batch, when nearly always nothing is kept.
+        let kept = if self.kept == 0 { None } else { Some(self.pending.values()) };
+        for pending in kept.into_iter().flatten() {
             let kept = matches!(pending.place, Place::File | Place::Left(_));
             in_file += usize::from(kept);
             stalled |= pending.place != Place::Nowhere && !pending.is_aside;

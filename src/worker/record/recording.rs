@@ -41,7 +41,10 @@ pub struct Recording {
     open: bool,
     pub(super) standing: Arc<Standing>,
     pub(super) keeping: Keeping,
+    /// In the order in which they came.
     pub(super) pending: BTreeMap<Number, Pending>,
+    /// How many of them are kept in some place beside our memory, or should be.
+    pub(super) kept: usize,
     next: Number,
     lanes: Lanes,
     /// What waits until its time: rows that somebody locks.
@@ -115,6 +118,7 @@ impl Recorder {
             standing: Arc::clone(&standing),
             keeping: Keeping::new(spool),
             pending: BTreeMap::new(),
+            kept: 0,
             next: 0,
             lanes: Lanes::default(),
             aside: VecDeque::new(),
@@ -197,6 +201,7 @@ impl Recording {
         let since = Instant::now();
         let pending = Pending { write, by, told, refusals: 0, whole: None, since, place, is_aside: false };
         self.pending.insert(self.next, pending);
+        self.kept += usize::from(place != Place::Nowhere);
         self.lanes.push(kind, self.next);
         self.next += 1;
     }
@@ -235,12 +240,8 @@ impl Recording {
     fn next_time(&self) -> Option<Instant> {
         let again = self.away.as_ref().map(|away| away.until).filter(|until| *until > Instant::now());
         let aside = self.aside.iter().map(|(until, _)| *until).min();
-        let overdue = self
-            .pending
-            .values()
-            .filter(|pending| pending.place == Place::Nowhere)
-            .map(|pending| pending.since + self.patience())
-            .min();
+        let oldest = self.pending.values().find(|pending| pending.place == Place::Nowhere);
+        let overdue = oldest.map(|pending| pending.since + self.patience());
         [again, aside, overdue].into_iter().flatten().min()
     }
 
@@ -301,6 +302,7 @@ impl Recording {
     /// The database has it, or holds that it is too late.
     fn finish(&mut self, number: Number, in_time: bool) {
         let Some(pending) = self.pending.remove(&number) else { return };
+        self.kept -= usize::from(pending.place != Place::Nowhere);
         // Who fills a result did not end the job.
         let in_time = in_time && !matches!(pending.write, Write::Fill(..));
         let kept = match (in_time, pending.refusals) {
