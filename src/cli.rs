@@ -10,14 +10,14 @@ pub mod doctor;
 mod enqueue;
 mod exit;
 mod files;
-mod gates;
+pub(crate) mod gates;
 mod migrate;
 mod mill;
 mod open;
-mod out;
+pub(crate) mod out;
 mod outside;
 mod pause;
-mod results;
+pub(crate) mod results;
 mod resume;
 mod retry;
 mod roles;
@@ -26,6 +26,7 @@ mod show;
 mod stand_in;
 mod status;
 mod watch;
+mod web;
 mod which;
 
 use std::path::PathBuf;
@@ -91,6 +92,8 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
     /// Watch a few hundred prompts being drained, without key or network
     Demo(demo::Args),
+    /// Show the web page, without working on jobs
+    Web(web::Args),
     /// Serve a stand-in for the Claude API, to test with
     StandIn(stand_in::Args),
 }
@@ -148,6 +151,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             Ok(Exit::of_code(doctor::run(args, &context.flags(), &outside::World).await?))
         }
         Command::Demo(args) => run::demo(args).await.map(|()| Exit::Good),
+        Command::Web(args) => web::run(&args, &context).await,
         Command::StandIn(args) => stand_in::run(args).await.map(|()| Exit::Good),
     }
 }
