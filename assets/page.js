@@ -20,6 +20,7 @@
     const text = figure.dataset.series;
     if (!box || !window.uPlot || (plots.get(figure.id) || {}).text === text && box.classList.contains('drawn')) return;
     const [times, first, second] = JSON.parse(text);
+    const slot = (times[1] - times[0]) / 2;
     const sum = first.map((n, at) => n + second[at]);
     const bars = uPlot.paths.bars({ size: [0.8, 40], align: 0 });
     const series = (label, fill, values) => ({ label, fill: colour(fill), width: 0, points: { show: false }, paths: bars, values });
@@ -35,7 +36,7 @@
       height: box.clientHeight - 12,
       legend: { show: false },
       cursor: { y: false, points: { show: false }, drag: { x: false, y: false } },
-      scales: { x: { time: true }, y: { range: (_, low, high) => [0, Math.max(high, 1) * 1.05] } },
+      scales: { x: { time: true, range: (_, low, high) => [low - slot, high + slot] }, y: { range: (_, low, high) => [0, Math.max(high, 1) * 1.05] } },
       axes: [{ ...axis, grid: { show: false }, size: 26, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 44, values: (_, ticks) => ticks.map(short) }],
       series: [{}, series('all', '--second'), series('first', '--first')],
     }, [times, sum, first], box);

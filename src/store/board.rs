@@ -16,7 +16,11 @@ use crate::domain::outcome::{Outcome, Usage};
 /// Counts stop here: more is "10,000+".
 pub const COUNT_MAX: i64 = 10_000;
 /// Rows that one search looks at where no index knows the answer.
-pub const SCAN_MAX: i64 = 10_000;
+pub const SCAN_MAX: i64 = 4_000;
+/// Jobs of one state that are sorted to find the newest: more are met on a walk by id.
+const FEW_MAX: i64 = 2_000;
+/// Pending jobs that are counted over all queues together, if each has its share.
+const QUEUES_COUNT_MAX: i64 = 50_000;
 
 /// Which jobs a list shows. `None` does not narrow.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -162,7 +166,7 @@ pub struct Tally {
     pub waiting: i64,
 }
 
-/// A queue, its jobs counted up to [`COUNT_MAX`] + 1.
+/// A queue, its jobs counted up to a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueCard {
     /// `name`.
@@ -338,8 +342,11 @@ pub trait Board: Send + Sync {
     /// Returns the pending job that has been due for longest, among the first of at most 500 lanes.
     async fn oldest(&self) -> Result<Option<Oldest>, StoreError>;
 
-    /// Returns the queues, by name.
-    async fn queue_cards(&self) -> Result<Vec<QueueCard>, StoreError>;
+    /// Returns the queues, by name, at most 500, their jobs counted up to `limit`.
+    async fn queue_cards(&self, limit: i64) -> Result<Vec<QueueCard>, StoreError>;
+
+    /// Returns the names of paused queues, at most `limit`.
+    async fn paused_queues(&self, limit: i64) -> Result<Vec<String>, StoreError>;
 
     /// Returns batches with unfinished jobs, by name, those after `after`.
     async fn batches_open(&self, after: &str, limit: i64) -> Result<Vec<String>, StoreError>;
@@ -397,6 +404,11 @@ pub trait Board: Send + Sync {
 
     /// Returns what was done, newest first, below this id.
     async fn deeds(&self, before: i64, limit: i64) -> Result<Vec<Deed>, StoreError>;
+}
+
+/// Returns up to how many jobs are counted in each of so many queues.
+pub fn queue_count_max(queues: usize) -> i64 {
+    (QUEUES_COUNT_MAX / queues.max(1) as i64).clamp(500, COUNT_MAX)
 }
 
 /// Returns how fast a batch goes, by its newest `most` results.
@@ -490,8 +502,8 @@ async fn find_open(
         return Ok(merge(stretches, limit, Cursor::Job));
     }
     for state in states {
-        let few = board.jobs_of(OpenWalk::Few(state), wish, before, COUNT_MAX + 1, most).await?;
-        // More than an index can sort at once: then they are many, and a walk by id meets them.
+        let few = board.jobs_of(OpenWalk::Few(state), wish, before, FEW_MAX + 1, most).await?;
+        // More than are sorted at once: then they are many, and a walk by id meets them.
         stretches.push(if few.reached.is_some() {
             let wish = Wish { state: Some(state.as_str().to_owned()), ..wish.clone() };
             board.jobs_of(OpenWalk::All, &wish, before, SCAN_MAX, most).await?

@@ -260,25 +260,20 @@ async function forged() {
 }
 
 const SHOTS = [
-  ['overview', '/', 1280, 900], ['jobs', '/jobs?queue=nightly&state=done', 1280, 820], ['job', '/jobs/1', 1280, 900],
-  ['job-running', '/jobs?state=running', 1280, 800], ['batches', '/batches', 1280, 640],
-  ['batch', '/batch?name=nightly-2026-11-22', 1280, 760], ['gates', '/gates', 1280, 760], ['errors', '/errors', 1280, 640],
-  ['queues', '/queues', 1280, 520], ['confirm', 'bulk', 1280, 420],
-  ['overview-tablet', '/', 820, 1100], ['overview-phone', '/', 390, 844], ['jobs-phone', '/jobs?queue=nightly&state=done', 390, 844], ['job-phone', '/jobs/1', 390, 844],
+  ['overview', '/', 1280, 800], ['jobs', '/jobs?queue=nightly&state=done', 1280, 720], ['job', '/jobs/1', 1280, 760],
+  ['job-running', '/jobs?state=running', 1280, 620], ['batch', '/batch?name=nightly-2026-11-22', 1280, 760],
+  ['gates', '/gates', 1280, 560], ['errors', '/errors', 1280, 420],
+  ['overview-tablet', '/', 820, 1000], ['overview-phone', '/', 390, 844], ['jobs-phone', '/jobs?queue=nightly&state=done', 390, 844],
 ];
 
 async function screenshots(folder) {
   const quick = process.env.ASSETS;
   for (const colorScheme of ['light', 'dark']) {
     for (const [name, path, width, height] of SHOTS) {
-      if (colorScheme === 'dark' && !['overview', 'job', 'jobs', 'gates'].includes(name)) continue;
+      if (colorScheme === 'dark' && !['overview', 'job'].includes(name)) continue;
       const page = await open({ colorScheme, viewport: { width, height } });
       if (quick) await page.route('**/assets/page.*', (route) => route.fulfill({ path: join(quick, new URL(route.request().url()).pathname.slice(8)) }));
-      await page.goto(OPEN + (path === 'bulk' ? '/jobs?state=pending&batch=to-cancel' : path));
-      if (path === 'bulk') {
-        await page.locator('form[action="/bulk"] button[value=cancel]').click();
-        await page.waitForLoadState();
-      }
+      await page.goto(OPEN + path);
       if (name === 'job-running') {
         await page.locator('tbody th a').first().click();
         await page.waitForLoadState();

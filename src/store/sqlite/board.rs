@@ -331,7 +331,7 @@ impl Board for SqliteStore {
         Ok(row.map(|(job, age_ms)| Oldest { job: JobId(job), age_ms }))
     }
 
-    async fn queue_cards(&self) -> Result<Vec<QueueCard>, StoreError> {
+    async fn queue_cards(&self, limit: i64) -> Result<Vec<QueueCard>, StoreError> {
         let rows = sqlx::query(
             "WITH later AS MATERIALIZED (
                  SELECT queue, count(*) AS n
@@ -354,7 +354,7 @@ impl Board for SqliteStore {
               ORDER BY q.name
               LIMIT 500",
         )
-        .bind(COUNT_MAX + 1)
+        .bind(limit + 1)
         .fetch_all(&self.reader())
         .await
         .map_err(said)?;
@@ -362,6 +362,20 @@ impl Board for SqliteStore {
             Ok(fields!(row => QueueCard { name, paused, max_running, model } with { jobs: tally(row)? }))
         };
         rows.iter().map(card).collect::<sqlx::Result<_>>().map_err(said)
+    }
+
+    async fn paused_queues(&self, limit: i64) -> Result<Vec<String>, StoreError> {
+        sqlx::query_scalar(
+            "SELECT name
+               FROM queues
+              WHERE paused
+              ORDER BY name
+              LIMIT $1",
+        )
+        .bind(limit)
+        .fetch_all(&self.reader())
+        .await
+        .map_err(said)
     }
 
     async fn batches_open(&self, after: &str, limit: i64) -> Result<Vec<String>, StoreError> {

@@ -20,7 +20,9 @@ use crate::web::guard::is_there;
 use crate::web::words::{self, Frame, page};
 
 /// Results that a chart is made of, at most twice as many.
-const BEATS: i64 = 4_096;
+const BEATS: i64 = 1_500;
+/// Paused queues that are named.
+const PAUSED: i64 = 20;
 /// Stopped gates that are told of here.
 const GATES: usize = 4;
 /// The windows of time: their names and minutes.
@@ -51,14 +53,13 @@ pub async fn load(web: &Web, fields: &Fields) -> Result<Overview, Fault> {
     let board = &web.board;
     let now = board.now().await?;
     let pulse = board.pulse(length, BEATS).await?;
-    let queues = board.queue_cards().await?;
     let (gates, more_gates) = look_at_gates(web, Listed::Stopped, GATES, |_| true).await?;
     Ok(Overview {
         now,
         tally: board.tally(None).await?,
         done: board.results_count(crate::store::board::COUNT_MAX + 1).await?,
         oldest: board.oldest().await?,
-        paused: queues.into_iter().filter(|queue| queue.paused).map(|queue| queue.name).collect(),
+        paused: board.paused_queues(PAUSED).await?,
         gates,
         more_gates,
         workers: web.desk.worker_lines().await?,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cli::gates::House;
 use crate::cli::gates::scope::Scope;
-use crate::store::board::QueueCard;
+use crate::store::board::{QueueCard, queue_count_max};
 use crate::store::{Listed, Moment, WorkerLine};
 use crate::web::Web;
 use crate::web::fault::Fault;
@@ -101,18 +101,21 @@ pub async fn gates(State(web): State<Arc<Web>>, fields: Fields) -> Result<Respon
 struct QueuesPage {
     frame: Frame,
     queues: Vec<QueueCard>,
+    limit: i64,
 }
 
 /// Shows the queues.
 pub async fn queues(State(web): State<Arc<Web>>) -> Result<Response, Fault> {
-    let queues = web.board.queue_cards().await?;
+    let limit = queue_count_max(web.desk.queue_names().await?.len());
+    let queues = web.board.queue_cards(limit).await?;
     is_there(&web);
-    Ok(page(&QueuesPage { frame: Frame::new(&web, "Queues", "/queues").every(5), queues }))
+    Ok(page(&QueuesPage { frame: Frame::new(&web, "Queues", "/queues").every(5), queues, limit }))
 }
 
 /// The queues, for programs.
 pub async fn queues_json(web: &Web) -> Result<Value, Fault> {
-    let queues = web.board.queue_cards().await?;
+    let limit = queue_count_max(web.desk.queue_names().await?.len());
+    let queues = web.board.queue_cards(limit).await?;
     let queue = |queue: &QueueCard| {
         json!({
             "name": queue.name, "paused": queue.paused, "max_running": queue.max_running, "model": queue.model,
@@ -120,7 +123,7 @@ pub async fn queues_json(web: &Web) -> Result<Value, Fault> {
             "waiting": queue.jobs.waiting,
         })
     };
-    Ok(json!({"queues": queues.iter().map(queue).collect::<Vec<_>>()}))
+    Ok(json!({"queues": queues.iter().map(queue).collect::<Vec<_>>(), "counted_up_to": limit + 1}))
 }
 
 #[derive(Template)]

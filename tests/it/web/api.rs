@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
-use crate::support::{Ground, Kind, on_both};
+use crate::mill::harness::Mill;
+use crate::support::{Ground, Kind, on_both, private};
 
 const SOURCE: &str = include_str!("../../../src/web/api.rs");
 const DOCUMENT: &str = include_str!("../../../docs/api.md");
 
-on_both!(the_page_is_served_without_a_mill);
+on_both!(the_page_is_served_without_a_mill, a_daemon_shows_what_it_does_and_ends_with_its_page);
 
 #[test]
 fn each_address_of_the_api_is_in_its_document() {
@@ -41,6 +42,24 @@ fn each_kind_of_fault_is_in_the_document() {
             assert!(DOCUMENT.contains(&format!("`{kind}`")), "{kind} of {file}.rs");
         }
     }
+}
+
+async fn a_daemon_shows_what_it_does_and_ends_with_its_page(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    let listen = format!("127.0.0.1:{}", private::free_port());
+    mill.set("PROMPTMILL_WEB__LISTEN", &listen);
+    mill.insert(&["Say hello"]).await;
+    let daemon = mill.start();
+    mill.until("SELECT count(*) FROM results", "1").await;
+    let client = crate::stand_in::client();
+    let jobs =
+        client.get(format!("http://{listen}/api/v1/jobs?state=done")).send().await.expect("it answers");
+    let jobs: serde_json::Value = serde_json::from_str(&jobs.text().await.expect("a body")).expect("JSON");
+    assert_eq!(jobs["jobs"][0]["outcome"], "complete", "{jobs}");
+    // The client's connection is still open: nobody waits for it.
+    let ran = daemon.stop().await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(ran.stderr.contains(&format!("the web page is at http://{listen}")), "{}", ran.stderr);
 }
 
 async fn the_page_is_served_without_a_mill(ground: &Ground) {

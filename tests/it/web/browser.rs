@@ -116,8 +116,8 @@ async fn hostile(ground: &Ground) {
     }
 }
 
-/// Runs the suite beside a stream that grows.
-async fn suite(ground: &Ground, args: &[&Path]) {
+/// Runs the suite beside a stream that grows by `piece` after `piece`.
+async fn suite(ground: &Ground, piece: &str, args: &[&Path]) {
     let open = Site::on(ground).await;
     let locked = Site::with(ground, |settings| settings.token = Some(TOKEN.into())).await;
     let folder = folder();
@@ -139,7 +139,7 @@ async fn suite(ground: &Ground, args: &[&Path]) {
             done = waiting.join_next() => break done.expect("it was started").expect("it does not panic"),
             // The stream of a model goes on whoever looks.
             () = tokio::time::sleep(Duration::from_millis(400)) => {
-                ground.run(&format!("INSERT INTO checkpoints (job_id, claim, seq, part, content) VALUES (2440, 1, 1, {part}, '<b>part {part}</b> and so on, ')")).await;
+                ground.run(&format!("INSERT INTO checkpoints (job_id, claim, seq, part, content) VALUES (2440, 1, 1, {part}, '{piece}')")).await;
                 part += 1;
             }
         }
@@ -156,7 +156,7 @@ async fn the_page_holds_in_a_real_browser() {
     let ground = Ground::sqlite().await;
     night(&ground).await;
     hostile(&ground).await;
-    suite(&ground, &[Path::new("check")]).await;
+    suite(&ground, "<b>part of it</b> and so on, ", &[Path::new("check")]).await;
     ground.close().await;
 }
 
@@ -168,6 +168,6 @@ async fn screenshots() {
     night(&ground).await;
     let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/images");
     std::fs::create_dir_all(&images).expect("the folder can be made");
-    suite(&ground, &[Path::new("screenshots"), &images]).await;
+    suite(&ground, "that it keeps well in any weather, and ", &[Path::new("screenshots"), &images]).await;
     ground.close().await;
 }
