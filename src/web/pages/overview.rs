@@ -20,7 +20,7 @@ use crate::web::guard::is_there;
 use crate::web::words::{self, Frame, page};
 
 /// Results that a chart is made of, at most twice as many.
-const BEATS: i64 = 1_500;
+const BEATS: i64 = 2_048;
 /// Paused queues that are named.
 const PAUSED: i64 = 20;
 /// Stopped gates that are told of here.

@@ -11,6 +11,7 @@ on_both!(
     queues_workers_gates_and_errors_are_listed,
     empty_tables_make_pages_that_say_so,
     secrets_are_masked_in_the_configuration,
+    many_results_are_told_from_a_sample_of_them,
 );
 
 async fn the_overview_tells_what_runs_and_what_is_in_the_way(ground: &Ground) {
@@ -186,4 +187,31 @@ async fn secrets_are_masked_in_the_configuration(ground: &Ground) {
         assert!(page.contains("***") && !page.contains("canary-password"), "{path}: {page}");
     }
     assert!(site.get("/config?all=on").await.good().contains("worker.concurrency"));
+}
+
+async fn many_results_are_told_from_a_sample_of_them(ground: &Ground) {
+    let numbers = ground.either(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 12000) SELECT i FROM n",
+        "SELECT generate_series(1, 12000) AS i",
+    );
+    ground.run(&format!("INSERT INTO jobs (prompt) SELECT 'p' FROM ({numbers}) n")).await;
+    ground.run("UPDATE job_state SET state = 'running', claims = claims + 1, claimed_by = 1").await;
+    // By a pattern that steps of a fixed length would meet always or never.
+    ground
+        .run(
+            "INSERT INTO results (job_id, run, queue, outcome, output_tokens)
+             SELECT job_id, 1, queue, CASE WHEN job_id % 4 = 0 THEN 'failed' ELSE 'complete' END, 100 FROM job_state",
+        )
+        .await;
+    ground.run("UPDATE job_state SET state = 'done', claimed_by = NULL").await;
+    let site = Site::on(ground).await;
+    let window = site.get("/api/v1/overview").await.json()["window"].clone();
+    assert_eq!(window["sampled"], true);
+    let about = |name: &str, got: &serde_json::Value, wanted: f64| {
+        let got = got.as_f64().unwrap_or_else(|| panic!("no {name} in {window}"));
+        assert!((got - wanted).abs() < wanted * 0.2, "{name}: {got}, not about {wanted}");
+    };
+    about("jobs", &window["jobs"], 12_000.0);
+    about("failed", &window["outcomes"]["failed"], 3_000.0);
+    assert!(site.get("/").await.good().contains("from a sample"));
 }
