@@ -60,15 +60,20 @@ impl Site {
     }
 
     async fn with(ground: &Ground, change: impl FnOnce(&mut Settings)) -> Self {
+        Self::at(&ground.url(), ground.schema(), change).await
+    }
+
+    /// Serves the database at a URL.
+    async fn at(url: &str, schema: &str, change: impl FnOnce(&mut Settings)) -> Self {
         let store = StoreSettings {
-            schema: ground.schema().to_owned(),
+            schema: schema.to_owned(),
             connections_max: 4,
-            operation_max: Duration::from_secs(30),
+            operation_max: Duration::from_secs(10),
             connect_max: Duration::from_secs(30),
             transaction_pooler: false,
             listen_url: None,
         };
-        let opened = open(&ground.url(), &store, Migrate::Never).await.expect("the ground has the tables");
+        let opened = open(url, &store, Migrate::Never).await.expect("the ground has the tables");
         let (desk, board): (Arc<dyn Desk>, Arc<dyn Board>) = match opened.database {
             Database::Sqlite(store) => (store.clone(), store),
             Database::Postgres(store) => (store.clone(), store),

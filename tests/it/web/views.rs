@@ -1,7 +1,8 @@
 //! Each view shows what the tables hold.
 
 use super::{Site, settle};
-use crate::support::{Ground, on_both};
+use crate::support::proxy::{End, Mode, Proxy};
+use crate::support::{Ground, on_both, server};
 
 on_both!(
     the_overview_tells_what_runs_and_what_is_in_the_way,
@@ -214,4 +215,34 @@ async fn many_results_are_told_from_a_sample_of_them(ground: &Ground) {
     about("jobs", &window["jobs"], 12_000.0);
     about("failed", &window["outcomes"]["failed"], 3_000.0);
     assert!(site.get("/").await.good().contains("from a sample"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_away_is_told_and_found_again() {
+    let ground = Ground::postgres().await;
+    let options = server::options();
+    let behind = format!("{}:{}", options.get_host(), options.get_port()).parse().expect("an address");
+    let proxy = Proxy::start(behind).await;
+    let url = format!("postgres://postgres@{}/postgres", proxy.address());
+    let site = Site::at(&url, ground.schema(), |_| {}).await;
+    site.get("/").await.good();
+    proxy.set(Mode::Refuse);
+    proxy.end_all(End::Reset);
+    let answer = site.get("/").await;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert!(answer.text.contains("The database has not answered for"), "{answer:?}");
+    let answer = site.get("/api/v1/jobs").await;
+    assert_eq!((answer.status, answer.json()["error"]["type"].as_str()), (503, Some("database_away")));
+    // What needs no database is there all the same.
+    site.get("/assets/page.css").await.good();
+    proxy.set(Mode::Forward);
+    let mut status = 0;
+    for _ in 0..100 {
+        status = site.get("/queues").await.status;
+        if status == 200 {
+            break;
+        }
+    }
+    assert_eq!(status, 200);
+    ground.close().await;
 }
