@@ -268,10 +268,11 @@ impl Board for SqliteStore {
         .map_err(said)?;
         let (Some(top), Some(steps)) = (top, steps) else { return Ok(Pulse { beats: Vec::new(), step: 1 }) };
         let step = if steps <= most * 2 { 1 } else { steps / most };
-        // One of each step, by chance: jobs that fail by a pattern would else be all met, or none.
+        // One of each step, as if by chance: jobs that fail by a pattern would else be all met, or none. The
+        // same ones each time: the next look finds their pages in memory.
         let rows = sqlx::query(
-            concat!("WITH RECURSIVE step (seq) AS (SELECT max($1 - $2, 0) UNION ALL SELECT seq + $3 FROM step WHERE seq + $3 <= $1),
-                            g AS MATERIALIZED (SELECT seq + abs(random() % $3) AS seq FROM step)
+            concat!("WITH RECURSIVE step (seq) AS (SELECT max($1 - $2, 0) / $3 * $3 UNION ALL SELECT seq + $3 FROM step WHERE seq + $3 <= $1),
+                            g AS MATERIALIZED (SELECT seq + ((seq / $3 & 1048575) * 2654435761 >> 8) % $3 AS seq FROM step)
              SELECT ", now!(), " - r.finished_at AS age_ms, r.outcome, r.stop_reason, r.output_tokens AS tokens_out,
                     r.input_tokens + r.cache_creation_input_tokens + r.cache_read_input_tokens AS tokens_in
                FROM g
