@@ -12,15 +12,15 @@ pub mod doctor;
 mod enqueue;
 mod exit;
 mod files;
-mod gates;
+pub(crate) mod gates;
 mod migrate;
 mod mill;
 mod open;
-mod out;
+pub(crate) mod out;
 mod outside;
 mod pause;
 mod purge;
-mod results;
+pub(crate) mod results;
 mod resume;
 mod retry;
 mod roles;
@@ -29,6 +29,7 @@ mod show;
 mod stand_in;
 mod status;
 mod watch;
+mod web;
 mod which;
 
 use std::path::PathBuf;
@@ -96,6 +97,8 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
     /// Watch a few hundred prompts being drained, without key or network
     Demo(demo::Args),
+    /// Show the web page, without working on jobs
+    Web(web::Args),
     /// Serve a stand-in for the Claude API, to test with
     StandIn(stand_in::Args),
     /// Measure what the mill does on this machine and this database
@@ -156,6 +159,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             Ok(Exit::of_code(doctor::run(args, &context.flags(), &outside::World).await?))
         }
         Command::Demo(args) => run::demo(args).await.map(|()| Exit::Good),
+        Command::Web(args) => web::run(&args, &context).await,
         Command::StandIn(args) => stand_in::run(args).await.map(|()| Exit::Good),
         Command::Bench(args) => Box::pin(bench::run(*args, &context)).await,
     }

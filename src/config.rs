@@ -25,7 +25,7 @@ pub use problem::{ConfigError, Problem};
 pub use read::{Entry, MASK, part};
 pub use sections::{
     ApiSettings, BreakerSettings, DatabaseSettings, DefaultSettings, LogFormat, LogSettings, Model, Models,
-    Profiles, Queue, Queues, RetrySettings, WorkerSettings,
+    Profiles, Queue, Queues, RetrySettings, WebSettings, WorkerSettings,
 };
 
 use crate::domain::retention::Retention;
@@ -67,6 +67,8 @@ pub struct Config {
     pub queues: Queues,
     /// What jobs may have run.
     pub tools: Vec<ToolSettings>,
+    /// The web page.
+    pub web: WebSettings,
     /// What is logged.
     pub log: LogSettings,
     /// The file that was read, if there was one.

@@ -8,7 +8,7 @@
 //! - floor 0, [`domain`]: pure.
 //! - floor 1, the edges: [`store`] (SQL) and [`claude`] (HTTP); each knows the domain, never each other.
 //! - floor 2, [`worker`]: the only place where store, claude and time meet.
-//! - floor 3, the shell: [`config`], [`cli`], [`telemetry`], [`stand_in`].
+//! - floor 3, the shell: [`config`], [`cli`], [`telemetry`], [`stand_in`], [`web`].
 //!
 //! Beside them, [`failpoint`]: where tests end the process.
 
@@ -20,4 +20,5 @@ pub mod failpoint;
 pub mod stand_in;
 pub mod store;
 pub mod telemetry;
+pub mod web;
 pub mod worker;

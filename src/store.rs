@@ -5,6 +5,7 @@
 //! durations. Every write that follows a claim carries its [`Lease`]; the ledger's append is the
 //! one that is not fenced, because money spent is written down whoever spent it.
 
+pub mod board;
 pub mod postgres;
 pub mod roles;
 pub mod sqlite;

@@ -98,7 +98,7 @@ CREATE INDEX job_state_running   ON job_state (claimed_by, job_id) WHERE state =
 -- For counting them, and for finding those whose calls are all answered.
 CREATE INDEX job_state_waiting   ON job_state (queue, job_id) WHERE state = 'waiting';
 CREATE INDEX job_state_deadline  ON job_state (deadline_at) WHERE deadline_at IS NOT NULL AND state <> 'done';
-CREATE INDEX job_state_batch     ON job_state (batch, state) WHERE batch <> '' AND state <> 'done';
+CREATE INDEX job_state_batch     ON job_state (batch, state, job_id) WHERE batch <> '' AND state <> 'done';
 
 -- What you got: exactly one row a done job. All columns are promised.
 CREATE TABLE results (
@@ -106,7 +106,7 @@ CREATE TABLE results (
     seq           bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT results_seq UNIQUE,
     run           bigint NOT NULL,
     queue         text NOT NULL,
-    batch         text,
+    batch         text COLLATE "C",
     key           text,
     outcome       text NOT NULL CONSTRAINT outcome_is_known CHECK (outcome IN (
         'complete', 'truncated', 'refused', 'needs_tool', 'paused', 'empty', 'invalid_output', 'unreviewed',
@@ -137,10 +137,12 @@ CREATE TABLE results (
 ) WITH (autovacuum_vacuum_insert_scale_factor = 0.02, autovacuum_vacuum_insert_threshold = 10000,
         autovacuum_freeze_min_age = 0);
 -- batch_progress counts by results_batch alone where vacuum has seen the pages: so it comes after 2 % of new rows.
--- All that batch_progress reads.
-CREATE INDEX results_batch ON results (batch, outcome)
+-- All that batch_progress reads; by seq the newest of a batch are found.
+CREATE INDEX results_batch ON results (batch, outcome, seq)
     INCLUDE (input_tokens, output_tokens, cache_creation_input_tokens, cache_read_input_tokens, finished_at)
     WHERE batch IS NOT NULL;
+-- What did not go well is found among millions that did, and those do not pay for it.
+CREATE INDEX results_not_complete ON results (outcome, seq) WHERE outcome <> 'complete';
 
 -- The ledger: insert-only, one row a call to the API. All columns are promised. content is NULL where results.content holds
 -- the same (database.answers_once).
@@ -282,6 +284,18 @@ CREATE TABLE workers (
     running       integer NOT NULL DEFAULT 0,
     asleep        boolean NOT NULL DEFAULT false
 ) WITH (fillfactor = 50);
+
+-- What people did on the web page or through its API: insert-only, one row an action, written before it is done.
+-- count: how many jobs it was meant for. All columns are promised.
+CREATE TABLE audit (
+    id     bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT audit_id PRIMARY KEY,
+    at     timestamptz NOT NULL DEFAULT now(),
+    actor  text NOT NULL,                        -- how they were let in, and from where
+    action text NOT NULL,
+    target text NOT NULL,
+    count  bigint NOT NULL DEFAULT 1,
+    detail text
+);
 
 -- One row. A binary that knows no version >= schema_min must not run on this schema.
 CREATE TABLE meta (

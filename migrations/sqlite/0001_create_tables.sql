@@ -152,9 +152,11 @@ CREATE TABLE results (
     content       TEXT CONSTRAINT content_is_json CHECK (content IS NULL OR json_valid(content)),
     output        TEXT CONSTRAINT output_is_json CHECK (output IS NULL OR json_valid(output))
 ) STRICT;
--- All that batch_progress reads.
-CREATE INDEX results_batch ON results (batch, outcome, input_tokens, output_tokens, cache_creation_input_tokens,
+-- All that batch_progress reads; by seq the newest of a batch are found.
+CREATE INDEX results_batch ON results (batch, outcome, seq, input_tokens, output_tokens, cache_creation_input_tokens,
     cache_read_input_tokens, finished_at) WHERE batch IS NOT NULL;
+-- What did not go well is found among millions that did, and those do not pay for it.
+CREATE INDEX results_not_complete ON results (outcome, seq) WHERE outcome <> 'complete';
 
 -- The ledger: insert-only, one row a call to the API. All columns are promised. content is NULL where results.content holds
 -- the same (database.answers_once).
@@ -295,6 +297,18 @@ CREATE TABLE workers (
     seen_at       INTEGER NOT NULL DEFAULT (CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)),
     running       INTEGER NOT NULL DEFAULT 0,
     asleep        INTEGER NOT NULL DEFAULT 0 CONSTRAINT asleep_is_true_or_false CHECK (asleep IN (0, 1))
+) STRICT;
+
+-- What people did on the web page or through its API: insert-only, one row an action, written before it is done.
+-- count: how many jobs it was meant for. All columns are promised.
+CREATE TABLE audit (
+    id     INTEGER PRIMARY KEY AUTOINCREMENT,
+    at     INTEGER NOT NULL DEFAULT (CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)),
+    actor  TEXT    NOT NULL,                     -- how they were let in, and from where
+    action TEXT    NOT NULL,
+    target TEXT    NOT NULL,
+    count  INTEGER NOT NULL DEFAULT 1,
+    detail TEXT
 ) STRICT;
 
 -- One row. A binary that knows no version >= schema_min must not run on this schema.

@@ -2,8 +2,8 @@
 //!
 //! All of it stands in the table `gates`, which daemons read once a second: no daemon is needed here.
 
-mod scope;
-mod view;
+pub(crate) mod scope;
+pub(crate) mod view;
 
 use std::time::Duration;
 
@@ -113,18 +113,21 @@ async fn print_changed(house: &House<'_>, scopes: &[String], context: &Context) 
 }
 
 /// The database, and what is needed to understand its scopes.
-struct House<'a> {
-    desk: &'a dyn Desk,
-    accounts: Vec<AccountRow>,
-    default_model: String,
+pub(crate) struct House<'a> {
+    /// The database.
+    pub(crate) desk: &'a dyn Desk,
+    /// Which account each queue has.
+    pub(crate) accounts: Vec<AccountRow>,
+    /// The model of who names none.
+    pub(crate) default_model: String,
 }
 
 impl House<'_> {
-    async fn lines(&self, which: Listed) -> anyhow::Result<Vec<GateLine>> {
+    pub(crate) async fn lines(&self, which: Listed) -> anyhow::Result<Vec<GateLine>> {
         self.desk.gate_lines(which).await.context("failed to look at the gates")
     }
 
-    async fn look(&self, lines: Vec<GateLine>) -> anyhow::Result<Vec<Shown>> {
+    pub(crate) async fn look(&self, lines: Vec<GateLine>) -> anyhow::Result<Vec<Shown>> {
         let mut gates = Vec::with_capacity(lines.len());
         for line in lines {
             let scope = Scope::parse(&line.scope);

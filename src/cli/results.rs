@@ -4,7 +4,7 @@
 //! at a time, so that a million answers need little memory and no long-lived transaction.
 
 mod follow;
-mod format;
+pub(crate) mod format;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};

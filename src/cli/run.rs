@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::exit::{Exit, Stop};
 use super::files;
@@ -37,12 +39,16 @@ pub struct RunArgs {
     /// Calls in flight, over `worker.concurrency`
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub concurrency: Option<u32>,
+    /// Show the web page, over `web.listen` [without an address: 127.0.0.1:8020]
+    #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = super::web::LISTEN)]
+    pub web: Option<String>,
 }
 
 /// Runs until told to stop, or until drained.
 pub async fn run(args: &RunArgs, context: &Context) -> anyhow::Result<Exit> {
     let concurrency = args.concurrency.map(|calls| calls as usize);
-    let config = &context.load_with(&Flags { concurrency, ..context.flags() })?;
+    let settings = args.web.iter().map(|listen| ("web.listen".to_owned(), listen.clone())).collect();
+    let config = &context.load_with(&Flags { concurrency, settings, ..context.flags() })?;
     let log = crate::telemetry::init(&config.log)?;
     // Boxed: the whole mill is in this future.
     let done = Box::pin(run_on(args, config, &log)).await;
@@ -67,6 +73,7 @@ async fn run_on(args: &RunArgs, config: &Config, log: &Lines) -> anyhow::Result<
         return Ok(Exit::Good);
     };
     let opened = opened?;
+    let page = super::web::bind(config).await?;
     let mut settings = mill::settings(config);
     if let Some(calls) = files::calls_max(config.database.store.connections_max)
         && calls < settings.concurrency
@@ -84,7 +91,17 @@ async fn run_on(args: &RunArgs, config: &Config, log: &Lines) -> anyhow::Result<
     let watched = args.drain && std::io::stderr().is_terminal() && !config.database.store.transaction_pooler;
     let watch = watched.then(|| Watch::start(desk_of(&opened)));
     let started = Instant::now();
+    let page_stop = CancellationToken::new();
+    let mut pages = JoinSet::new();
+    if let Some(page) = page {
+        tracing::info!("the web page is at {}", page.url());
+        let (config, database, stop) = (config.clone(), opened.database.clone(), page_stop.clone());
+        pages.spawn(async move { page.serve_beside(&config, &database, stop).await });
+    }
     let report = crate::worker::run(opened.store, profiles, settings, mill::defaults(config), signals).await;
+    page_stop.cancel();
+    // Its readers have had their answer, or go without.
+    tokio::time::timeout(LAST_LINES, pages.join_all()).await.ok();
     if let Some(watch) = watch {
         watch.finish().await;
     }

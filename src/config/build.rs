@@ -2,6 +2,7 @@
 //!
 //! Bounds are wide: they keep out what cannot work, not what is unwise.
 
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use super::layers::{Merged, Surroundings};
 use super::read::{MASK, Reader};
 use super::sections::{
     ApiSettings, BreakerSettings, DatabaseSettings, DefaultSettings, LogFormat, LogSettings, Model, Models,
-    Profiles, Queue, Queues, RetrySettings, WorkerSettings,
+    Profiles, Queue, Queues, RetrySettings, WebSettings, WorkerSettings,
 };
 use super::{Config, ConfigError, DatabaseUrl, knobs};
 use crate::domain::job::{OnContextOverflow, OnCrash, OnMaxTokens, OnToolUse, Policy};
@@ -36,6 +37,7 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
     let retry = retry(&mut r);
     let breaker = breaker(&mut r);
     let defaults = defaults(&mut r);
+    let web = web(&mut r);
     let log = log(&mut r, around);
     let models = models(&mut r);
     let profiles = profiles(&mut r, around, &api);
@@ -68,6 +70,7 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
         profiles,
         queues,
         tools,
+        web,
         log,
         file: merged.file,
         entries: r.entries,
@@ -444,6 +447,29 @@ fn defaults(r: &mut Reader) -> DefaultSettings {
             fallback_model: r.optional_text(&s, "fallback_model"),
         },
     }
+}
+
+fn web(r: &mut Reader) -> WebSettings {
+    let s = ["web"];
+    let listen = r.optional_text(&s, "listen");
+    // The one name that means this machine everywhere.
+    let address =
+        listen.as_deref().map(|text| text.replacen("localhost:", "127.0.0.1:", 1).parse::<SocketAddr>());
+    let listen = match address {
+        Some(Err(_)) => {
+            r.problem(&s, "listen", "must be an address and a port, such as 127.0.0.1:8020");
+            None
+        }
+        address => address.and_then(Result::ok),
+    };
+    let token_file = r.optional_text(&s, "token_file").map(PathBuf::from);
+    if listen.is_some_and(|listen| !listen.ip().is_loopback()) && token_file.is_none() {
+        let what = "other machines reach this address: name a file with a token of 16 characters or more in \
+                    web.token_file, or listen on 127.0.0.1";
+        r.problem(&s, "listen", what);
+    }
+    let hosts = r.list(&s, "hosts").into_iter().map(|host| host.to_ascii_lowercase()).collect();
+    WebSettings { listen, token_file, hosts, read_only: r.flag(&s, "read_only") }
 }
 
 fn log(r: &mut Reader, around: &Surroundings) -> LogSettings {

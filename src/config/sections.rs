@@ -1,6 +1,7 @@
 //! The sections as typed fields: what the rest of the program reads.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -202,6 +203,19 @@ pub struct Profiles(pub BTreeMap<String, ApiSettings>);
 /// The queues that something is set for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Queues(pub BTreeMap<String, Queue>);
+
+/// `[web]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WebSettings {
+    /// `listen`; `None`: no page.
+    pub listen: Option<SocketAddr>,
+    /// `token_file`; there is one wherever others reach the address.
+    pub token_file: Option<PathBuf>,
+    /// `hosts`, in small letters.
+    pub hosts: Vec<String>,
+    /// `read_only`.
+    pub read_only: bool,
+}
 
 /// `log.format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

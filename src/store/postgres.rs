@@ -3,6 +3,7 @@
 //! Claims, settles and releases are one statement each, which lock with `SKIP LOCKED`: a row that
 //! somebody else holds stalls nobody. No row is locked between two statements but a limited queue's.
 
+mod board;
 mod claim;
 mod clock;
 mod desk;

@@ -80,10 +80,12 @@ GRANT INSERT ({ENQUEUED}), SELECT (id, key)
 GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {reader}, {operator}, {worker};
 
 -- Operator: a reader who cancels, moves and runs again, and turns queues, gates and rates. Who is to erase, too, needs
--- DELETE and UPDATE (redacted_at) on jobs: what the worker has.
+-- DELETE and UPDATE (redacted_at) on jobs: what the worker has. What is done on the web page is written down, and nobody
+-- but the owner takes it out again.
 GRANT UPDATE (state, priority, available_at) ON {schema}.job_state TO {operator};
 GRANT INSERT, UPDATE ON {schema}.queues, {schema}.gates TO {operator};
 GRANT UPDATE (rate, cap) ON {schema}.rates TO {operator};
+GRANT INSERT ON {schema}.audit TO {operator}, {worker};
 
 -- Tool: sees the tool calls, and answers them.
 GRANT SELECT ON {schema}.open_tool_calls, {schema}.tool_calls TO {tool};

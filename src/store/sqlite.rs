@@ -11,6 +11,7 @@ macro_rules! now {
     };
 }
 
+mod board;
 mod claim;
 mod clock;
 mod desk;

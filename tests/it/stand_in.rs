@@ -68,9 +68,18 @@ impl Heard {
 }
 
 pub fn client() -> reqwest::Client {
+    builder().build().unwrap()
+}
+
+/// Returns a client that shows a redirect instead of following it.
+pub fn client_without_redirects() -> reqwest::Client {
+    builder().redirect(reqwest::redirect::Policy::none()).build().unwrap()
+}
+
+fn builder() -> reqwest::ClientBuilder {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
-    reqwest::Client::builder().tls_certs_only([]).no_proxy().build().unwrap()
+    reqwest::Client::builder().tls_certs_only([]).no_proxy()
 }
 
 async fn start() -> Running {

@@ -83,7 +83,7 @@ impl Shown {
     }
 
     /// What goes through it, in words.
-    fn what(&self) -> String {
+    pub fn what(&self) -> String {
         let words = self.scope.words();
         match self.profiles.as_deref() {
             None => words,
@@ -93,7 +93,7 @@ impl Shown {
         }
     }
 
-    fn until(&self) -> Option<String> {
+    pub fn until(&self) -> Option<String> {
         // Up to the whole second: what was just blocked for 2 h is blocked for 2 h, and not 1 h 59 min.
         let left = self.line.until_ms.unwrap_or_default();
         let left = left.saturating_add(999) / 1000 * 1000;

@@ -215,5 +215,5 @@ fn help_names_only_what_works() {
         .env("DATABASE_URL", "postgres://u:hunter2@h/d");
     let help = run(help, "").good();
     assert!(!help.contains("hunter2"), "{help}");
-    assert!(!help.lines().any(|line| line.trim_start().starts_with("web")), "{help}");
+    assert!(!help.lines().any(|line| line.trim_start().starts_with("top")), "{help}");
 }

@@ -113,6 +113,7 @@ async fn a_reader_reads_and_an_operator_turns() {
         "rates",
         "tool_calls",
         "workers",
+        "audit",
         "meta",
         "open_tool_calls",
         "job_overview",
@@ -137,6 +138,7 @@ async fn a_reader_reads_and_an_operator_turns() {
         "INSERT INTO MILL.gates (scope, state) VALUES ('key:f', 'blocked')",
         "UPDATE MILL.gates SET state = 'flowing'",
         "UPDATE MILL.rates SET rate = 30, cap = 1",
+        "INSERT INTO MILL.audit (actor, action, target) VALUES ('me', 'cancel', 'jobs 1')",
     ] {
         assert!(attempt(&operator, &ground, sql).await.unwrap() > 0, "{sql}");
     }
@@ -147,6 +149,8 @@ async fn a_reader_reads_and_an_operator_turns() {
     for sql in [
         "UPDATE MILL.job_state SET claims = 9",
         "UPDATE MILL.rates SET level = 9",
+        "UPDATE MILL.audit SET actor = 'nobody'",
+        "DELETE FROM MILL.audit",
         "DELETE FROM MILL.results",
         "UPDATE MILL.jobs SET metadata = NULL",
         "UPDATE MILL.jobs SET redacted_at = now()",

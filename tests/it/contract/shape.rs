@@ -29,6 +29,7 @@ async fn both_databases_have_the_same_tables_and_columns() {
     assert_eq!(tables, relations(&postgres, "table").await);
     let expected = [
         "accounts",
+        "audit",
         "calls",
         "checkpoints",
         "gates",

@@ -1,0 +1,319 @@
+//! Changes of all jobs that a filter means: counted first, confirmed with that count, done in steps.
+//!
+//! A run is a task of this process. What it has changed when the process ends stays changed, and the
+//! same filter goes on from there.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use askama::Template;
+use axum::Router;
+use axum::extract::{Extension, Path, State};
+use axum::response::{IntoResponse as _, Redirect, Response};
+use axum::routing::{get, post};
+use serde_json::{Value, json};
+
+use super::Web;
+use super::act::Change;
+use super::fault::Fault;
+use super::fields::Fields;
+use super::guard::Actor;
+use super::pages::jobs::{in_words, pairs, wish};
+use super::words::{self, Frame, page};
+use crate::cli::out::{duration, number};
+use crate::store::board::{OpenState, Wish, find};
+
+/// Jobs changed in one step: one statement.
+const STEP: usize = 500;
+/// Jobs that are counted.
+const COUNT_MAX: i64 = 100_000;
+/// Longest time that counting takes.
+const COUNTING_MAX: Duration = Duration::from_secs(5);
+/// Runs that are remembered.
+const RUNS_MAX: usize = 50;
+
+/// The addresses.
+pub fn routes() -> Router<Arc<Web>> {
+    Router::new().route("/bulk", post(form)).route("/bulk/{id}", get(show))
+}
+
+/// The runs of this process.
+#[derive(Default)]
+pub struct Bulks {
+    next: AtomicU64,
+    runs: Mutex<VecDeque<Arc<Run>>>,
+}
+
+/// One change of many jobs.
+pub struct Run {
+    id: u64,
+    what: String,
+    of: Count,
+    looked: AtomicU64,
+    changed: AtomicU64,
+    started: Instant,
+    ended: Mutex<Option<(Duration, Result<(), String>)>>,
+}
+
+/// How many jobs a filter means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Count {
+    /// So many, at least.
+    pub jobs: i64,
+    /// Whether there may be more.
+    pub more: bool,
+}
+
+impl Count {
+    fn text(self) -> String {
+        if self.more { format!("{}+", number(self.jobs)) } else { number(self.jobs) }
+    }
+}
+
+impl Bulks {
+    fn get(&self, id: u64) -> Option<Arc<Run>> {
+        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        runs.iter().find(|run| run.id == id).cloned()
+    }
+
+    fn add(&self, what: String, of: Count) -> Arc<Run> {
+        let run = Arc::new(Run {
+            id: self.next.fetch_add(1, Ordering::Relaxed) + 1,
+            what,
+            of,
+            looked: AtomicU64::new(0),
+            changed: AtomicU64::new(0),
+            started: Instant::now(),
+            ended: Mutex::new(None),
+        });
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        runs.push_front(Arc::clone(&run));
+        runs.truncate(RUNS_MAX);
+        run
+    }
+}
+
+impl Run {
+    fn end(&self) -> Option<(Duration, Result<(), String>)> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn json(&self) -> Value {
+        let end = self.end();
+        json!({
+            "id": self.id, "what": self.what, "counted": self.of.jobs, "more": self.of.more,
+            "changed": self.changed.load(Ordering::Relaxed), "ended": end.is_some(),
+            "error": end.and_then(|(_, result)| result.err()),
+        })
+    }
+}
+
+/// What a change means of a filter: only jobs that it can change.
+fn wishes(change: Change, wish: &Wish) -> Vec<Wish> {
+    let of_results = wish.outcome.is_some() || wish.stop_reason.is_some() || wish.error_type.is_some();
+    let state = |state: &str| Wish { state: Some(state.to_owned()), ..wish.clone() };
+    match (change, wish.state.as_deref()) {
+        (Change::RunAgain, None | Some("done")) => vec![state("done")],
+        (Change::RunAgain, Some("scheduled")) => vec![wish.clone()],
+        (Change::RunAgain, Some(_)) | (_, Some("done")) => Vec::new(),
+        _ if of_results => Vec::new(),
+        (_, Some(_)) => vec![wish.clone()],
+        (_, None) => OpenState::ALL.map(|open| state(open.as_str())).to_vec(),
+    }
+}
+
+/// Counts what a change would change.
+pub async fn count(web: &Web, change: Change, wish: &Wish) -> Result<Count, Fault> {
+    let began = Instant::now();
+    let mut jobs = 0;
+    for wish in wishes(change, wish) {
+        let mut from = None;
+        loop {
+            let found = find(&*web.board, &wish, from, 2_000).await?;
+            jobs += found.jobs.len() as i64;
+            if jobs > COUNT_MAX {
+                return Ok(Count { jobs: COUNT_MAX, more: true });
+            }
+            if began.elapsed() > COUNTING_MAX {
+                return Ok(Count { jobs, more: true });
+            }
+            match found.next {
+                Some(next) => from = Some(next),
+                None => break,
+            }
+        }
+    }
+    Ok(Count { jobs, more: false })
+}
+
+/// Starts a run.
+pub async fn start(
+    web: &Arc<Web>,
+    actor: &Actor,
+    change: Change,
+    wish: Wish,
+    of: Count,
+) -> Result<Arc<Run>, Fault> {
+    let target = in_words(&wish);
+    web.board.write_down(&actor.0, change.word(), &target, of.jobs, change.detail().as_deref()).await?;
+    let run = web.bulks.add(format!("{}: {target}", change.sentence()), of);
+    let (web, actor, mine) = (Arc::clone(web), actor.clone(), Arc::clone(&run));
+    #[expect(clippy::disallowed_methods, reason = "its end is kept in the run, where people see it")]
+    tokio::spawn(async move {
+        let done = work(&web, &mine, change, &wish).await;
+        let changed = mine.changed.load(Ordering::Relaxed) as i64;
+        let detail = match &done {
+            Ok(()) => "done".to_owned(),
+            Err(fault) => format!("stopped: {}", fault.message),
+        };
+        // The run itself says what became of it, should the database be away.
+        web.board.write_down(&actor.0, "bulk_end", &mine.what, changed, Some(&detail)).await.ok();
+        let end = (mine.started.elapsed(), done.map_err(|fault| fault.message));
+        *mine.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+    });
+    Ok(run)
+}
+
+async fn work(web: &Web, run: &Run, change: Change, wish: &Wish) -> Result<(), Fault> {
+    // No more than was confirmed: jobs that came since are another matter.
+    let mut left = if run.of.more { usize::MAX } else { run.of.jobs as usize };
+    for wish in wishes(change, wish) {
+        let mut from = None;
+        loop {
+            let mut found = find(&*web.board, &wish, from, STEP).await?;
+            found.jobs.truncate(left);
+            left -= found.jobs.len();
+            if !found.jobs.is_empty() {
+                let changed = change.apply(web, &found.jobs).await?;
+                run.looked.fetch_add(found.jobs.len() as u64, Ordering::Relaxed);
+                run.changed.fetch_add(changed, Ordering::Relaxed);
+            }
+            match found.next {
+                Some(next) if left > 0 => from = Some(next),
+                _ => break,
+            }
+        }
+    }
+    Ok(())
+}
+
+#[derive(Template)]
+#[template(path = "confirm.html")]
+struct Confirm {
+    frame: Frame,
+    change: Change,
+    priority: String,
+    meant: String,
+    hidden: Vec<(&'static str, String)>,
+    count: Count,
+    before: Option<String>,
+}
+
+/// Counts, or starts what was counted.
+async fn form(
+    State(web): State<Arc<Web>>,
+    Extension(actor): Extension<Actor>,
+    fields: Fields,
+) -> Result<Response, Fault> {
+    let (change, wish) = (Change::read(&fields)?, wish(&fields)?);
+    let confirmed = confirmed(&fields)?;
+    let count = count(&web, change, &wish).await?;
+    if let Some(confirmed) = confirmed
+        && fits(count, confirmed)
+    {
+        let run = start(&web, &actor, change, wish, count).await?;
+        return Ok(Redirect::to(&format!("/bulk/{}", run.id)).into_response());
+    }
+    let hidden = pairs(&wish).into_iter().filter(|(_, text)| !text.is_empty());
+    let hidden = hidden.map(|(name, text)| (name, text.to_owned())).collect();
+    let priority =
+        if let Change::Prioritise(priority) = change { priority.to_string() } else { String::new() };
+    let frame = Frame::new(&web, "Are these the jobs?", "/jobs");
+    let before = confirmed.map(Count::text);
+    Ok(page(&Confirm { frame, change, priority, meant: in_words(&wish), hidden, count, before }))
+}
+
+/// Whether what is there now is no more than what a person agreed to.
+fn fits(now: Count, confirmed: Count) -> bool {
+    confirmed.more || (!now.more && now.jobs <= confirmed.jobs)
+}
+
+/// Reads a count that a person agreed to: `120`, or `100000+`.
+fn confirmed(fields: &Fields) -> Result<Option<Count>, Fault> {
+    let Some(text) = fields.get("count") else { return Ok(None) };
+    let digits = text.trim_end_matches('+');
+    let jobs = digits.parse().map_err(|_| Fault::bad("count is what was counted"))?;
+    Ok(Some(Count { jobs, more: digits.len() < text.len() }))
+}
+
+#[derive(Template)]
+#[template(path = "bulk.html")]
+struct RunPage {
+    frame: Frame,
+    run: Arc<Run>,
+    looked: u64,
+    changed: i64,
+    end: Option<(String, Option<String>)>,
+}
+
+async fn show(State(web): State<Arc<Web>>, Path(id): Path<u64>) -> Result<Response, Fault> {
+    let run =
+        web.bulks.get(id).ok_or_else(|| Fault::missing("this process knows no such run; see the audit"))?;
+    let end = run.end().map(|(took, result)| (duration(took.as_millis() as i64), result.err()));
+    let frame = Frame::new(&web, "Changing jobs", "/jobs");
+    let frame = if end.is_some() { frame } else { frame.every(1) };
+    let (looked, changed) = (run.looked.load(Ordering::Relaxed), run.changed.load(Ordering::Relaxed) as i64);
+    Ok(page(&RunPage { frame, run, looked, changed, end }))
+}
+
+/// Counts, or starts what was counted, for programs.
+pub async fn post_json(web: &Arc<Web>, actor: &Actor, fields: &Fields) -> Result<Value, Fault> {
+    let (change, wish) = (Change::read(fields)?, wish(fields)?);
+    let count = count(web, change, &wish).await?;
+    let Some(confirmed) = confirmed(fields)? else {
+        return Ok(json!({"counted": count.jobs, "more": count.more, "started": false}));
+    };
+    if !fits(count, confirmed) {
+        let what =
+            format!("there are {} such jobs now, more than the {} confirmed", count.text(), confirmed.text());
+        return Err(Fault::new(axum::http::StatusCode::CONFLICT, "count_changed", what));
+    }
+    let run = start(web, actor, change, wish, count).await?;
+    Ok(json!({"counted": count.jobs, "more": count.more, "started": true, "bulk": run.id}))
+}
+
+/// How far a run is, for programs.
+pub fn run_json(web: &Web, id: u64) -> Result<Value, Fault> {
+    let run = web.bulks.get(id).ok_or_else(|| Fault::missing("this process knows no such run"))?;
+    Ok(run.json())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_means_only_jobs_that_it_can_change() {
+        let of = |state: Option<&str>, outcome: Option<&str>| Wish {
+            state: state.map(str::to_owned),
+            outcome: outcome.map(str::to_owned),
+            ..Wish::default()
+        };
+        assert_eq!(wishes(Change::Cancel, &of(None, None)).len(), 4);
+        assert_eq!(wishes(Change::Cancel, &of(Some("done"), None)), []);
+        assert_eq!(wishes(Change::Cancel, &of(None, Some("failed"))), []);
+        assert_eq!(wishes(Change::RunAgain, &of(None, Some("failed")))[0].state.as_deref(), Some("done"));
+        assert_eq!(wishes(Change::RunAgain, &of(Some("pending"), None)), []);
+    }
+
+    #[test]
+    fn fewer_jobs_than_confirmed_are_changed_and_more_are_asked_for_again() {
+        let count = |jobs, more| Count { jobs, more };
+        assert!(fits(count(9, false), count(10, false)));
+        assert!(!fits(count(11, false), count(10, false)));
+        assert!(!fits(count(10, true), count(10, false)));
+        assert!(fits(count(COUNT_MAX, true), count(COUNT_MAX, true)));
+    }
+}
