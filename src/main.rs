@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-/// Half of what a call costs here is small pieces that one thread makes and another gives back; `override`
-/// gives the same to SQLite, which is C and would go on with the system's.
+/// A call costs hundreds of small pieces that one thread makes and another gives back. Without `override`: what is
+/// preloaded and asks for memory while it starts (libfaketime, say) would stand still.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

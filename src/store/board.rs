@@ -265,7 +265,7 @@ pub struct Said {
     pub claim: i64,
     /// `seq`.
     pub seq: i64,
-    /// `content`: JSON text, cut to as many characters as were asked for.
+    /// `content`, of the result where the ledger left it there: JSON text, cut to as many characters as were asked for.
     pub content: String,
 }
 

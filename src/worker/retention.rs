@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use super::upkeep::paused;
 use super::{Mill, Seldom};
 use crate::domain::retention::{DoneJob, Erasure, Steps, Sweep};
-use crate::failpoint::failpoint;
 use crate::store::{Store, StoreError};
 
 /// How often it is looked for what is too old.
@@ -122,7 +121,6 @@ impl Way {
         while !rest.is_empty() && !stop.is_cancelled() {
             let now = self.steps.next(rest);
             rest = &rest[now.len()..];
-            failpoint!("retention");
             let Some(erased) = store.erase(self.sweep.what, now).await? else { return Ok(None) };
             taken.jobs += erased.jobs.len() as u64;
             // One that somebody holds is looked at again the next time.

@@ -575,10 +575,11 @@ impl Board for SqliteStore {
 
     async fn said(&self, job: JobId, most: i64) -> Result<Vec<Said>, StoreError> {
         let rows = sqlx::query(
-            "SELECT claim, seq, substr(content, 1, $2) AS content
-               FROM calls
-              WHERE job_id = $1 AND content IS NOT NULL
-              ORDER BY run, claim, seq",
+            "SELECT c.claim, c.seq, substr(coalesce(c.content, r.content), 1, $2) AS content
+               FROM calls c
+               LEFT JOIN results r ON r.job_id = c.job_id AND r.run = c.run AND c.content IS NULL AND c.error_type IS NULL
+              WHERE c.job_id = $1 AND coalesce(c.content, r.content) IS NOT NULL
+              ORDER BY c.run, c.claim, c.seq",
         )
         .bind(job.0)
         .bind(i32::try_from(most).unwrap_or(i32::MAX))

@@ -146,13 +146,14 @@ async fn settle(ground: &Ground, job: i64, outcome: &str, text: &str) {
         .run(&format!(
             "UPDATE job_state SET state = 'running', claims = claims + 1, claimed_by = 1 WHERE job_id = {job};
              INSERT INTO calls (job_id, claim, seq, run, kind, model, max_tokens, messages, sent_at, first_token_at,
-                                ended_at, http_status, request_id, stop_reason, input_tokens, output_tokens, content)
+                                ended_at, http_status, request_id, stop_reason, input_tokens, output_tokens)
              SELECT job_id, claims, 1, run, 'ask', 'claude-x', 1000, 1, {now}, {now}, {now}, 200, 'req_{job}', {stop},
-                    10, 20, {content}
+                    10, 20
                FROM job_state WHERE job_id = {job};
              INSERT INTO results (job_id, run, queue, batch, key, outcome, stop_reason, text, model, input_tokens,
-                                  output_tokens, calls, error_type, error, started_at)
-             SELECT j.id, s.run, j.queue, j.batch, j.key, '{outcome}', {stop}, {text}, 'claude-x', 10, 20, 1, {error}, {now}
+                                  output_tokens, calls, error_type, error, started_at, content)
+             SELECT j.id, s.run, j.queue, j.batch, j.key, '{outcome}', {stop}, {text}, 'claude-x', 10, 20, 1, {error}, {now},
+                    {content}
                FROM jobs j JOIN job_state s ON s.job_id = j.id WHERE j.id = {job};
              UPDATE job_state SET state = 'done', claimed_by = NULL WHERE job_id = {job};"
         ))
