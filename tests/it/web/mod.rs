@@ -69,6 +69,7 @@ impl Site {
             schema: schema.to_owned(),
             connections_max: 4,
             operation_max: Duration::from_secs(10),
+            answers_once: true,
             connect_max: Duration::from_secs(30),
             transaction_pooler: false,
             listen_url: None,
