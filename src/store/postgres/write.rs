@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
-use sqlx::{Postgres, Row as _};
+use sqlx::{Postgres, Row as _, query::Query};
 
 use super::PostgresStore;
 use crate::domain::job::{Lease, WorkerId};
@@ -43,10 +43,10 @@ macro_rules! bind_columns {
     };
 }
 
-type Query<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
+type Writing<'q> = Query<'q, Postgres, PgArguments>;
 
 /// Binds `$1` to `$33`.
-fn bind_calls<'q>(query: Query<'q>, calls: &[CallRow<'q>], worker: WorkerId) -> Query<'q> {
+fn bind_calls<'q>(query: Writing<'q>, calls: &[CallRow<'q>], worker: WorkerId) -> Writing<'q> {
     bind_columns!(
         query,
         calls,
@@ -199,7 +199,7 @@ macro_rules! ledger {
 }
 
 /// Binds `$34` to `$60`.
-fn bind_answers<'q>(query: Query<'q>, answers: &[AnswerRow<'q>]) -> Query<'q> {
+fn bind_answers<'q>(query: Writing<'q>, answers: &[AnswerRow<'q>]) -> Writing<'q> {
     bind_columns!(
         query,
         answers,

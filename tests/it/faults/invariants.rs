@@ -65,12 +65,12 @@ pub struct Invariants;
 impl Invariants {
     /// Begins to watch, before anything runs.
     pub async fn watch(ground: &Ground) {
-        let audit = ground.table("audit");
-        ground.run(&format!("CREATE TABLE {audit} (job_id BIGINT, run BIGINT, what TEXT)")).await;
+        let moves = ground.table("moves");
+        ground.run(&format!("CREATE TABLE {moves} (job_id BIGINT, run BIGINT, what TEXT)")).await;
         let note = |of: &str, what: &str| {
             format!(
                 "INSERT INTO {} (job_id, run, what) VALUES ({of}.job_id, {of}.run, {what})",
-                ground.either("audit", &audit)
+                ground.either("moves", &moves)
             )
         };
         let moved = "'moved from ' || OLD.state || ' to ' || NEW.state";
@@ -81,9 +81,9 @@ impl Invariants {
         let changed = "NEW.outcome <> OLD.outcome OR NEW.run <> OLD.run
                        OR (OLD.outcome NOT IN ('cancelled', 'expired') AND coalesce(NEW.text, '') <> coalesce(OLD.text, ''))";
         for (name, event, when, what) in [
-            ("audit_made", "INSERT ON results", "NEW.run > 0", "'made'"),
-            ("audit_changed", "UPDATE ON results", changed, "'changed'"),
-            ("audit_moved", "UPDATE ON job_state", back, moved),
+            ("moves_made", "INSERT ON results", "NEW.run > 0", "'made'"),
+            ("moves_changed", "UPDATE ON results", changed, "'changed'"),
+            ("moves_moved", "UPDATE ON job_state", back, moved),
         ] {
             let insert = note("NEW", what);
             let sqlite = format!("CREATE TRIGGER {name} AFTER {event} WHEN {when} BEGIN {insert}; END");
@@ -101,7 +101,7 @@ impl Invariants {
         let calls = mill.api.counts().calls;
         let mut found = Findings { jobs: work.len(), calls: calls.len(), ..Findings::default() };
         found.tokens = calls.iter().map(|call| call.streamed_tokens).sum();
-        found.audit(ground).await;
+        found.moves(ground).await;
         let ends = ends(ground).await;
         let ledger = Ledger::read(ground).await;
         let mut asked: HashMap<usize, Vec<&Seen>> = HashMap::new();
@@ -139,14 +139,14 @@ impl Findings {
         assert!(none, "{about}: {self}\n{}", self.wrong.join("\n"));
     }
 
-    async fn audit(&mut self, ground: &Ground) {
-        let made = "SELECT job_id FROM audit WHERE what = 'made' GROUP BY job_id, run HAVING count(*) > 1
-                    UNION ALL SELECT job_id FROM audit WHERE what = 'changed'";
+    async fn moves(&mut self, ground: &Ground) {
+        let made = "SELECT job_id FROM moves WHERE what = 'made' GROUP BY job_id, run HAVING count(*) > 1
+                    UNION ALL SELECT job_id FROM moves WHERE what = 'changed'";
         for job in ground.lines(made).await {
             self.duplicated += 1;
             self.wrong.push(format!("the result of job {job} was written again"));
         }
-        let moved = "SELECT job_id, what FROM audit WHERE what NOT IN ('made', 'changed')";
+        let moved = "SELECT job_id, what FROM moves WHERE what NOT IN ('made', 'changed')";
         self.wrong.extend(ground.lines(moved).await.into_iter().map(|moved| format!("an odd move: {moved}")));
         let none = [
             (

@@ -39,10 +39,20 @@ pub fn fresh_name() -> String {
     format!("mill_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Runs SQL in a connection of its own, as the user of the URL.
+/// Runs SQL in a connection of its own, as the user of the URL. Again, where it met a deadlock: what a
+/// process was at when it was killed goes on in the server for a moment, and a schema is dropped table by
+/// table.
 pub async fn admin_at(url: &str, sql: String) {
     let mut connection = connect(url).await;
-    connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.expect("the superuser's SQL runs");
+    let deadlock = |error: &sqlx::Error| {
+        error.as_database_error().is_some_and(|error| error.code() == Some("40P01".into()))
+    };
+    loop {
+        match connection.execute(sqlx::raw_sql(AssertSqlSafe(sql.clone()))).await {
+            Err(error) if deadlock(&error) => {}
+            done => break drop(done.expect("the superuser's SQL runs")),
+        }
+    }
     connection.close().await.expect("the connection closes");
 }
 
