@@ -88,7 +88,7 @@ pub struct Web {
     settings: Settings,
     door: door::Door,
     bulks: bulk::Bulks,
-    places: Semaphore,
+    places: Arc<Semaphore>,
     /// Since when the database has not answered.
     away: Mutex<Option<Instant>>,
 }
@@ -103,7 +103,7 @@ impl Web {
             door: door::Door::new(settings.token.as_ref()),
             settings,
             bulks: bulk::Bulks::default(),
-            places: Semaphore::new(AT_ONCE_MAX),
+            places: Arc::new(Semaphore::new(AT_ONCE_MAX)),
             away: Mutex::new(None),
         })
     }

@@ -432,7 +432,8 @@ BEGIN
         UPDATE calls c
            SET content = r.content
           FROM results r
-         WHERE r.job_id = OLD.job_id AND c.job_id = r.job_id AND c.run = r.run AND c.content IS NULL AND c.error_type IS NULL;
+         WHERE r.job_id = OLD.job_id AND c.job_id = r.job_id AND c.run = r.run AND c.content IS NULL AND c.error_type IS NULL
+           AND c.request_id IS NOT DISTINCT FROM r.request_id;
         DELETE FROM results WHERE job_id = OLD.job_id;
         DELETE FROM checkpoints WHERE job_id = OLD.job_id;
         PERFORM forget_open_tool_calls(OLD.job_id);

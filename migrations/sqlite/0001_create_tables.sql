@@ -432,7 +432,8 @@ CREATE TRIGGER job_state_run_again AFTER UPDATE OF state ON job_state
 WHEN OLD.state = 'done' AND NEW.state = 'pending' AND NEW.claims = OLD.claims AND NEW.claimed_by IS OLD.claimed_by BEGIN
     -- What the ledger left to the result comes back to it.
     UPDATE calls
-       SET content = (SELECT r.content FROM results r WHERE r.job_id = OLD.job_id AND r.run = calls.run)
+       SET content = (SELECT r.content FROM results r
+                       WHERE r.job_id = OLD.job_id AND r.run = calls.run AND r.request_id IS calls.request_id)
      WHERE job_id = OLD.job_id AND run = OLD.run AND content IS NULL AND error_type IS NULL;
     DELETE FROM results WHERE job_id = OLD.job_id;
     DELETE FROM checkpoints WHERE job_id = OLD.job_id;

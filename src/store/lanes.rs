@@ -148,7 +148,19 @@ impl Lanes {
     /// Takes over what a count of the known lanes brought, in their order, where it is enough for this claim;
     /// returns whether it is. What else there may be comes with the next scan.
     pub(crate) fn recount(&mut self, lanes: Vec<Lane>, wanted: &Wanted) -> bool {
-        let enough = lanes.iter().map(|lane| lane.count).sum::<usize>() >= wanted.slots;
+        // What a limit or a room holds back may not be claimable at all.
+        let rooms = &wanted.rooms;
+        let free = |lane: &Lane| match (lane.limit, lane.batch.as_str()) {
+            (Some(_), _) => 0,
+            (None, "") => lane.count,
+            (None, _) => {
+                let room = rooms.batches.get(&(lane.queue.clone(), lane.batch.clone())).copied();
+                lane.count.min(room.or(rooms.batch).unwrap_or(usize::MAX))
+            }
+        };
+        let enough = rooms.models.is_empty()
+            && rooms.keys.is_empty()
+            && lanes.iter().map(free).sum::<usize>() >= wanted.slots;
         if enough {
             self.all = lanes;
             self.whole = true;

@@ -162,6 +162,9 @@ async fn ask(State(web): State<Arc<Web>>, fields: Fields) -> Response {
     page(&Login { to: own_path(fields.get("to")), why: "" })
 }
 
+/// Longest body of a login, in bytes.
+const LOGIN_MAX: usize = 4096;
+
 async fn enter(State(web): State<Arc<Web>>, request: Request) -> Result<Response, Fault> {
     let peer = request.extensions().get::<axum::extract::ConnectInfo<std::net::SocketAddr>>();
     let peer = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0.ip());
@@ -169,7 +172,8 @@ async fn enter(State(web): State<Arc<Web>>, request: Request) -> Result<Response
     let origin = request.headers().get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
     let forwarded = request.headers().get("x-forwarded-proto").and_then(|proto| proto.to_str().ok());
     let secure = origin.is_some_and(|origin| origin.starts_with("https:")) || forwarded == Some("https");
-    let fields = Fields::read(request).await?;
+    // Anybody may knock: that must not cost much.
+    let fields = Fields::read_up_to(request, LOGIN_MAX).await?;
     let to = own_path(fields.get("to"));
     match web.door.offer(fields.get("token").unwrap_or_default().trim(), peer) {
         Entry::TooMany => Ok(too_many()),
@@ -217,7 +221,8 @@ pub fn own_path(to: Option<&str>) -> &str {
     let is_ours = |to: &&str| {
         to.starts_with('/')
             && !to.starts_with("//")
-            && !to.contains(['\\', '\r', '\n'])
+            && !to.contains('\\')
+            && !to.contains(char::is_control)
             && !to.contains("://")
     };
     to.filter(is_ours).unwrap_or("/")
@@ -263,6 +268,7 @@ mod tests {
             ("//evil.example", "/"),
             ("https://evil.example", "/"),
             ("/\\evil.example", "/"),
+            ("/\t/evil.example", "/"),
             ("javascript:alert(1)", "/"),
             ("", "/"),
         ] {

@@ -12,6 +12,8 @@ use crate::domain::job::JobId;
 
 /// Bytes of a body: a prompt that is changed and asked again goes through it.
 const BODY_MAX: usize = 4 << 20;
+/// A body that takes longer to come is not waited for.
+const BODY_TIME: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Names and texts, in their order; a name may come several times.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +33,11 @@ impl Fields {
     /// # Errors
     /// A body that is too long, or is neither a form nor a JSON object.
     pub async fn read(request: Request) -> Result<Self, Fault> {
+        Self::read_up_to(request, BODY_MAX).await
+    }
+
+    /// Reads a request whose body is at most so many bytes long.
+    pub async fn read_up_to(request: Request, max: usize) -> Result<Self, Fault> {
         let mut fields = Self::of_query(request.uri().query().unwrap_or_default());
         if matches!(*request.method(), Method::GET | Method::HEAD) {
             return Ok(fields);
@@ -38,10 +45,11 @@ impl Fields {
         let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         let is_json = kind.is_some_and(|kind| kind.starts_with("application/json"));
         let is_form = kind.is_none_or(|kind| kind.starts_with("application/x-www-form-urlencoded"));
-        let body = to_bytes(request.into_body(), BODY_MAX).await.map_err(|_| {
-            let what = format!("the body is longer than {BODY_MAX} bytes, or did not come");
-            Fault::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", what)
-        })?;
+        let coming = tokio::time::timeout(BODY_TIME, to_bytes(request.into_body(), max));
+        let Ok(Ok(body)) = coming.await else {
+            let what = format!("the body is longer than {max} bytes, or did not come");
+            return Err(Fault::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", what));
+        };
         if is_json {
             let odd = || Fault::bad("the body is no JSON object of texts, numbers and lists of them");
             let Ok(Value::Object(object)) = serde_json::from_slice(&body) else { return Err(odd()) };

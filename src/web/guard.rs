@@ -87,12 +87,16 @@ fn admit(web: &Web, peer: IpAddr, request: &Request) -> Result<Actor, Box<Respon
 }
 
 async fn answer(web: &Arc<Web>, request: Request, next: Next) -> Response {
-    let Ok(_place) = web.places.try_acquire() else {
+    let Ok(place) = Arc::clone(&web.places).try_acquire_owned() else {
         let what = "too many requests at once; try again in a moment";
         return Fault::new(StatusCode::SERVICE_UNAVAILABLE, "busy", what).into_response();
     };
     #[expect(clippy::disallowed_methods, reason = "awaited below; a browser that leaves must not drop it")]
-    let answering = tokio::spawn(next.run(request));
+    let answering = tokio::spawn(async move {
+        // As long as it works: a client that leaves gives no place to the next.
+        let _place = place;
+        next.run(request).await
+    });
     match tokio::time::timeout(ANSWER_MAX, answering).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {

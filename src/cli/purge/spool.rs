@@ -45,7 +45,9 @@ impl Swept {
         }
         if !self.unreadable.is_empty() {
             say(&format!(
-                "{} holds what cannot be read, of jobs that nobody can tell: look into it, and delete it",
+                "{} holds what cannot be read, of jobs that nobody can tell: where it is a spool file, the next \
+                 daemon that starts here takes up what is whole and sets the rest aside; look into what was set \
+                 aside, and delete it",
                 list(&self.unreadable)
             ));
         }

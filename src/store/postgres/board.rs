@@ -560,6 +560,7 @@ impl Board for PostgresStore {
             "SELECT c.claim, c.seq::bigint AS seq, left(coalesce(c.content, r.content)::text, $2::integer) AS content
                FROM calls c
                LEFT JOIN results r ON r.job_id = c.job_id AND r.run = c.run AND c.content IS NULL AND c.error_type IS NULL
+                AND r.request_id IS NOT DISTINCT FROM c.request_id
               WHERE c.job_id = $1 AND coalesce(c.content, r.content) IS NOT NULL
               ORDER BY c.run, c.claim, c.seq",
         )

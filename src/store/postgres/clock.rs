@@ -24,13 +24,13 @@ pub(super) async fn promote(conn: &mut PgConnection, released: &[Lease]) -> sqlx
              SELECT s.job_id
                FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS d(job_id, claim, run)
                JOIN job_state s ON s.job_id = d.job_id AND s.claims = d.claim AND s.run = d.run
-              WHERE s.state = 'scheduled'
+              WHERE s.state = 'scheduled' AND s.job_id = ANY ($1)
               ORDER BY s.job_id
                 FOR UPDATE OF s SKIP LOCKED)
          UPDATE job_state s
             SET state = 'pending'
            FROM due
-          WHERE s.job_id = due.job_id",
+          WHERE s.job_id = due.job_id AND s.job_id = ANY ($1)",
     )
     .bind(jobs)
     .bind(claims)

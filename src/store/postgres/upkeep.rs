@@ -232,7 +232,7 @@ pub(super) async fn absolve(conn: &mut PgConnection, leases: &[Lease]) -> sqlx::
         "UPDATE job_state s
             SET crashes = s.crashes - 1
            FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS d(job_id, claim, run)
-          WHERE s.job_id = d.job_id AND s.claims > d.claim AND s.run = d.run
+          WHERE s.job_id = d.job_id AND s.job_id = ANY ($1) AND s.claims > d.claim AND s.run = d.run
             AND s.state <> 'done' AND s.crashes > 0",
     )
     .bind(jobs)

@@ -114,7 +114,7 @@ macro_rules! fence {
                     CASE WHEN s.claims = m.claim AND s.run = m.run AND s.state = 'running' THEN 'skipped'
                          WHEN s.claims = m.claim AND s.run = m.run AND ",
             $written_before,
-            " THEN 'done'
+            " THEN 'before'
                          WHEN s.run = m.run AND s.state <> 'done' THEN 'lost'
                          ELSE 'over' END AS fate
                FROM missed m
@@ -154,10 +154,10 @@ macro_rules! ledger {
                     now() - c.first_token_ago * interval '1 millisecond',
                     now() - c.ended_ago * interval '1 millisecond',
                     c.http_status, c.request_id, c.message_id, c.stop_reason, c.input_tokens, c.output_tokens,
-                    c.cache_creation_input_tokens, c.cache_read_input_tokens, c.partial, f.fate <> 'done',
+                    c.cache_creation_input_tokens, c.cache_read_input_tokens, c.partial, f.fate NOT IN ('done', 'before'),
                     c.error_type, c.error_code, c.error, c.retry_after_ms, $33,
                     c.stop_details::json, c.request::json, c.usage::json, c.container::json,
-                    CASE WHEN NOT c.once OR f.fate IN ('lost', 'over') THEN c.content::json END
+                    CASE WHEN NOT c.once OR f.fate NOT IN ('done', 'adopted') THEN c.content::json END
                FROM call c
                JOIN fate f ON f.job_id = c.job_id AND f.claim = c.claim AND f.fate NOT IN ('skipped', 'gone')
              ON CONFLICT (job_id, claim, seq) DO UPDATE
@@ -193,7 +193,9 @@ macro_rules! ledger {
                            SELECT ctid FROM checkpoints
                             WHERE job_id = c.job_id AND claim = c.claim AND seq <= c.seq
                            OFFSET 0) k
-                     WHERE c.checkpointed))
+                     WHERE c.checkpointed
+                       AND EXISTS (SELECT FROM fate f WHERE f.job_id = c.job_id AND f.claim = c.claim
+                                      AND f.fate NOT IN ('skipped', 'gone'))))
          )"
     };
 }
@@ -509,7 +511,7 @@ fn fates(leases: &[Lease], rows: &[PgRow]) -> sqlx::Result<Written> {
             continue;
         };
         match fate.try_get::<&str, _>("fate")? {
-            "done" | "adopted" => written.done.push(*lease),
+            "done" | "adopted" | "before" => written.done.push(*lease),
             "skipped" => written.skipped.push(*lease),
             _ => written.lost.push(*lease),
         }

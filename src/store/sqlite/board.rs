@@ -578,6 +578,7 @@ impl Board for SqliteStore {
             "SELECT c.claim, c.seq, substr(coalesce(c.content, r.content), 1, $2) AS content
                FROM calls c
                LEFT JOIN results r ON r.job_id = c.job_id AND r.run = c.run AND c.content IS NULL AND c.error_type IS NULL
+                AND r.request_id IS c.request_id
               WHERE c.job_id = $1 AND coalesce(c.content, r.content) IS NOT NULL
               ORDER BY c.run, c.claim, c.seq",
         )

@@ -65,12 +65,12 @@ pub struct Invariants;
 impl Invariants {
     /// Begins to watch, before anything runs.
     pub async fn watch(ground: &Ground) {
-        let moves = ground.table("moves");
-        ground.run(&format!("CREATE TABLE {moves} (job_id BIGINT, run BIGINT, what TEXT)")).await;
+        let table = ground.table("moves");
+        ground.run(&format!("CREATE TABLE {table} (job_id BIGINT, run BIGINT, what TEXT)")).await;
         let note = |of: &str, what: &str| {
             format!(
                 "INSERT INTO {} (job_id, run, what) VALUES ({of}.job_id, {of}.run, {what})",
-                ground.either("moves", &moves)
+                ground.either("moves", &table)
             )
         };
         let moved = "'moved from ' || OLD.state || ' to ' || NEW.state";

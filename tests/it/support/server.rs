@@ -50,7 +50,10 @@ pub async fn admin_at(url: &str, sql: String) {
     loop {
         match connection.execute(sqlx::raw_sql(AssertSqlSafe(sql.clone()))).await {
             Err(error) if deadlock(&error) => {}
-            done => break drop(done.expect("the superuser's SQL runs")),
+            done => {
+                done.expect("the superuser's SQL runs");
+                break;
+            }
         }
     }
     connection.close().await.expect("the connection closes");

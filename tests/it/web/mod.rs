@@ -152,9 +152,9 @@ async fn settle(ground: &Ground, job: i64, outcome: &str, text: &str) {
                     10, 20
                FROM job_state WHERE job_id = {job};
              INSERT INTO results (job_id, run, queue, batch, key, outcome, stop_reason, text, model, input_tokens,
-                                  output_tokens, calls, error_type, error, started_at, content)
+                                  output_tokens, calls, error_type, error, started_at, content, request_id)
              SELECT j.id, s.run, j.queue, j.batch, j.key, '{outcome}', {stop}, {text}, 'claude-x', 10, 20, 1, {error}, {now},
-                    {content}
+                    {content}, 'req_{job}'
                FROM jobs j JOIN job_state s ON s.job_id = j.id WHERE j.id = {job};
              UPDATE job_state SET state = 'done', claimed_by = NULL WHERE job_id = {job};"
         ))
