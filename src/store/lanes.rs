@@ -16,7 +16,7 @@ pub(crate) const SCANS_MAX: usize = 8;
 const FRESH: Duration = Duration::from_millis(250);
 /// A scan that takes longer is costly: what died at the head of a lane stays in a Postgres index while anybody
 /// holds an older snapshot (a dump, a long report), and a scan passes all of it.
-const COSTLY: Duration = Duration::from_millis(50);
+const COSTLY: Duration = Duration::from_millis(200);
 /// It is not made again before so many times as long have passed, while the lanes that it found have enough.
 const WORTH: u32 = 10;
 /// But after so long it is made in any case: only a scan sees new lanes, and jobs that came back to old ones.
