@@ -21,12 +21,17 @@ pub(super) async fn promote(conn: &mut PgConnection, released: &[Lease]) -> sqlx
     let (jobs, claims, runs) = row::columns(released);
     let done = sqlx::query(
         "WITH due AS MATERIALIZED (
-             SELECT s.job_id
-               FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS d(job_id, claim, run)
-               JOIN job_state s ON s.job_id = d.job_id AND s.claims = d.claim AND s.run = d.run
-              WHERE s.state = 'scheduled' AND s.job_id = ANY ($1)
-              ORDER BY s.job_id
-                FOR UPDATE OF s SKIP LOCKED)
+             SELECT d.job_id
+               FROM (SELECT *
+                       FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS d(job_id, claim, run)
+                      ORDER BY job_id) d
+              CROSS JOIN LATERAL (
+                    SELECT state FROM job_state
+                     WHERE job_id = d.job_id AND claims = d.claim AND run = d.run
+                     LIMIT 1
+                       FOR NO KEY UPDATE SKIP LOCKED) s
+              -- Here, or all that is scheduled might be read to find these.
+              WHERE s.state = 'scheduled')
          UPDATE job_state s
             SET state = 'pending'
            FROM due
