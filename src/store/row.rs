@@ -244,7 +244,8 @@ pub(crate) fn last_calls<'a>(
     let row = |end: &'a Settlement| {
         let call = end.call.as_ref()?;
         let alike = call.content.is_some() && call.fault.is_none() && call.content == end.answer.content;
-        let once = once && alike;
+        // A job that runs again gives the ledger back what the result held: by the request's id.
+        let once = once && alike && call.request_id == end.answer.request_id;
         Some(CallRow { once, ..self::call(&end.lease, call, now) })
     };
     ends.into_iter().filter_map(row).collect()

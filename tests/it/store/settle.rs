@@ -30,6 +30,7 @@ on_both!(
     a_cancelled_job_is_filled_once,
     a_job_run_again_is_not_filled,
     what_the_answer_holds_is_kept_once_until_the_job_is_run_again,
+    a_call_without_the_answers_request_id_keeps_what_it_said,
     a_call_keeps_what_it_said_where_the_answer_says_something_else_or_is_not_taken,
     running_again_keeps_the_ledger,
     refused_data_writes_nothing_and_says_so,
@@ -307,6 +308,17 @@ async fn what_the_answer_holds_is_kept_once_until_the_job_is_run_again(ground: &
     assert_eq!(ground.line(both).await, format!("{said}|NULL"));
     ground.run("UPDATE job_state SET state = 'pending'").await;
     assert_eq!(ground.line("SELECT CAST(content AS text) FROM calls").await, said, "it was paid for");
+}
+
+async fn a_call_without_the_answers_request_id_keeps_what_it_said(ground: &Ground) {
+    one_job(ground).await;
+    let bench = Bench::on(ground).await;
+    let mut unnamed = end(bench.lease().await);
+    unnamed.call.as_mut().expect("a call").request_id = None;
+    bench.settle(vec![unnamed]).await;
+    ground.run("UPDATE job_state SET state = 'pending'").await;
+    let said = ground.line("SELECT CAST(content AS text) FROM calls").await;
+    assert_eq!(said, r#"[{"type":"text","text":"hi"}]"#, "nobody could say that it was this call's");
 }
 
 async fn a_call_keeps_what_it_said_where_the_answer_says_something_else_or_is_not_taken(ground: &Ground) {

@@ -124,6 +124,7 @@ impl Play<'_> {
             calls: hand.known.calls as i32,
             failures: said.failures,
             fault: fails.then(|| Fault::new("overloaded", None, "too much")),
+            request_id: call.as_ref().and_then(|call| call.request_id.clone()),
             ..answer("")
         };
         (Arc::new(Settlement { lease: hand.lease, answer, call }), said, paid)
