@@ -9,6 +9,7 @@ mod writes;
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Display};
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 
 use promptmill::domain::job::Lease;
 use promptmill::domain::ledger::{Call, Release, Settlement};
@@ -28,6 +29,9 @@ pub struct Stage {
     ground: Ground,
     /// Two processes' worth: each remembers what it was given, and what it saw last.
     stores: [Arc<dyn Store>; 2],
+    /// The claims of all sequences. A store believes what it saw for a while, but only where the same is
+    /// wanted again: so nothing is, not even what the sequence before wanted.
+    claims: AtomicI64,
 }
 
 impl Stage {
@@ -38,7 +42,7 @@ impl Stage {
             opened.expect("the ground has the tables").store
         };
         let stores = [store().await, store().await];
-        Self { ground, stores }
+        Self { ground, stores, claims: AtomicI64::new(0) }
     }
 
     pub async fn close(self) {

@@ -1,5 +1,7 @@
 //! What workers do beside writing: claim, beat, go, and take from each other.
 
+use std::sync::atomic::Ordering;
+
 use promptmill::domain::job::{Claimed, JobId, Lease, WorkerId};
 use promptmill::store::{Blocked, Rooms, Wanted};
 
@@ -10,8 +12,8 @@ use super::{Hand, Play, claim, newest, same, tokens, tools};
 impl Play<'_> {
     /// What a claim may take. A batch that nobody has makes each one look afresh: what was seen
     /// before is believed for a moment, and nobody waits here.
-    fn wanted(&mut self, worker: i64, slots: usize, suspect: bool) -> Wanted {
-        self.clock += 1;
+    fn wanted(&self, worker: i64, slots: usize, suspect: bool) -> Wanted {
+        let claims = self.stage.claims.fetch_add(1, Ordering::Relaxed);
         Wanted {
             worker: WorkerId(worker),
             slots,
@@ -20,10 +22,7 @@ impl Play<'_> {
             queues: Vec::new(),
             default_model: "default-model".to_owned(),
             profiles: std::collections::BTreeMap::new(),
-            blocked: Blocked {
-                batches: vec![("none".to_owned(), self.clock.to_string())],
-                ..Blocked::default()
-            },
+            blocked: Blocked { batches: vec![("none".to_owned(), claims.to_string())], ..Blocked::default() },
             rooms: Rooms::default(),
         }
     }
