@@ -96,8 +96,11 @@ impl Way {
             } else {
                 (self.steps.room() as i64).max(WINDOW.0)
             };
-            let Some(taken) = self.take(store, &due.jobs, stop).await? else { break };
+            let taken = self.take(store, &due.jobs, stop).await?;
             erased += taken.jobs;
+            if taken.by_another {
+                break;
+            }
             open = [open, taken.open, due.waits].into_iter().flatten().min();
             self.from = open.map_or(until, |seq| seq - 1);
             at = until;
@@ -109,19 +112,22 @@ impl Way {
         Ok(erased)
     }
 
-    /// Takes away what is due, step by step. `None`: another daemon is at it, and will have done it all.
+    /// Takes away what is due, step by step.
     async fn take(
         &mut self,
         store: &dyn Store,
         due: &[DoneJob],
         stop: &CancellationToken,
-    ) -> Result<Option<Taken>, StoreError> {
+    ) -> Result<Taken, StoreError> {
         let mut taken = Taken::default();
         let mut rest = due;
         while !rest.is_empty() && !stop.is_cancelled() {
             let now = self.steps.next(rest);
             rest = &rest[now.len()..];
-            let Some(erased) = store.erase(self.sweep.what, now).await? else { return Ok(None) };
+            let Some(erased) = store.erase(self.sweep.what, now).await? else {
+                taken.by_another = true;
+                return Ok(taken);
+            };
             taken.jobs += erased.jobs.len() as u64;
             // One that somebody holds is looked at again the next time.
             let held = now.iter().filter(|done| !erased.jobs.contains(&done.job)).map(|done| done.seq);
@@ -131,7 +137,7 @@ impl Way {
             tokio::time::sleep(erased.took.max(REST_MIN)).await;
         }
         taken.open = taken.open.into_iter().chain(rest.first().map(|done| done.seq)).min();
-        Ok(Some(taken))
+        Ok(taken)
     }
 }
 
@@ -142,4 +148,6 @@ struct Taken {
     jobs: u64,
     /// The lowest `seq` that is left.
     open: Option<i64>,
+    /// Another daemon is at it, and will have done the rest.
+    by_another: bool,
 }
