@@ -427,6 +427,11 @@ pub(crate) fn texts<T: Serialize>(names: &[T]) -> String {
     json(&names)
 }
 
+/// Reads rows that came as one JSON array.
+pub(crate) fn read<T: serde::de::DeserializeOwned>(rows: &str) -> sqlx::Result<Vec<T>> {
+    serde_json::from_str(rows).map_err(|err| sqlx::Error::Decode(Box::new(err)))
+}
+
 /// Returns names by names as a JSON object.
 pub(crate) fn names(names: &BTreeMap<String, String>) -> String {
     json(names)

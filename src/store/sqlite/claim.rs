@@ -187,7 +187,7 @@ async fn scan(conn: &mut SqliteConnection, wanted: &Wanted, cursor: &Cursor) -> 
                    FROM (SELECT 1 FROM job_state n INDEXED BY job_state_claimable
                           WHERE n.state = 'pending' AND n.queue = l.queue AND n.model = l.model
                             AND n.priority = l.priority AND n.batch = l.batch
-                          LIMIT $9)) AS count
+                          LIMIT +$9)) AS count
            FROM stream s
            LEFT JOIN lane l ON l.queue = s.queue AND l.model = s.model
           ORDER BY s.queue, s.model, l.priority DESC, l.batch DESC",
@@ -243,15 +243,17 @@ async fn take(conn: &mut SqliteConnection, order: &Order) -> sqlx::Result<Vec<Ta
             Some(room) => *room,
             None => room_in(conn, lane).await?,
         };
-        let jobs: Vec<(i64, i64, bool)> = sqlx::query_as(
-            "SELECT job_id, bytes, crashes >= $7
-               FROM (SELECT job_id, bytes, crashes FROM job_state INDEXED BY job_state_claimable
-                      WHERE state = 'pending' AND queue = $1 AND model = $2 AND priority = $3 AND batch = $4
-                        AND job_id > $5 AND (crashes < $7 OR $8)
-                      ORDER BY job_id
-                      LIMIT $9)
-              ORDER BY $9 > $6 AND bytes > $10, job_id
-              LIMIT $6",
+        // As one row: each costs a message between two threads.
+        let jobs: String = sqlx::query_scalar(
+            "SELECT json_group_array(json_array(job_id, bytes, crashes >= $7))
+               FROM (SELECT job_id, bytes, crashes
+                       FROM (SELECT job_id, bytes, crashes FROM job_state INDEXED BY job_state_claimable
+                              WHERE state = 'pending' AND queue = $1 AND model = $2 AND priority = $3 AND batch = $4
+                                AND job_id > $5 AND (crashes < $7 OR $8)
+                              ORDER BY job_id
+                              LIMIT +$9)
+                      ORDER BY $9 > $6 AND bytes > $10, job_id
+                      LIMIT +$6)",
         )
         .bind(&lane.queue)
         .bind(&lane.model)
@@ -263,11 +265,11 @@ async fn take(conn: &mut SqliteConnection, order: &Order) -> sqlx::Result<Vec<Ta
         .bind(suspect)
         .bind((take.among as i64).min(room))
         .bind(PROBE_BYTES)
-        .fetch_all(&mut *conn)
+        .fetch_one(&mut *conn)
         .await?;
         let before = picked.len();
-        for (job, size, suspected) in jobs {
-            if suspected && !std::mem::take(&mut suspect) {
+        for (job, size, suspected) in row::read::<(i64, i64, i64)>(&jobs)? {
+            if suspected == 1 && !std::mem::take(&mut suspect) {
                 continue;
             }
             if size > bytes && !(order.first && picked.is_empty()) {

@@ -131,7 +131,7 @@ pub(super) async fn prune(conn: &mut SqliteConnection, limit: i64) -> sqlx::Resu
                               AND s.batch <> '' AND s.state <> 'done'
                               AND replace(replace(s.queue, '%', '%25'), '/', '%2F')
                                 = substr(g.scope, 7, instr(g.scope, '/') - 7)))
-                 LIMIT $1)",
+                 LIMIT +$1)",
     ))
     .bind(limit)
     .execute(conn)

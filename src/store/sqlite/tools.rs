@@ -122,7 +122,7 @@ pub(super) async fn promote_answered(conn: &mut SqliteConnection, limit: i64) ->
             SET state = 'pending'
           WHERE job_id IN (",
         answered!(),
-        " LIMIT $1)"
+        " LIMIT +$1)"
     ))
     .bind(limit)
     .execute(conn)

@@ -82,7 +82,7 @@ pub(super) async fn promote(conn: &mut SqliteConnection, limit: i64) -> sqlx::Re
                  WHERE state = 'scheduled' AND available_at <= ",
         now!(),
         " ORDER BY available_at
-                 LIMIT $1)",
+                 LIMIT +$1)",
     ))
     .bind(limit)
     .execute(conn)
@@ -110,7 +110,7 @@ pub(super) async fn expire(conn: &mut SqliteConnection, limit: i64) -> sqlx::Res
           WHERE deadline_at IS NOT NULL AND state <> 'done' AND deadline_at <= ",
         now!(),
         " ORDER BY deadline_at
-          LIMIT $1",
+          LIMIT +$1",
     ))
     .bind(limit)
     .fetch_all(&mut *conn)
@@ -191,7 +191,7 @@ pub(super) async fn rescue(
         "SELECT job_id FROM job_state
           WHERE state = 'running' AND claimed_by = $1
           ORDER BY job_id
-          LIMIT $2",
+          LIMIT +$2",
     )
     .bind(dead.0)
     .bind(limit)

@@ -141,15 +141,25 @@ async fn settle(conn: &mut SqliteConnection, batch: &Batch<Settlement>, once: bo
         .iter()
         .map(|end| (end.lease.job.0, end.lease.claim, end.lease.run, end.answer.failures))
         .collect();
-    let hit: Vec<i64> = sqlx::query_scalar(
-        "UPDATE job_state
-            SET state = 'done', claimed_by = NULL, reason = NULL, failures = d.value ->> 3
+    // As one row: each costs a message between two threads.
+    let ours: String = sqlx::query_scalar(
+        "SELECT json_group_array(json_array(s.job_id, d.value ->> 3))
            FROM jsonb_each(jsonb($1)) d
-          WHERE job_id = d.value ->> 0 AND claims = d.value ->> 1 AND run = d.value ->> 2 AND state = 'running'
-         RETURNING job_id",
+          CROSS JOIN job_state s ON s.job_id = d.value ->> 0
+          WHERE s.claims = d.value ->> 1 AND s.run = d.value ->> 2 AND s.state = 'running'",
     )
     .bind(row::texts(&fence))
-    .fetch_all(&mut *conn)
+    .fetch_one(&mut *conn)
+    .await?;
+    let hit: Vec<i64> = row::read::<(i64, i32)>(&ours)?.into_iter().map(|(job, _)| job).collect();
+    sqlx::query(
+        "UPDATE job_state
+            SET state = 'done', claimed_by = NULL, reason = NULL, failures = d.value ->> 1
+           FROM jsonb_each(jsonb($1)) d
+          WHERE job_id = d.value ->> 0",
+    )
+    .bind(ours)
+    .execute(&mut *conn)
     .await?;
     let mut fates = Fates::look(conn, leases, &hit, |state| state == "done").await?;
     let adopted = adoptable(conn, &fates.late(&batch.rows)).await?;

@@ -27,12 +27,16 @@ const COUNTING: [&str; 2] = ["WITH counted AS (", "WITH answered AS MATERIALIZED
 /// The files whose statements a running daemon sends, all of which have to be seen.
 const SOURCES: [&str; 7] = ["claim", "write", "upkeep", "tools", "gates", "rates", "clock"];
 
+/// The sources of one store by their names.
+fn sources(database: &str) -> impl Iterator<Item = (&'static str, String)> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store").join(database);
+    let source = move |name: &str| std::fs::read_to_string(folder.join(name).with_extension("rs"));
+    SOURCES.iter().map(move |name| (*name, source(name).expect("a source")))
+}
+
 /// How many statements stand in the sources of one store.
 fn written(database: &str) -> usize {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store").join(database);
-    let source =
-        |name: &str| std::fs::read_to_string(folder.join(name).with_extension("rs")).expect("a source");
-    SOURCES.iter().map(|name| source(name).matches("sqlx::query").count()).sum()
+    sources(database).map(|(_, source)| source.matches("sqlx::query").count()).sum()
 }
 
 /// Whether a statement stands elsewhere: it opens a connection, or says where a transaction begins and ends.
