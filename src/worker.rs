@@ -18,6 +18,7 @@ pub mod tools;
 
 mod delays;
 mod drain;
+mod seldom;
 mod upkeep;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -47,6 +48,7 @@ use models::Models;
 use process::Process;
 use profiles::{Profile, ProfileId, Profiles};
 use record::{Kept, Recorder, Restored, Unwritten};
+use seldom::Seldom;
 use spool::Spool;
 use tools::Tools;
 
@@ -129,22 +131,6 @@ pub struct Report {
     pub end: End,
     /// How many jobs ended how, here.
     pub outcomes: Vec<(Outcome, u64)>,
-}
-
-/// What is done in a loop, but no more often than so.
-#[derive(Debug, Default)]
-struct Seldom(Option<Instant>);
-
-impl Seldom {
-    /// Whether it is time, the first time in any case; then it counts as done.
-    fn is_due(&mut self, every: Duration) -> bool {
-        let now = Instant::now();
-        let due = self.0.is_none_or(|last| now.saturating_duration_since(last) >= every);
-        if due {
-            self.0 = Some(now);
-        }
-        due
-    }
 }
 
 /// Counts how jobs ended.

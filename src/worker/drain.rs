@@ -36,7 +36,10 @@ impl Drain {
             blocked: mill.gates.held(),
             rooms: Rooms::default(),
         };
-        let left = match mill.store.backlog(&wanted, self.horizon).await {
+        // Millions that nothing may be claimed of are counted one by one.
+        let counted = mill.store.backlog(&wanted, self.horizon).await;
+        self.looked.done();
+        let left = match counted {
             Ok(left) => left,
             Err(err) => {
                 tracing::warn!(error = %err, "failed to count what is left: trying again");

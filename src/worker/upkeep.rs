@@ -180,8 +180,13 @@ async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers, swept: &mut Seldom) 
         }
     }
     promote_overdue(mill, wake).await?;
-    if swept.is_due(ANSWERED_EVERY) && mill.store.promote_answered(STEP).await? > 0 {
-        wake.notify_one();
+    if swept.is_due(ANSWERED_EVERY) {
+        let promoted = mill.store.promote_answered(STEP).await;
+        // A million jobs may wait for tools, and all of them are looked at.
+        swept.done();
+        if promoted? > 0 {
+            wake.notify_one();
+        }
     }
     for job in mill.store.expire(STEP).await? {
         failpoint!("expire");
