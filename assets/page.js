@@ -63,13 +63,21 @@
     || part.querySelector('input:checked, details[open]')
     || !getSelection().isCollapsed && part.contains(getSelection().anchorNode);
 
+  // What the page said of itself when it was last read: where that is still so, nothing is sent again.
+  let mark = document.body.dataset.mark || null;
+
   async function look() {
-    const answer = await fetch(location.href, { headers: { accept: 'text/html' }, redirect: 'error' });
+    const headers = { accept: 'text/html' };
+    if (mark) headers['if-none-match'] = mark;
+    const answer = await fetch(location.href, { headers, redirect: 'error', cache: 'no-store' });
+    if (answer.status === 304) return;
     if (!answer.ok) throw new Error(String(answer.status));
     const next = new DOMParser().parseFromString(await answer.text(), 'text/html');
+    let all = true;
     for (const part of document.querySelectorAll('[data-live]')) {
       const other = next.getElementById(part.id);
-      if (!other || busy(part)) continue;
+      if (!other) continue;
+      if (busy(part)) { all = false; continue; }
       if (part.matches('.chart')) {
         if (part.dataset.series === other.dataset.series) continue;
         part.replaceWith(document.adoptNode(other));
@@ -78,6 +86,8 @@
         part.replaceChildren(...[...document.adoptNode(other).childNodes]);
       }
     }
+    // What was passed by because somebody is at it is shown by a later look.
+    mark = all ? answer.headers.get('etag') : null;
     const refreshed = Number(next.body.dataset.refresh || 0);
     if (!refreshed && refresh) location.reload();
     drawAll();
@@ -128,6 +138,7 @@
         try {
           const { claim, seq, part } = box.dataset;
           const answer = await fetch(`${box.dataset.partial}?claim=${claim}&seq=${seq}&part=${part}`);
+          if (!answer.ok) throw new Error(String(answer.status));
           const more = await answer.json();
           const same = String(more.claim) === claim && String(more.seq) === seq;
           const down = box.scrollTop + box.clientHeight >= box.scrollHeight - 8;

@@ -17,6 +17,7 @@ pub mod migrations;
 mod op;
 mod rates;
 mod row;
+mod timed;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use async_trait::async_trait;
 use secrecy::SecretString;
 
 pub use desk::*;
+pub use timed::{Timed, within};
 
 use self::migrations::Step;
 use self::postgres::PostgresStore;
@@ -43,6 +45,9 @@ pub enum StoreError {
     /// The database cannot be reached, is locked, full, read-only, or took too long: try again.
     #[error("the database is not available: {0}")]
     Unavailable(String),
+    /// A read took longer than the limit that it had.
+    #[error("the database needed longer than {0:?} for this: ask for less, or try again later")]
+    Late(Duration),
     /// The server is there and lets us not in: no such database or role, or the wrong password. A
     /// person must act, and may do so while we run. Exit code 4.
     #[error("{0}")]

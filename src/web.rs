@@ -15,12 +15,14 @@ mod fault;
 mod fields;
 mod guard;
 mod job;
+pub mod listen;
 mod pages;
 mod words;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use secrecy::SecretString;
@@ -28,14 +30,19 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use self::fault::Fault;
 use crate::config::{Config, WebSettings};
 use crate::store::Desk;
 use crate::store::board::Board;
 
 /// Requests that are answered at once.
 const AT_ONCE_MAX: usize = 64;
+/// Downloads that are under way at once: each takes its time, and holds some answers in memory.
+const DOWNLOADS_MAX: usize = 4;
 /// Characters that a token has at least.
 const TOKEN_MIN: usize = 16;
+/// Longest time that one read of the page may take.
+pub const READ_MAX: Duration = Duration::from_secs(5);
 
 /// How the page is served.
 #[derive(Debug, Clone)]
@@ -44,10 +51,14 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// What opens the door; `None`: it stands open.
     pub token: Option<SecretString>,
+    /// Where the token stands: it is looked at again, and a new one ends what the old one opened.
+    pub token_file: Option<PathBuf>,
     /// Names that it answers to, beside those of this machine.
     pub hosts: Vec<String>,
     /// Whether it changes nothing.
     pub read_only: bool,
+    /// Longest time of one read.
+    pub read_max: Duration,
 }
 
 impl Settings {
@@ -63,65 +74,90 @@ impl Settings {
                     "other machines reach {listen}: name a file with a token in web.token_file"
                 ));
             }
-            Some(file) => {
-                let text = std::fs::read_to_string(file)
-                    .map_err(|error| format!("web.token_file {} cannot be read: {error}", file.display()))?;
-                let token = text.trim();
-                if token.chars().count() < TOKEN_MIN || !token.chars().all(|c| c.is_ascii_graphic()) {
-                    return Err(format!(
-                        "web.token_file {} must hold one token of {TOKEN_MIN} characters or more, all of them visible ASCII",
-                        file.display()
-                    ));
-                }
-                Some(SecretString::from(token))
-            }
+            Some(file) => Some(read_token(file)?),
         };
-        Ok(Self { listen, token, hosts: web.hosts.clone(), read_only: web.read_only })
+        Ok(Self {
+            listen,
+            token,
+            token_file: web.token_file.clone(),
+            hosts: web.hosts.clone(),
+            read_only: web.read_only,
+            read_max: READ_MAX,
+        })
     }
+}
+
+/// Reads the token out of its file.
+fn read_token(file: &Path) -> Result<SecretString, String> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| format!("web.token_file {} cannot be read: {error}", file.display()))?;
+    let token = text.trim();
+    if token.chars().count() < TOKEN_MIN || !token.chars().all(|c| c.is_ascii_graphic()) {
+        return Err(format!(
+            "web.token_file {} must hold one token of {TOKEN_MIN} characters or more, all of them visible ASCII",
+            file.display()
+        ));
+    }
+    Ok(SecretString::from(token))
 }
 
 /// What all requests share.
 pub struct Web {
-    desk: Arc<dyn Desk>,
-    board: Arc<dyn Board>,
+    database: OnceLock<(Arc<dyn Desk>, Arc<dyn Board>)>,
+    /// Why there is no database yet.
+    missing: Mutex<String>,
     config: Config,
     settings: Settings,
     door: door::Door,
     bulks: bulk::Bulks,
     places: Arc<Semaphore>,
+    downloads: Arc<Semaphore>,
     /// Since when the database has not answered.
     away: Mutex<Option<Instant>>,
 }
 
 impl Web {
-    /// Makes the page over an open database.
-    pub fn new(desk: Arc<dyn Desk>, board: Arc<dyn Board>, config: Config, settings: Settings) -> Arc<Self> {
+    /// Makes the page, which says of everything that there is no database until [`Web::found`] brings one.
+    pub fn new(config: Config, settings: Settings) -> Arc<Self> {
         Arc::new(Self {
-            desk,
-            board,
+            database: OnceLock::new(),
+            missing: Mutex::new("the database is not open yet".to_owned()),
             config,
-            door: door::Door::new(settings.token.as_ref()),
+            door: door::Door::new(settings.token.as_ref(), settings.token_file.clone()),
             settings,
             bulks: bulk::Bulks::default(),
             places: Arc::new(Semaphore::new(AT_ONCE_MAX)),
+            downloads: Arc::new(Semaphore::new(DOWNLOADS_MAX)),
             away: Mutex::new(None),
         })
+    }
+
+    /// Brings the database, which is open; the first one stays.
+    pub fn found(&self, desk: Arc<dyn Desk>, board: Arc<dyn Board>) {
+        self.database.set((desk, board)).ok();
+    }
+
+    /// Says why there is no database yet.
+    pub fn not_found(&self, why: String) {
+        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    fn desk(&self) -> Result<&dyn Desk, Fault> {
+        self.database.get().map(|(desk, _)| &**desk).ok_or_else(|| self.no_database())
+    }
+
+    fn board(&self) -> Result<&dyn Board, Fault> {
+        self.database.get().map(|(_, board)| &**board).ok_or_else(|| self.no_database())
+    }
+
+    fn no_database(&self) -> Fault {
+        Fault::away(self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 }
 
 /// Serves until the stop.
 pub async fn serve(listener: TcpListener, web: Arc<Web>, stop: CancellationToken) {
-    let app = router(web).into_make_service_with_connect_info::<SocketAddr>();
-    let served = axum::serve(listener, app).with_graceful_shutdown(stop.clone().cancelled_owned());
-    // A browser keeps its connections: nobody waits for them.
-    tokio::select! {
-        served = async { served.await } => {
-            if let Err(error) = served {
-                tracing::error!(%error, "the web page stopped: {error}");
-            }
-        }
-        () = async { stop.cancelled().await; tokio::time::sleep(guard::LAST_ANSWERS).await } => {}
-    }
+    listen::serve(listener, router(web), listen::Limits::default(), stop).await;
 }
 
 fn router(web: Arc<Web>) -> Router {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -68,12 +69,22 @@ async fn run_on(args: &RunArgs, config: &Config, log: &Lines) -> anyhow::Result<
     let signals = Signals::default();
     listen(&signals)?;
     let stop = signals.stop.clone();
+    let page_stop = CancellationToken::new();
+    let (to_page, daemons) = oneshot::channel();
+    let mut pages = JoinSet::new();
+    // Before the database: while that is not there, the page says so.
+    if let Some(page) = super::web::bind(config).await? {
+        tracing::info!("the web page is at {}", page.url());
+        let (config, stop) = (config.clone(), page_stop.clone());
+        pages.spawn(async move { page.serve_beside(&config, daemons, stop).await });
+    }
     // Nothing was begun that could be left half-way: a connection that is being opened is just closed.
     let Some(opened) = stop.run_until_cancelled(open(config, Migrate::Serve)).await else {
         return Ok(Exit::Good);
     };
     let opened = opened?;
-    let page = super::web::bind(config).await?;
+    // Nobody waits for it where there is no page.
+    to_page.send(opened.database.clone()).ok();
     let mut settings = mill::settings(config);
     if let Some(calls) = files::calls_max(config.database.store.connections_max)
         && calls < settings.concurrency
@@ -91,13 +102,6 @@ async fn run_on(args: &RunArgs, config: &Config, log: &Lines) -> anyhow::Result<
     let watched = args.drain && std::io::stderr().is_terminal() && !config.database.store.transaction_pooler;
     let watch = watched.then(|| Watch::start(desk_of(&opened)));
     let started = Instant::now();
-    let page_stop = CancellationToken::new();
-    let mut pages = JoinSet::new();
-    if let Some(page) = page {
-        tracing::info!("the web page is at {}", page.url());
-        let (config, database, stop) = (config.clone(), opened.database.clone(), page_stop.clone());
-        pages.spawn(async move { page.serve_beside(&config, &database, stop).await });
-    }
     let report = crate::worker::run(opened.store, profiles, settings, mill::defaults(config), signals).await;
     page_stop.cancel();
     // Its readers have had their answer, or go without.

@@ -468,7 +468,13 @@ fn web(r: &mut Reader) -> WebSettings {
                     web.token_file, or listen on 127.0.0.1";
         r.problem(&s, "listen", what);
     }
-    let hosts = r.list(&s, "hosts").into_iter().map(|host| host.to_ascii_lowercase()).collect();
+    let hosts: Vec<String> = r.list(&s, "hosts").into_iter().map(|host| host.to_ascii_lowercase()).collect();
+    if !hosts.is_empty() && token_file.is_none() {
+        // Whoever reaches the proxy reaches the page: it is as open as an address of the network.
+        let what = "a name means that others reach the page, through a proxy or the DNS: name a file with a \
+                    token in web.token_file too; a proxy that knows its people may send it as Bearer";
+        r.problem(&s, "hosts", what);
+    }
     WebSettings { listen, token_file, hosts, read_only: r.flag(&s, "read_only") }
 }
 

@@ -269,6 +269,31 @@ pub struct Said {
     pub content: String,
 }
 
+/// What tells whether a job changed since it was looked at, but for the text of its running stream.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Mark {
+    /// `job_state.state`.
+    pub state: String,
+    /// `run`.
+    pub run: i64,
+    /// `claims`.
+    pub claims: i64,
+    /// `failures`.
+    pub failures: i64,
+    /// `priority`.
+    pub priority: i64,
+    /// `available_at`.
+    pub available_at: i64,
+    /// `jobs.redacted_at`.
+    pub redacted_at: Option<i64>,
+    /// Why it waits.
+    pub reason: Option<String>,
+    /// Rows of the ledger.
+    pub calls: i64,
+    /// Tool calls, and how many were taken and answered.
+    pub tools: i64,
+}
+
 /// The text of a running stream from some part on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Partial {
@@ -382,6 +407,9 @@ pub trait Board: Send + Sync {
 
     /// Returns what the calls of a job said, each cut to `most` characters.
     async fn said(&self, job: JobId, most: i64) -> Result<Vec<Said>, StoreError>;
+
+    /// Returns what tells whether a job changed: little, whatever the job holds.
+    async fn mark(&self, job: JobId) -> Result<Option<Mark>, StoreError>;
 
     /// Returns what is kept of a running stream: what comes after a part of a call, else all of it.
     async fn partial(&self, job: JobId, after: (i64, i64, i64)) -> Result<Option<Partial>, StoreError>;

@@ -318,6 +318,25 @@ pub enum Behind {
     },
 }
 
+/// Pending jobs that are looked at to count those behind a batch's gate: no index knows queue and batch.
+pub const BEHIND_SCAN: i64 = 50_000;
+
+/// Jobs behind a gate, as far as they were counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// So many, at least.
+    pub jobs: i64,
+    /// Whether there may be more.
+    pub more: bool,
+}
+
+impl Waiting {
+    /// Reads how many were found among how many that were looked at.
+    pub(super) fn of((found, looked): (i64, i64), limit: i64) -> Self {
+        Self { jobs: found.min(limit), more: found > limit || looked >= BEHIND_SCAN }
+    }
+}
+
 /// How a gate is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freed {
@@ -546,8 +565,9 @@ pub trait Desk: Send + Sync {
     /// Returns with which account each queue's jobs are asked, by queue; none where no daemon ever said.
     async fn account_rows(&self) -> Result<Vec<AccountRow>, StoreError>;
 
-    /// Counts pending jobs that a gate may hold back, at most `limit`.
-    async fn jobs_behind(&self, gate: &Behind, limit: i64) -> Result<i64, StoreError>;
+    /// Counts pending jobs that a gate may hold back, at most `limit`. Of a batch it counts among the first
+    /// [`BEHIND_SCAN`] pending jobs of the batch, or of the queue where it has no label.
+    async fn jobs_behind(&self, gate: &Behind, limit: i64) -> Result<Waiting, StoreError>;
 
     /// Blocks a gate for so long, or until a person opens it; makes its row where there is none.
     async fn block_gate(&self, scope: &str, reason: &str, pause: Option<Duration>) -> Result<(), StoreError>;
@@ -594,8 +614,8 @@ pub trait Desk: Send + Sync {
     /// Lets queues flow or stand; an empty list means all. Returns those that are there, by name.
     async fn set_queues(&self, names: &[String], flow: Flow) -> Result<Vec<String>, StoreError>;
 
-    /// Lets a batch flow or stand, through its gates: stand in every queue where it has unfinished
-    /// jobs, flow in every queue where it stands. Returns those queues, by name.
+    /// Lets a batch flow or stand, through its gates: stand in every queue where it had unfinished
+    /// jobs when it was looked at, flow in every queue where it stands. Returns those queues, by name.
     async fn set_batch(&self, batch: &str, flow: Flow) -> Result<Vec<String>, StoreError>;
 }
 

@@ -140,6 +140,9 @@ fn sqlite_code(code: &str) -> Option<u32> {
 /// Sorts what the driver said into what a caller can do about it.
 #[expect(clippy::needless_pass_by_value, reason = "stands in map_err")]
 pub(crate) fn said(error: sqlx::Error) -> StoreError {
+    if let Some(late) = super::timed::late(&error) {
+        return late;
+    }
     match &error {
         sqlx::Error::Database(inner) => {
             let text = inner.message().to_owned();

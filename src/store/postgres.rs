@@ -26,12 +26,13 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use secrecy::ExposeSecret as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection as _};
+use sqlx::{AssertSqlSafe, Connection as _, Postgres};
 
 use self::listen::Listener;
 use super::held::Held;
 use super::lanes::Lanes;
 use super::migrations::Meta;
+use super::timed::Timed;
 use super::{
     AccountRow, Backlog, Due, Erased, GateNews, GateRow, Me, Migrate, Moment, Peer, Rescued, Store,
     StoreError, StoreSettings, Wanted, Written, op, row,
@@ -45,7 +46,7 @@ use crate::domain::tool::{Asked, ToolResult};
 /// A Postgres database with our schema in it.
 pub struct PostgresStore {
     /// For people: its plans are the server's own affair.
-    pool: PgPool,
+    pool: Timed<Postgres>,
     work: PgPool,
     beats: PgPool,
     meta: Arc<Meta>,
@@ -83,7 +84,7 @@ impl PostgresStore {
         let listener =
             listen.map(|options| Listener::start(options, &settings.schema, settings.operation_max));
         Ok(Self {
-            pool: people,
+            pool: Timed::new(people),
             work,
             beats,
             meta,
@@ -98,7 +99,7 @@ impl PostgresStore {
     }
 
     /// Returns the pool of people's commands, for reads and one-statement writes.
-    pub fn pool(&self) -> &PgPool {
+    pub fn pool(&self) -> &Timed<Postgres> {
         &self.pool
     }
 

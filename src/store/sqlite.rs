@@ -38,11 +38,12 @@ use futures_util::future::BoxFuture;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Executor as _, Row as _};
+use sqlx::{Executor as _, Row as _, Sqlite};
 use tokio::time::Instant;
 
 use super::held::Held;
 use super::lanes::Lanes;
+use super::timed::Timed;
 use super::{
     AccountRow, Backlog, Due, Erased, GateNews, GateRow, Me, Migrate, Moment, Peer, Rescued, Store,
     StoreError, StoreSettings, Wanted, Written, op, row,
@@ -77,6 +78,8 @@ pub struct SqliteStore {
 pub(crate) struct Pools {
     writer: SqlitePool,
     reader: SqlitePool,
+    /// For people: what they ask may take long, and must not keep a worker waiting.
+    people: SqlitePool,
     beats: SqlitePool,
     watch: SqlitePool,
 }
@@ -87,13 +90,14 @@ impl Pools {
         Self {
             writer: pool(options.clone(), 1, limit),
             reader: pool(reading.clone(), readers_max, limit),
+            people: pool(reading.clone(), readers_max, limit),
             beats: pool(options.clone(), 1, limit),
             watch: pool(reading, 1, limit),
         }
     }
 
-    const fn all(&self) -> [&SqlitePool; 4] {
-        [&self.watch, &self.beats, &self.reader, &self.writer]
+    const fn all(&self) -> [&SqlitePool; 5] {
+        [&self.watch, &self.beats, &self.people, &self.reader, &self.writer]
     }
 }
 
@@ -144,9 +148,9 @@ impl SqliteStore {
         pools
     }
 
-    /// Returns the connections that read.
-    pub fn reader(&self) -> SqlitePool {
-        self.opened().reader.clone()
+    /// Returns the connections that read for people.
+    pub fn reader(&self) -> Timed<Sqlite> {
+        Timed::new(self.opened().people.clone())
     }
 
     /// Returns the one connection that writes. Several statements need `BEGIN IMMEDIATE`.

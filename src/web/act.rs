@@ -84,9 +84,9 @@ impl Change {
     /// Does it; returns how many jobs were changed.
     pub async fn apply(self, web: &Web, jobs: &[JobId]) -> Result<u64, Fault> {
         Ok(match self {
-            Self::Cancel => web.desk.cancel(jobs).await?,
-            Self::RunAgain => web.desk.run_again(jobs).await?,
-            Self::Prioritise(priority) => web.board.prioritise(jobs, priority).await?,
+            Self::Cancel => web.desk()?.cancel(jobs).await?,
+            Self::RunAgain => web.desk()?.run_again(jobs).await?,
+            Self::Prioritise(priority) => web.board()?.prioritise(jobs, priority).await?,
         })
     }
 
@@ -113,23 +113,23 @@ pub async fn jobs(web: &Web, actor: &Actor, fields: &Fields) -> Result<Value, Fa
     let more = if jobs.len() > named.len() { ", …" } else { "" };
     let target = format!("jobs {}{more}", named.join(", "));
     let count = jobs.len() as i64;
-    web.board.write_down(&actor.0, change.word(), &target, count, change.detail().as_deref()).await?;
+    web.board()?.write_down(&actor.0, change.word(), &target, count, change.detail().as_deref()).await?;
     let changed = change.apply(web, &jobs).await?;
     Ok(json!({"action": change.word(), "named": count, "changed": changed}))
 }
 
 /// Pauses a queue, lets it flow, or limits it.
 pub async fn queue(web: &Web, actor: &Actor, fields: &Fields) -> Result<Value, Fault> {
-    let name = fields.get("queue").ok_or_else(|| Fault::bad("queue says which"))?;
-    if !web.desk.queue_names().await?.iter().any(|known| known == name) {
+    let name = fields.short("queue")?.ok_or_else(|| Fault::bad("queue says which"))?;
+    if !web.desk()?.queue_names().await?.iter().any(|known| known == name) {
         return Err(Fault::missing(format!("there is no queue {name}")));
     }
     let action = fields.get("action").unwrap_or_default();
     match action {
         "pause" | "resume" => {
-            web.board.write_down(&actor.0, action, &format!("queue {name}"), 1, None).await?;
+            web.board()?.write_down(&actor.0, action, &format!("queue {name}"), 1, None).await?;
             let flow = if action == "pause" { Flow::Paused } else { Flow::Flowing };
-            web.desk.set_queues(&[name.to_owned()], flow).await?;
+            web.desk()?.set_queues(&[name.to_owned()], flow).await?;
         }
         "limit" => {
             let most = fields.number::<i32>("max_running")?;
@@ -137,8 +137,8 @@ pub async fn queue(web: &Web, actor: &Actor, fields: &Fields) -> Result<Value, F
                 return Err(Fault::bad("max_running is 0 or more, or empty for no limit"));
             }
             let detail = most.map_or_else(|| "no limit".to_owned(), |most| format!("max_running {most}"));
-            web.board.write_down(&actor.0, action, &format!("queue {name}"), 1, Some(&detail)).await?;
-            web.board.limit_queue(name, most).await?;
+            web.board()?.write_down(&actor.0, action, &format!("queue {name}"), 1, Some(&detail)).await?;
+            web.board()?.limit_queue(name, most).await?;
         }
         _ => return Err(Fault::bad("action is pause, resume or limit")),
     }
@@ -147,39 +147,39 @@ pub async fn queue(web: &Web, actor: &Actor, fields: &Fields) -> Result<Value, F
 
 /// Pauses a batch, or lets it flow.
 pub async fn batch(web: &Web, actor: &Actor, fields: &Fields) -> Result<Value, Fault> {
-    let name = fields.get("batch").ok_or_else(|| Fault::bad("batch says which"))?;
+    let name = fields.short("batch")?.ok_or_else(|| Fault::bad("batch says which"))?;
     let action = fields.get("action").unwrap_or_default();
     let flow = match action {
         "pause" => Flow::Paused,
         "resume" => Flow::Flowing,
         _ => return Err(Fault::bad("action is pause or resume")),
     };
-    web.board.write_down(&actor.0, action, &format!("batch {name}"), 1, None).await?;
-    let queues = web.desk.set_batch(name, flow).await?;
+    web.board()?.write_down(&actor.0, action, &format!("batch {name}"), 1, None).await?;
+    let queues = web.desk()?.set_batch(name, flow).await?;
     Ok(json!({"batch": name, "action": action, "queues": queues}))
 }
 
 /// Blocks or frees a gate.
 pub async fn gate(web: &Web, actor: &Actor, fields: &Fields) -> Result<Value, Fault> {
-    let scope = fields.get("scope").map(str::trim).ok_or_else(|| Fault::bad("scope says which gate"))?;
+    let scope = fields.short("scope")?.map(str::trim).ok_or_else(|| Fault::bad("scope says which gate"))?;
     let action = fields.get("action").unwrap_or_default();
     let read = Scope::parse(scope);
-    let known = web.desk.gate_lines(Listed::All).await?.into_iter().any(|line| line.scope == scope);
+    let known = web.desk()?.gate_lines(Listed::All).await?.into_iter().any(|line| line.scope == scope);
     if !known && (read == Scope::Other || action == "free") {
         return Err(Fault::missing(format!("there is no gate {scope}; scopes are {}", Scope::FORMS)));
     }
     let target = format!("gate {scope}");
     match action {
         "free" => {
-            web.board.write_down(&actor.0, action, &target, 1, None).await?;
-            web.desk.free_gate(scope, Freed::Watched).await?;
+            web.board()?.write_down(&actor.0, action, &target, 1, None).await?;
+            web.desk()?.free_gate(scope, Freed::Watched).await?;
         }
         "let_fail" => {
             if !matches!(read, Scope::Batch { .. }) {
                 return Err(Fault::bad("only a batch can be let fail"));
             }
-            web.board.write_down(&actor.0, action, &target, 1, None).await?;
-            web.desk.free_gate(scope, Freed::LetFail).await?;
+            web.board()?.write_down(&actor.0, action, &target, 1, None).await?;
+            web.desk()?.free_gate(scope, Freed::LetFail).await?;
         }
         "block" => {
             let minutes = fields.number::<u64>("minutes")?;
@@ -187,9 +187,9 @@ pub async fn gate(web: &Web, actor: &Actor, fields: &Fields) -> Result<Value, Fa
             if seconds.is_some_and(|seconds| seconds == 0 || seconds > BLOCK_MAX) {
                 return Err(Fault::bad("minutes is from 1 to 527040, or empty: until a person opens it"));
             }
-            let reason = fields.get("reason").unwrap_or("blocked by a person");
-            web.board.write_down(&actor.0, action, &target, 1, Some(reason)).await?;
-            web.desk.block_gate(scope, reason, seconds.map(Duration::from_secs)).await?;
+            let reason = fields.short("reason")?.unwrap_or("blocked by a person");
+            web.board()?.write_down(&actor.0, action, &target, 1, Some(reason)).await?;
+            web.desk()?.block_gate(scope, reason, seconds.map(Duration::from_secs)).await?;
         }
         _ => return Err(Fault::bad("action is block, free or let_fail")),
     }
@@ -198,11 +198,11 @@ pub async fn gate(web: &Web, actor: &Actor, fields: &Fields) -> Result<Value, Fa
 
 /// Makes a new job that is as another but for what the fields change.
 pub async fn again(web: &Web, actor: &Actor, id: i64, fields: &Fields) -> Result<JobId, Fault> {
-    let asked = web.board.asked(JobId(id)).await?;
+    let asked = web.board()?.asked(JobId(id)).await?;
     let asked = asked.ok_or_else(|| Fault::missing(format!("there is no job {id}")))?;
     let job = changed(asked, fields)?;
-    web.board.write_down(&actor.0, "ask_again", &format!("job {id}"), 1, None).await?;
-    let inserted = web.desk.insert(&[job]).await?;
+    web.board()?.write_down(&actor.0, "ask_again", &format!("job {id}"), 1, None).await?;
+    let inserted = web.desk()?.insert(&[job]).await?;
     match inserted.first() {
         Some(Inserted::New(job)) => Ok(*job),
         _ => Err(Fault::new(StatusCode::CONFLICT, "not_inserted", "the job was not inserted")),

@@ -1,7 +1,8 @@
 //! Changes of all jobs that a filter means: counted first, confirmed with that count, done in steps.
 //!
-//! A run is a task of this process. What it has changed when the process ends stays changed, and the
-//! same filter goes on from there.
+//! A run is a task of this process, and changes no more jobs than were confirmed. What it has changed
+//! when the process ends stays changed, and the same filter goes on from there. Whoever asks for the same
+//! again while it is under way, or sends the same form twice, is led to the run that there is.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,10 +25,11 @@ use super::pages::jobs::{in_words, pairs, wish};
 use super::words::{self, Frame, page};
 use crate::cli::out::{duration, number};
 use crate::store::board::{OpenState, Wish, find};
+use crate::store::within;
 
 /// Jobs changed in one step: one statement.
 const STEP: usize = 500;
-/// Jobs that are counted.
+/// Jobs that are counted, and that one run changes.
 const COUNT_MAX: i64 = 100_000;
 /// Longest time that counting takes.
 const COUNTING_MAX: Duration = Duration::from_secs(5);
@@ -49,6 +51,10 @@ pub struct Bulks {
 /// One change of many jobs.
 pub struct Run {
     id: u64,
+    change: Change,
+    wish: Wish,
+    /// Names what a person or a program sent: the same one twice is one run.
+    key: Option<String>,
     what: String,
     of: Count,
     looked: AtomicU64,
@@ -73,26 +79,61 @@ impl Count {
 }
 
 impl Bulks {
+    /// Finds the run that was made for what was sent, if it is sent again.
+    fn of_key(&self, asked: &Asked) -> Result<Option<Arc<Run>>, Fault> {
+        let Some(key) = asked.key.as_deref() else { return Ok(None) };
+        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let run = runs.iter().find(|run| run.key.as_deref() == Some(key)).cloned();
+        if run.as_ref().is_some_and(|run| run.change != asked.change || run.wish != asked.wish) {
+            return Err(Fault::bad("key is that of another change"));
+        }
+        Ok(run)
+    }
+
     fn get(&self, id: u64) -> Option<Arc<Run>> {
         let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         runs.iter().find(|run| run.id == id).cloned()
     }
 
-    fn add(&self, what: String, of: Count) -> Arc<Run> {
+    /// Adds a run, unless the same one is under way, or was made for the same key.
+    fn begin(&self, change: Change, wish: &Wish, key: Option<&str>, of: Count) -> Begun {
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |run: &&Arc<Run>| {
+            let under_way = run.end().is_none() && run.change == change && run.wish == *wish;
+            under_way || (key.is_some() && run.key.as_deref() == key)
+        };
+        if let Some(run) = runs.iter().find(same) {
+            return Begun::There(Arc::clone(run));
+        }
         let run = Arc::new(Run {
             id: self.next.fetch_add(1, Ordering::Relaxed) + 1,
-            what,
+            change,
+            wish: wish.clone(),
+            key: key.map(str::to_owned),
+            what: format!("{}: {}", change.sentence(), in_words(wish)),
             of,
             looked: AtomicU64::new(0),
             changed: AtomicU64::new(0),
             started: Instant::now(),
             ended: Mutex::new(None),
         });
-        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         runs.push_front(Arc::clone(&run));
-        runs.truncate(RUNS_MAX);
-        run
+        // What is under way is not forgotten: it ends.
+        while runs.len() > RUNS_MAX
+            && let Some(oldest) = runs.iter().rposition(|run| run.end().is_some())
+        {
+            runs.remove(oldest);
+        }
+        Begun::New(run)
     }
+}
+
+/// What became of the wish for a run.
+enum Begun {
+    /// It is to be done.
+    New(Arc<Run>),
+    /// It is done, or was, for somebody who asked before.
+    There(Arc<Run>),
 }
 
 impl Run {
@@ -100,11 +141,15 @@ impl Run {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn ends(&self, done: Result<(), String>) {
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some((self.started.elapsed(), done));
+    }
+
     fn json(&self) -> Value {
         let end = self.end();
         json!({
             "id": self.id, "what": self.what, "counted": self.of.jobs, "more": self.of.more,
-            "changed": self.changed.load(Ordering::Relaxed), "ended": end.is_some(),
+            "looked_at": self.looked.load(Ordering::Relaxed), "changed": self.changed.load(Ordering::Relaxed), "ended": end.is_some(),
             "error": end.and_then(|(_, result)| result.err()),
         })
     }
@@ -131,7 +176,7 @@ pub async fn count(web: &Web, change: Change, wish: &Wish) -> Result<Count, Faul
     for wish in wishes(change, wish) {
         let mut from = None;
         loop {
-            let found = find(&*web.board, &wish, from, 2_000).await?;
+            let found = find(web.board()?, &wish, from, 2_000).await?;
             jobs += found.jobs.len() as i64;
             if jobs > COUNT_MAX {
                 return Ok(Count { jobs: COUNT_MAX, more: true });
@@ -148,51 +193,107 @@ pub async fn count(web: &Web, change: Change, wish: &Wish) -> Result<Count, Faul
     Ok(Count { jobs, more: false })
 }
 
-/// Starts a run.
-pub async fn start(
-    web: &Arc<Web>,
-    actor: &Actor,
+/// What a request for a change of many jobs says.
+struct Asked {
     change: Change,
     wish: Wish,
-    of: Count,
-) -> Result<Arc<Run>, Fault> {
-    let target = in_words(&wish);
-    web.board.write_down(&actor.0, change.word(), &target, of.jobs, change.detail().as_deref()).await?;
-    let run = web.bulks.add(format!("{}: {target}", change.sentence()), of);
+    /// What was counted before, and agreed to.
+    confirmed: Option<Count>,
+    key: Option<String>,
+}
+
+/// The fields of a filter.
+const FILTERS: [&str; 7] = ["state", "queue", "batch", "outcome", "stop_reason", "model", "error_type"];
+/// The fields beside them.
+const OTHERS: [&str; 6] = ["action", "priority", "count", "more", "all", "key"];
+
+impl Asked {
+    /// Reads it. What is not understood must not mean more jobs than somebody thought of: each field is
+    /// known, said once, and says something.
+    fn read(fields: &Fields) -> Result<Self, Fault> {
+        for (at, (name, _)) in fields.0.iter().enumerate() {
+            if !FILTERS.contains(&name.as_str()) && !OTHERS.contains(&name.as_str()) {
+                let known = FILTERS.join(", ");
+                return Err(Fault::bad(format!("there is no filter {name}; filters are {known}")));
+            }
+            if fields.0[..at].iter().any(|(before, _)| before == name) {
+                return Err(Fault::bad(format!("{name} is said twice")));
+            }
+        }
+        for name in FILTERS {
+            if fields.raw(name) == Some("") || fields.1.iter().any(|said| said == name) {
+                return Err(Fault::bad(format!("{name} says nothing; leave it out")));
+            }
+            fields.short(name)?;
+        }
+        let (change, wish) = (Change::read(fields)?, wish(fields)?);
+        match (wish == Wish::default(), fields.is_on("all")) {
+            (true, false) => {
+                return Err(Fault::bad("without a filter all jobs are meant: say so with all=true"));
+            }
+            (false, true) => return Err(Fault::bad("all=true goes without a filter")),
+            _ => {}
+        }
+        let key = fields.short("key")?.map(str::to_owned);
+        Ok(Self { change, wish, confirmed: confirmed(fields)?, key })
+    }
+}
+
+/// Starts a run, or finds the one that is the same.
+async fn start(web: &Arc<Web>, actor: &Actor, asked: &Asked, of: Count) -> Result<Arc<Run>, Fault> {
+    let Asked { change, ref wish, ref key, .. } = *asked;
+    let run = match web.bulks.begin(change, wish, key.as_deref(), of) {
+        Begun::There(run) => return Ok(run),
+        Begun::New(run) => run,
+    };
+    let (target, detail) = (in_words(wish), change.detail());
+    let written = match web.board() {
+        Ok(board) => board.write_down(&actor.0, change.word(), &target, of.jobs, detail.as_deref()).await,
+        Err(fault) => {
+            run.ends(Err(fault.message.clone()));
+            return Err(fault);
+        }
+    };
+    if let Err(error) = written {
+        run.ends(Err(error.to_string()));
+        return Err(error.into());
+    }
     let (web, actor, mine) = (Arc::clone(web), actor.clone(), Arc::clone(&run));
     #[expect(clippy::disallowed_methods, reason = "its end is kept in the run, where people see it")]
     tokio::spawn(async move {
-        let done = work(&web, &mine, change, &wish).await;
+        let read_max = web.settings.read_max;
+        let done = within(read_max, work(&web, &mine)).await.map_err(|fault| fault.message);
         let changed = mine.changed.load(Ordering::Relaxed) as i64;
         let detail = match &done {
             Ok(()) => "done".to_owned(),
-            Err(fault) => format!("stopped: {}", fault.message),
+            Err(why) => format!("stopped: {why}"),
         };
-        // The run itself says what became of it, should the database be away.
-        web.board.write_down(&actor.0, "bulk_end", &mine.what, changed, Some(&detail)).await.ok();
-        let end = (mine.started.elapsed(), done.map_err(|fault| fault.message));
-        *mine.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+        if let Ok(board) = web.board() {
+            // The run itself says what became of it, should the database be away.
+            board.write_down(&actor.0, "bulk_end", &mine.what, changed, Some(&detail)).await.ok();
+        }
+        mine.ends(done);
     });
     Ok(run)
 }
 
-async fn work(web: &Web, run: &Run, change: Change, wish: &Wish) -> Result<(), Fault> {
+async fn work(web: &Web, run: &Run) -> Result<(), Fault> {
     // No more than was confirmed: jobs that came since are another matter.
-    let mut left = if run.of.more { usize::MAX } else { run.of.jobs as usize };
-    for wish in wishes(change, wish) {
+    let mut left = run.of.jobs as usize;
+    for wish in wishes(run.change, &run.wish) {
         let mut from = None;
-        loop {
-            let mut found = find(&*web.board, &wish, from, STEP).await?;
+        while left > 0 {
+            let mut found = find(web.board()?, &wish, from, STEP).await?;
             found.jobs.truncate(left);
             left -= found.jobs.len();
             if !found.jobs.is_empty() {
-                let changed = change.apply(web, &found.jobs).await?;
+                let changed = run.change.apply(web, &found.jobs).await?;
                 run.looked.fetch_add(found.jobs.len() as u64, Ordering::Relaxed);
                 run.changed.fetch_add(changed, Ordering::Relaxed);
             }
             match found.next {
-                Some(next) if left > 0 => from = Some(next),
-                _ => break,
+                Some(next) => from = Some(next),
+                None => break,
             }
         }
     }
@@ -217,35 +318,48 @@ async fn form(
     Extension(actor): Extension<Actor>,
     fields: Fields,
 ) -> Result<Response, Fault> {
-    let (change, wish) = (Change::read(&fields)?, wish(&fields)?);
-    let confirmed = confirmed(&fields)?;
-    let count = count(&web, change, &wish).await?;
+    let asked = Asked::read(&fields)?;
+    let Asked { change, ref wish, confirmed, .. } = asked;
+    if let Some(run) = web.bulks.of_key(&asked)? {
+        return Ok(Redirect::to(&format!("/bulk/{}", run.id)).into_response());
+    }
+    let count = count(&web, change, wish).await?;
     if let Some(confirmed) = confirmed
         && fits(count, confirmed)
     {
-        let run = start(&web, &actor, change, wish, count).await?;
+        let run = start(&web, &actor, &asked, confirmed).await?;
         return Ok(Redirect::to(&format!("/bulk/{}", run.id)).into_response());
     }
-    let hidden = pairs(&wish).into_iter().filter(|(_, text)| !text.is_empty());
-    let hidden = hidden.map(|(name, text)| (name, text.to_owned())).collect();
+    let hidden = pairs(wish).into_iter().filter(|(_, text)| !text.is_empty());
+    let mut hidden: Vec<_> = hidden.map(|(name, text)| (name, text.to_owned())).collect();
+    if *wish == Wish::default() {
+        hidden.push(("all", "true".to_owned()));
+    }
+    if count.more {
+        hidden.push(("more", "true".to_owned()));
+    }
+    // Not a secret: it tells one form that was sent twice from two.
+    hidden.push(("key", format!("form-{:016x}", fastrand::u64(..))));
     let priority =
         if let Change::Prioritise(priority) = change { priority.to_string() } else { String::new() };
     let frame = Frame::new(&web, "Are these the jobs?", "/jobs");
     let before = confirmed.map(Count::text);
-    Ok(page(&Confirm { frame, change, priority, meant: in_words(&wish), hidden, count, before }))
+    Ok(page(&Confirm { frame, change, priority, meant: in_words(wish), hidden, count, before }))
 }
 
-/// Whether what is there now is no more than what a person agreed to.
+/// Whether what is there now is no more than what a person agreed to; who knew that there are more than
+/// were counted agreed to so many of them.
 fn fits(now: Count, confirmed: Count) -> bool {
     confirmed.more || (!now.more && now.jobs <= confirmed.jobs)
 }
 
-/// Reads a count that a person agreed to: `120`, or `100000+`.
+/// Reads a count that a person agreed to.
 fn confirmed(fields: &Fields) -> Result<Option<Count>, Fault> {
-    let Some(text) = fields.get("count") else { return Ok(None) };
-    let digits = text.trim_end_matches('+');
-    let jobs = digits.parse().map_err(|_| Fault::bad("count is what was counted"))?;
-    Ok(Some(Count { jobs, more: digits.len() < text.len() }))
+    let Some(jobs) = fields.number::<i64>("count")? else { return Ok(None) };
+    if !(1..=COUNT_MAX).contains(&jobs) {
+        return Err(Fault::bad(format!("count is what was counted: from 1 to {COUNT_MAX}")));
+    }
+    Ok(Some(Count { jobs, more: fields.is_on("more") }))
 }
 
 #[derive(Template)]
@@ -270,9 +384,14 @@ async fn show(State(web): State<Arc<Web>>, Path(id): Path<u64>) -> Result<Respon
 
 /// Counts, or starts what was counted, for programs.
 pub async fn post_json(web: &Arc<Web>, actor: &Actor, fields: &Fields) -> Result<Value, Fault> {
-    let (change, wish) = (Change::read(fields)?, wish(fields)?);
-    let count = count(web, change, &wish).await?;
-    let Some(confirmed) = confirmed(fields)? else {
+    let asked = Asked::read(fields)?;
+    let started =
+        |run: &Run| json!({"counted": run.of.jobs, "more": run.of.more, "started": true, "bulk": run.id});
+    if let Some(run) = web.bulks.of_key(&asked)? {
+        return Ok(started(&run));
+    }
+    let count = count(web, asked.change, &asked.wish).await?;
+    let Some(confirmed) = asked.confirmed else {
         return Ok(json!({"counted": count.jobs, "more": count.more, "started": false}));
     };
     if !fits(count, confirmed) {
@@ -280,8 +399,7 @@ pub async fn post_json(web: &Arc<Web>, actor: &Actor, fields: &Fields) -> Result
             format!("there are {} such jobs now, more than the {} confirmed", count.text(), confirmed.text());
         return Err(Fault::new(axum::http::StatusCode::CONFLICT, "count_changed", what));
     }
-    let run = start(web, actor, change, wish, count).await?;
-    Ok(json!({"counted": count.jobs, "more": count.more, "started": true, "bulk": run.id}))
+    Ok(started(&*start(web, actor, &asked, confirmed).await?))
 }
 
 /// How far a run is, for programs.
@@ -315,5 +433,6 @@ mod tests {
         assert!(!fits(count(11, false), count(10, false)));
         assert!(!fits(count(10, true), count(10, false)));
         assert!(fits(count(COUNT_MAX, true), count(COUNT_MAX, true)));
+        assert!(fits(count(11, true), count(10, true)));
     }
 }

@@ -1,6 +1,11 @@
-//! Downloads of a batch's results, a page of them in memory at a time.
+//! Downloads of a batch's results, a few of them in memory at a time.
+//!
+//! Between two pieces nothing of the database is held: who reads slowly keeps a place among the few
+//! downloads that there may be, and nothing else, and not for ever. A download that cannot go on breaks
+//! off; it never looks like a whole one.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -10,60 +15,26 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use bytes::Bytes;
 use futures_util::stream;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Web;
 use super::fault::Fault;
 use super::fields::Fields;
-use crate::cli::out::time_rfc3339;
-use crate::cli::results::format::json_of;
+use crate::cli::results::Format;
+use crate::cli::results::format;
 use crate::domain::outcome::Outcome;
-use crate::store::{ResultRow, StoreError, Texts};
+use crate::store::{Texts, within};
 
-/// Results in memory at once: an answer may be megabytes.
-const AT_ONCE: i64 = 16;
-
-const COLUMNS: [&str; 21] = [
-    "job_id",
-    "run",
-    "key",
-    "outcome",
-    "stop_reason",
-    "text",
-    "output",
-    "model",
-    "input_tokens",
-    "output_tokens",
-    "cache_creation_input_tokens",
-    "cache_read_input_tokens",
-    "calls",
-    "continuations",
-    "failures",
-    "error_type",
-    "error_code",
-    "error",
-    "request_id",
-    "started_at",
-    "finished_at",
-];
+/// Results that are read at once, at most; fewer where they are long: an answer may be megabytes.
+const AT_ONCE_MAX: i64 = 64;
+/// Bytes after which fewer are read at once.
+const PIECE_MAX: usize = 1 << 20;
+/// Longest time that a download may take.
+const DOWNLOAD_MAX: Duration = Duration::from_hours(1);
 
 /// The addresses.
 pub fn routes() -> Router<Arc<Web>> {
     Router::new().route("/batch/results", get(download))
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Jsonl,
-    Csv,
-}
-
-impl Format {
-    fn row(self, row: &ResultRow) -> Result<String, StoreError> {
-        match self {
-            Self::Jsonl => Ok(json_of(row) + "\n"),
-            Self::Csv => csv(row),
-        }
-    }
 }
 
 /// Where a download is.
@@ -73,29 +44,50 @@ struct Place {
     format: Format,
     outcomes: Vec<&'static str>,
     after: i64,
+    at_once: i64,
     head: Option<String>,
+    until: Instant,
+    _one_of_few: OwnedSemaphorePermit,
 }
 
 async fn download(State(web): State<Arc<Web>>, fields: Fields) -> Result<Response, Fault> {
     let batch = fields.text("name").ok_or_else(|| Fault::bad("name says which batch"))?;
-    let format = match fields.get("format") {
-        None | Some("jsonl") => Format::Jsonl,
-        Some("csv") => Format::Csv,
+    let (format, kind, ending) = match fields.get("format") {
+        None | Some("jsonl") => (Format::Jsonl, "application/jsonl", "jsonl"),
+        Some("csv") => (Format::Csv, "text/csv; charset=utf-8; header=present", "csv"),
         Some(_) => return Err(Fault::bad("format is jsonl or csv")),
     };
-    let all = Outcome::ALL.iter().map(|outcome| outcome.as_str());
-    let outcomes: Vec<&str> =
-        all.filter(|word| fields.get("outcome").is_none_or(|only| only == *word)).collect();
-    let head = (format == Format::Csv).then(|| line(COLUMNS.iter().copied())).transpose()?;
-    let place = Place { web, batch, format, outcomes, after: 0, head };
-    let name = file_name(&place.batch);
-    let (kind, ending) = match format {
-        Format::Jsonl => ("application/jsonl", "jsonl"),
-        Format::Csv => ("text/csv; charset=utf-8; header=present", "csv"),
+    let known = Outcome::ALL.map(Outcome::as_str);
+    let outcomes = match fields.get("outcome") {
+        None => known.to_vec(),
+        Some(only) => match known.into_iter().find(|word| *word == only) {
+            Some(outcome) => vec![outcome],
+            None => return Err(Fault::bad(format!("outcome is one of {}", known.join(", ")))),
+        },
+    };
+    let there = web.board()?.batch_tally(&batch, 1).await?;
+    if there.open.is_empty() && there.done.is_empty() {
+        return Err(Fault::missing(format!("no job has batch {batch}")));
+    }
+    let Ok(one_of_few) = Arc::clone(&web.downloads).try_acquire_owned() else {
+        return Err(Fault::busy("other downloads are under way; try again when one of them is done"));
+    };
+    let name = file_name(&batch);
+    let place = Place {
+        web,
+        batch,
+        format,
+        outcomes,
+        after: 0,
+        at_once: 1,
+        head: Some(format::head(format)?),
+        until: Instant::now() + DOWNLOAD_MAX,
+        _one_of_few: one_of_few,
     };
     let pieces = stream::unfold(place, |mut place| async move {
-        let piece = next(&mut place).await.transpose()?;
-        Some((piece.map_err(|error| std::io::Error::other(error.to_string())), place))
+        let read_max = place.web.settings.read_max;
+        let piece = within(read_max, next(&mut place)).await.transpose()?;
+        Some((piece.map_err(|fault| std::io::Error::other(fault.message)), place))
     });
     let disposition = format!("attachment; filename=\"{name}.{ending}\"");
     let headers = [(header::CONTENT_TYPE, kind.to_owned()), (header::CONTENT_DISPOSITION, disposition)];
@@ -103,12 +95,16 @@ async fn download(State(web): State<Arc<Web>>, fields: Fields) -> Result<Respons
 }
 
 /// Returns the next piece; `None`: that was all.
-async fn next(place: &mut Place) -> Result<Option<Bytes>, StoreError> {
-    if let Some(head) = place.head.take() {
+async fn next(place: &mut Place) -> Result<Option<Bytes>, Fault> {
+    if let Some(head) = place.head.take().filter(|head| !head.is_empty()) {
         return Ok(Some(head.into()));
     }
+    if Instant::now() > place.until {
+        return Err(Fault::busy("the download took too long"));
+    }
     while let Some(outcome) = place.outcomes.first() {
-        let found = place.web.board.batch_results(&place.batch, outcome, place.after, AT_ONCE).await?;
+        let board = place.web.board()?;
+        let found = board.batch_results(&place.batch, outcome, place.after, place.at_once).await?;
         let Some((last, _)) = found.last() else {
             place.outcomes.remove(0);
             place.after = 0;
@@ -116,60 +112,20 @@ async fn next(place: &mut Place) -> Result<Option<Bytes>, StoreError> {
         };
         place.after = *last;
         let jobs: Vec<_> = found.iter().map(|(_, job)| *job).collect();
-        let rows = place.web.desk.results(&jobs, Texts::Whole).await?;
         let mut text = String::new();
-        for row in &rows {
-            text.push_str(&place.format.row(row)?);
+        for row in place.web.desk()?.results(&jobs, Texts::Whole).await? {
+            text.push_str(&format::row(place.format, &row)?);
         }
+        place.at_once = if text.len() < PIECE_MAX {
+            (place.at_once * 2).min(AT_ONCE_MAX)
+        } else {
+            (place.at_once / 4).max(1)
+        };
         if !text.is_empty() {
             return Ok(Some(text.into()));
         }
     }
     Ok(None)
-}
-
-fn csv(row: &ResultRow) -> Result<String, StoreError> {
-    let text = |text: &Option<String>| guarded(text.as_deref().unwrap_or_default());
-    line([
-        row.job.0.to_string(),
-        row.run.to_string(),
-        text(&row.key),
-        row.outcome.clone(),
-        text(&row.stop_reason),
-        text(&row.text),
-        text(&row.output),
-        text(&row.model),
-        row.usage.input.to_string(),
-        row.usage.output.to_string(),
-        row.usage.cache_creation.to_string(),
-        row.usage.cache_read.to_string(),
-        row.calls.to_string(),
-        row.continuations.to_string(),
-        row.failures.to_string(),
-        text(&row.error_type),
-        text(&row.error_code),
-        text(&row.error),
-        text(&row.request_id),
-        row.started_at.map(time_rfc3339).unwrap_or_default(),
-        time_rfc3339(row.finished_at),
-    ])
-}
-
-/// A cell that a spreadsheet would take for a formula begins with an apostrophe: this file is made for
-/// people. `promptmill results --format csv` is for programs, and writes what there is.
-fn guarded(text: &str) -> String {
-    let formula = text
-        .trim_start_matches([' ', '\n'])
-        .starts_with(['=', '+', '-', '@', '\t', '\r', '＝', '＋', '－', '＠']);
-    if formula { format!("'{text}") } else { text.to_owned() }
-}
-
-fn line<T: AsRef<[u8]>>(cells: impl IntoIterator<Item = T>) -> Result<String, StoreError> {
-    let odd = |error: String| StoreError::Database(format!("a line of CSV cannot be written: {error}"));
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    writer.write_record(cells).map_err(|error| odd(error.to_string()))?;
-    let bytes = writer.into_inner().map_err(|error| odd(error.to_string()))?;
-    String::from_utf8(bytes).map_err(|error| odd(error.to_string()))
 }
 
 /// Returns a batch's name as a file may be called on any system.
@@ -182,14 +138,6 @@ fn file_name(batch: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cell_that_a_spreadsheet_would_run_is_text() {
-        for cell in ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "\n=1", "＝1"] {
-            assert_eq!(guarded(cell), format!("'{cell}"));
-        }
-        assert_eq!(guarded("a=1"), "a=1");
-    }
 
     #[test]
     fn a_file_is_called_by_plain_letters() {

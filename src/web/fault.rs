@@ -42,6 +42,16 @@ impl Fault {
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
+    /// The database does not answer.
+    pub fn away(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, AWAY, message)
+    }
+
+    /// So much is asked for already that this has to wait.
+    pub fn busy(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message)
+    }
+
     /// Returns it for programs.
     pub fn to_json(&self) -> Response {
         let body = json!({"error": {"type": self.kind, "message": self.message}}).to_string();
@@ -55,6 +65,8 @@ impl Fault {
         let title = match self.status {
             StatusCode::NOT_FOUND => "Not here",
             _ if self.kind == AWAY => "The database is away",
+            _ if self.kind == "too_slow" => "That took too long",
+            _ if self.kind == "busy" => "Too much at once",
             _ => "That did not work",
         };
         let away = away.map(|away| duration(i64::try_from(away.as_millis()).unwrap_or(i64::MAX)));
@@ -76,9 +88,8 @@ impl IntoResponse for Fault {
 impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Self {
         match &error {
-            StoreError::Unavailable(_) | StoreError::NoEntry(_) => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, AWAY, error.to_string())
-            }
+            StoreError::Unavailable(_) | StoreError::NoEntry(_) => Self::away(error.to_string()),
+            StoreError::Late(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "too_slow", error.to_string()),
             StoreError::Locked(_) => Self::new(StatusCode::CONFLICT, "locked", error.to_string()),
             StoreError::Refused(_) => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", error.to_string())

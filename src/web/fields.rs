@@ -12,12 +12,15 @@ use crate::domain::job::JobId;
 
 /// Bytes of a body: a prompt that is changed and asked again goes through it.
 const BODY_MAX: usize = 4 << 20;
+/// Characters of a text that is written down with what was done.
+const SHORT_MAX: usize = 1_000;
 /// A body that takes longer to come is not waited for.
 const BODY_TIME: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Names and texts, in their order; a name may come several times.
+/// Names and texts, in their order; a name may come several times. Beside them the names that a JSON
+/// object gave nothing for: `null`, or an empty list.
 #[derive(Debug, Clone, Default)]
-pub struct Fields(pub Vec<(String, String)>);
+pub struct Fields(pub Vec<(String, String)>, pub Vec<String>);
 
 impl<S: Send + Sync> FromRequest<S> for Fields {
     type Rejection = Fault;
@@ -55,12 +58,13 @@ impl Fields {
             let Ok(Value::Object(object)) = serde_json::from_slice(&body) else { return Err(odd()) };
             for (name, value) in object {
                 match value {
+                    Value::Array(values) if values.is_empty() => fields.1.push(name),
                     Value::Array(values) => {
                         for value in values {
                             fields.0.push((name.clone(), scalar(value).ok_or_else(odd)?));
                         }
                     }
-                    Value::Null => {}
+                    Value::Null => fields.1.push(name),
                     value => fields.0.push((name, scalar(value).ok_or_else(odd)?)),
                 }
             }
@@ -74,7 +78,7 @@ impl Fields {
 
     /// Reads a query.
     pub fn of_query(query: &str) -> Self {
-        Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
+        Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect(), Vec::new())
     }
 
     /// Returns a field that is not empty.
@@ -90,6 +94,19 @@ impl Fields {
     /// Returns a field as an owned text.
     pub fn text(&self, name: &str) -> Option<String> {
         self.get(name).map(str::to_owned)
+    }
+
+    /// Returns a field that is not empty, and that is short enough for the book of what people did.
+    ///
+    /// # Errors
+    /// A text that is too long.
+    pub fn short(&self, name: &str) -> Result<Option<&str>, Fault> {
+        match self.get(name) {
+            Some(text) if text.chars().nth(SHORT_MAX).is_some() => {
+                Err(Fault::bad(format!("{name} is longer than {SHORT_MAX} characters")))
+            }
+            text => Ok(text),
+        }
     }
 
     /// Returns a whole number.

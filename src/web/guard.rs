@@ -16,11 +16,10 @@ use axum::response::{IntoResponse as _, Response};
 use super::Web;
 use super::door::{self, Entry};
 use super::fault::{self, Fault};
+use crate::store::{StoreError, within};
 
 /// Longest time that a request may take until its answer begins.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
-/// How long answers that are on their way get when the process ends.
-pub const LAST_ANSWERS: Duration = Duration::from_millis(300);
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
                       connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self'; \
@@ -37,75 +36,104 @@ pub async fn guard(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let path = request.uri().path().to_owned();
-    let json = path.starts_with("/api/");
+    let json = request.uri().path().starts_with("/api/");
     let answer = match admit(&web, peer.ip(), &request) {
         Ok(actor) => {
             request.extensions_mut().insert(actor);
             answer(&web, request, next).await
         }
-        Err(refusal) => *refusal,
+        Err(Refusal { answer, pause }) => {
+            tokio::time::sleep(pause).await;
+            *answer
+        }
     };
     let answer = finish(&web, answer, json);
     with_headers(answer, web.settings.listen.ip().is_loopback())
 }
 
+/// An answer to who does not get in, and how long that waits.
+struct Refusal {
+    answer: Box<Response>,
+    pause: Duration,
+}
+
+impl Refusal {
+    fn after(pause: Duration, answer: Response) -> Self {
+        Self { answer: Box::new(answer), pause }
+    }
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        Self::after(Duration::ZERO, fault.into_response())
+    }
+}
+
 /// Decides whether a request may go on.
-fn admit(web: &Web, peer: IpAddr, request: &Request) -> Result<Actor, Box<Response>> {
+fn admit(web: &Web, peer: IpAddr, request: &Request) -> Result<Actor, Refusal> {
     let headers = request.headers();
-    let refuse = |fault: Fault| Box::new(fault.into_response());
     if !answers_to(web, host(request)) {
         let what = "this server does not answer to that name; list it in web.hosts, if it is yours";
-        return Err(refuse(Fault::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", what)));
+        return Err(Fault::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", what).into());
     }
     let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
     if changes && !is_from_here(web, headers, host(request)) {
         let what = "the request comes from another site, and was not obeyed";
-        return Err(refuse(Fault::new(StatusCode::FORBIDDEN, "forged", what)));
+        return Err(Fault::new(StatusCode::FORBIDDEN, "forged", what).into());
+    }
+    if !changes && !is_led_here(headers) {
+        let what = "another site asks for this; open the page itself";
+        return Err(Fault::new(StatusCode::FORBIDDEN, "forged", what).into());
     }
     let path = request.uri().path();
     if path == door::PATH || path.starts_with("/assets/") {
         return Ok(Actor(format!("nobody from {peer}")));
     }
-    let entry = web.door.entry(headers, peer);
-    let actor = match entry {
+    let actor = match web.door.entry(headers, peer) {
         Entry::Open => Actor(format!("whoever, from {peer}")),
         Entry::Token => Actor(format!("token, from {peer}")),
         Entry::Session => Actor(format!("session, from {peer}")),
-        Entry::TooMany => return Err(Box::new(door::too_many())),
-        Entry::Shut if path.starts_with("/api/") => {
+        Entry::TooMany(pause) => return Err(Refusal::after(pause, door::too_many())),
+        Entry::Shut(pause) if path.starts_with("/api/") => {
             let what = "give the token of web.token_file as Authorization: Bearer";
-            return Err(refuse(Fault::new(StatusCode::UNAUTHORIZED, "unauthorised", what)));
+            let fault = Fault::new(StatusCode::UNAUTHORIZED, "unauthorised", what);
+            return Err(Refusal::after(pause, fault.into_response()));
         }
-        Entry::Shut => return Err(Box::new(door::show_the_way(request.uri()))),
+        Entry::Shut(pause) => {
+            return Err(Refusal::after(pause, door::show_the_way(request.method(), request.uri())));
+        }
     };
     if changes && web.settings.read_only && path != door::OUT {
         let what = "this page is read-only (web.read_only)";
-        return Err(refuse(Fault::new(StatusCode::FORBIDDEN, "read_only", what)));
+        return Err(Fault::new(StatusCode::FORBIDDEN, "read_only", what).into());
     }
     Ok(actor)
 }
 
 async fn answer(web: &Arc<Web>, request: Request, next: Next) -> Response {
     let Ok(place) = Arc::clone(&web.places).try_acquire_owned() else {
-        let what = "too many requests at once; try again in a moment";
-        return Fault::new(StatusCode::SERVICE_UNAVAILABLE, "busy", what).into_response();
+        return Fault::busy("too many requests at once; try again in a moment").into_response();
     };
+    let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
+    let read_max = web.settings.read_max;
     #[expect(clippy::disallowed_methods, reason = "awaited below; a browser that leaves must not drop it")]
-    let answering = tokio::spawn(async move {
+    let mut answering = tokio::spawn(async move {
         // As long as it works: a client that leaves gives no place to the next.
         let _place = place;
-        next.run(request).await
+        within(read_max, next.run(request)).await
     });
-    match tokio::time::timeout(ANSWER_MAX, answering).await {
+    match tokio::time::timeout(ANSWER_MAX, &mut answering).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {
             tracing::error!(%error, "a request of the web page failed: {error}");
             Fault::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", "the request failed").into_response()
         }
         Err(_) => {
-            let what = "the database did not answer in time";
-            Fault::new(StatusCode::SERVICE_UNAVAILABLE, fault::AWAY, what).into_response()
+            // What only looks can end anywhere; what changes something is done to its end.
+            if !changes {
+                answering.abort();
+            }
+            Fault::from(StoreError::Late(ANSWER_MAX)).into_response()
         }
     }
 }
@@ -135,36 +163,80 @@ fn host(request: &Request) -> Option<&str> {
     request.uri().authority().map(axum::http::uri::Authority::as_str).or(named)
 }
 
+/// Splits a host into its name and its port.
+fn parts(host: &str) -> (&str, Option<&str>) {
+    if let Some((inner, rest)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        return (inner, rest.strip_prefix(':'));
+    }
+    host.rsplit_once(':').map_or((host, None), |(name, port)| (name, Some(port)))
+}
+
 /// Whether a host is a name of ours. A page elsewhere whose name is led to us by DNS would else be let in
 /// by the browser as its own; an address cannot be led anywhere.
 fn answers_to(web: &Web, host: Option<&str>) -> bool {
     let Some(host) = host else { return false };
-    let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((inner, _)) => inner,
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
-    let name = name.trim_end_matches('.').to_ascii_lowercase();
-    if name == "localhost" || web.settings.hosts.contains(&name) {
+    let name = parts(host).0.trim_end_matches('.').to_ascii_lowercase();
+    if name == "localhost" || web.settings.hosts.iter().any(|known| parts(known).0 == name) {
         return true;
     }
     let listen = web.settings.listen.ip();
     name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback() || ip == listen || listen.is_unspecified())
 }
 
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name).map(|value| value.to_str().unwrap_or_default())
+}
+
+const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
 /// Whether a change comes from a page of ours, or from no page at all.
 fn is_from_here(web: &Web, headers: &HeaderMap, host: Option<&str>) -> bool {
-    let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    match (text(HeaderName::from_static("sec-fetch-site")), text(header::ORIGIN)) {
+    match (text(headers, SITE), text(headers, header::ORIGIN)) {
         (Some(site), _) if !matches!(site, "same-origin" | "none") => false,
         // Sec-Fetch-Site is the browser's own word; Origin is looked at where that is missing, or beside it.
         (site, Some(origin)) => {
-            let authority = origin.split_once("://").map(|(_, authority)| authority);
-            // A proxy may call us by another name than browsers call it; its own is in web.hosts.
-            let by_proxy = || web.settings.hosts.iter().any(|name| authority == Some(name));
-            let own = authority.is_some() && authority == host;
-            own || (site.is_some() && (origin == "null" || by_proxy()))
+            let own = host.is_some_and(|host| is_origin(origin, host));
+            own || (site.is_some() && (origin == "null" || is_by_proxy(web, origin, host)))
         }
         (_, None) => true,
+    }
+}
+
+/// Whether an origin is a name of ours that a proxy did not pass on: it may call us by another one, or
+/// leave the port out. Its own is in `web.hosts`.
+fn is_by_proxy(web: &Web, origin: &str, host: Option<&str>) -> bool {
+    let passed_on = host.map(parts).filter(|(_, port)| port.is_some());
+    let of_origin = origin.split_once("://").map_or("", |(_, authority)| parts(authority).0);
+    // The same name on another port is another site.
+    !passed_on.is_some_and(|(name, _)| name.eq_ignore_ascii_case(of_origin))
+        && web.settings.hosts.iter().any(|name| is_origin(origin, name))
+}
+
+/// Whether an origin is that of a host: the same name and the same port. A port that is not said is that
+/// of the origin's scheme.
+fn is_origin(origin: &str, host: &str) -> bool {
+    let Some((scheme, authority)) = origin.split_once("://") else { return false };
+    let usual = match scheme {
+        "http" => "80",
+        "https" => "443",
+        _ => return false,
+    };
+    let whole = |host| {
+        let (name, port) = parts(host);
+        (name.trim_end_matches('.').to_ascii_lowercase(), port.unwrap_or(usual).to_owned())
+    };
+    whole(authority) == whole(host)
+}
+
+/// Whether what is only looked at is asked for by a page of ours, by no page, or by a person who follows
+/// a link: another site may lead here, and may neither frame nor fetch what is here, nor draw it.
+fn is_led_here(headers: &HeaderMap) -> bool {
+    match text(headers, SITE) {
+        None | Some("same-origin" | "none") => true,
+        Some(_) => {
+            text(headers, HeaderName::from_static("sec-fetch-mode")) == Some("navigate")
+                && text(headers, HeaderName::from_static("sec-fetch-dest")) == Some("document")
+        }
     }
 }
 

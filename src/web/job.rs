@@ -3,12 +3,13 @@
 mod copy;
 mod talk;
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use askama::Template;
 use axum::Router;
 use axum::extract::{Path, State};
-use axum::http::header;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
@@ -21,7 +22,7 @@ use super::guard::is_there;
 use super::words::{self, Frame, TEXT_MAX, between, page, start};
 use crate::cli::out::{duration, time_rfc3339};
 use crate::domain::job::JobId;
-use crate::store::board::Partial;
+use crate::store::board::{Mark, Partial};
 use crate::store::{CallRow, JobRow, Moment, NewJob, ResultRow, Texts, ToolRow};
 
 /// Characters of what one call said that the conversation shows.
@@ -50,20 +51,20 @@ pub struct Job {
 /// Asks for it; what it was asked, and its conversation, only where `whole` says so.
 pub async fn load(web: &Web, id: i64, whole: bool) -> Result<Job, Fault> {
     let job = JobId(id);
-    let row = web.desk.job(job).await?.ok_or_else(|| Fault::missing(format!("there is no job {id}")))?;
-    let calls = web.desk.calls(job).await?;
-    let tools = web.desk.tools(job).await?;
-    let result = web.desk.results(&[job], Texts::Whole).await?.pop();
+    let row = web.desk()?.job(job).await?.ok_or_else(|| Fault::missing(format!("there is no job {id}")))?;
+    let calls = web.desk()?.calls(job).await?;
+    let tools = web.desk()?.tools(job).await?;
+    let result = web.desk()?.results(&[job], Texts::Whole).await?.pop();
     let partial = match row.state.as_str() {
-        "running" => web.board.partial(job, (0, 0, 0)).await?,
+        "running" => web.board()?.partial(job, (0, 0, 0)).await?,
         _ => None,
     };
     let (mut asked, mut turns) = (None, Vec::new());
     if whole {
-        asked = web.board.asked(job).await?;
-        turns = talk::turns(&web.board.said(job, SAID_MAX).await?, &tools);
+        asked = web.board()?.asked(job).await?;
+        turns = talk::turns(&web.board()?.said(job, SAID_MAX).await?, &tools);
     }
-    Ok(Job { now: web.board.now().await?, row, calls, tools, result, partial, asked, turns })
+    Ok(Job { now: web.board()?.now().await?, row, calls, tools, result, partial, asked, turns })
 }
 
 /// A call on the line of time: where its bar begins, how long it waits, and how long it streams.
@@ -208,19 +209,44 @@ struct Page {
     defaults: Defaults,
 }
 
-async fn show(State(web): State<Arc<Web>>, Path(id): Path<i64>, fields: Fields) -> Result<Response, Fault> {
+async fn show(
+    State(web): State<Arc<Web>>,
+    Path(id): Path<i64>,
+    headers: HeaderMap,
+    fields: Fields,
+) -> Result<Response, Fault> {
+    // Looked at before the rest: what changes meanwhile is found by the next look.
+    let mark = web.board()?.mark(JobId(id)).await?;
+    let mark = tag(&mark.ok_or_else(|| Fault::missing(format!("there is no job {id}")))?);
+    is_there(&web);
+    // Who has the page already is told where nothing changed, and nothing else is read: a job may hold
+    // megabytes, and is looked at every few seconds.
+    if headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == mark.as_bytes()) {
+        return Ok(StatusCode::NOT_MODIFIED.into_response());
+    }
     let shown = fields.get("show") == Some("prompt");
     let j = load(&web, id, shown).await?;
-    is_there(&web);
     let frame = Frame::new(&web, format!("Job {id}"), "/jobs");
     // What runs is followed part by part; the rest is looked at again until it is done.
     let frame = if j.is_done() { frame } else { frame.every(3) };
-    Ok(page(&Page { frame, j, shown, defaults: Defaults::of(&web) }))
+    let frame = Frame { mark: mark.clone(), ..frame };
+    let mut answer = page(&Page { frame, j, shown, defaults: Defaults::of(&web) });
+    if let Ok(mark) = HeaderValue::from_str(&mark) {
+        answer.headers_mut().insert(header::ETAG, mark);
+    }
+    Ok(answer)
+}
+
+/// A mark as an `ETag`, until this process ends.
+fn tag(mark: &Mark) -> String {
+    let mut hasher = DefaultHasher::new();
+    mark.hash(&mut hasher);
+    format!("\"{:016x}\"", hasher.finish())
 }
 
 /// The whole text of an answer, as a file that no browser takes for a page.
 async fn answer(State(web): State<Arc<Web>>, Path(id): Path<i64>) -> Result<Response, Fault> {
-    let result = web.desk.results(&[JobId(id)], Texts::Whole).await?.pop();
+    let result = web.desk()?.results(&[JobId(id)], Texts::Whole).await?.pop();
     let text = result.and_then(|result| result.text);
     let text = text.ok_or_else(|| Fault::missing(format!("job {id} has no answer")))?;
     let name = format!("attachment; filename=\"job-{id}.txt\"");
@@ -232,7 +258,7 @@ async fn answer(State(web): State<Arc<Web>>, Path(id): Path<i64>) -> Result<Resp
 pub async fn partial_json(web: &Web, id: i64, fields: &Fields) -> Result<Value, Fault> {
     let number = |name: &str| fields.number::<i64>(name).map(Option::unwrap_or_default);
     let after = (number("claim")?, number("seq")?, number("part")?);
-    let partial = web.board.partial(JobId(id), after).await?;
+    let partial = web.board()?.partial(JobId(id), after).await?;
     let partial = partial.ok_or_else(|| Fault::missing(format!("there is no job {id}")))?;
     Ok(json!({
         "state": partial.state, "claim": partial.call.0, "seq": partial.call.1, "part": partial.part,
@@ -270,13 +296,9 @@ impl AgainPage {
 /// The form of a new job that begins as this one.
 async fn again(State(web): State<Arc<Web>>, Path(id): Path<i64>) -> Result<Response, Fault> {
     if web.settings.read_only {
-        return Err(Fault::new(
-            axum::http::StatusCode::FORBIDDEN,
-            "read_only",
-            "this page is read-only (web.read_only)",
-        ));
+        return Err(Fault::new(StatusCode::FORBIDDEN, "read_only", "this page is read-only (web.read_only)"));
     }
-    let asked = web.board.asked(JobId(id)).await?;
+    let asked = web.board()?.asked(JobId(id)).await?;
     let asked = asked.ok_or_else(|| Fault::missing(format!("there is no job {id}")))?;
     is_there(&web);
     let texts = [

@@ -21,6 +21,8 @@ pub struct Frame {
     pub door: bool,
     /// Seconds until the script looks again; 0: never.
     pub refresh: u32,
+    /// What it says of itself, so that it need not be sent again where that is still so.
+    pub mark: String,
 }
 
 impl Frame {
@@ -32,6 +34,7 @@ impl Frame {
             read_only: web.settings.read_only,
             door: web.door.has_lock(),
             refresh: 0,
+            mark: String::new(),
         }
     }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::scope::{Scope, option, quoted};
 use crate::cli::out::{duration, number, printable, table, time, time_rfc3339};
-use crate::store::{Desk, GateLine};
+use crate::store::{Desk, GateLine, Waiting};
 
 /// Jobs behind one gate are counted up to here.
 const JOBS_MAX: i64 = 10_000;
@@ -35,8 +35,8 @@ pub struct Jobs {
 /// Counts the pending jobs behind a gate, where that can be told.
 pub async fn behind(desk: &dyn Desk, scope: &Scope, default_model: &str) -> anyhow::Result<Option<Jobs>> {
     let Some(behind) = scope.behind(default_model) else { return Ok(None) };
-    let count = desk.jobs_behind(&behind, JOBS_MAX + 1).await.context("failed to count jobs")?;
-    Ok(Some(Jobs { count: count.min(JOBS_MAX), more: count > JOBS_MAX }))
+    let Waiting { jobs, more } = desk.jobs_behind(&behind, JOBS_MAX).await.context("failed to count jobs")?;
+    Ok(Some(Jobs { count: jobs, more }))
 }
 
 impl Jobs {

@@ -211,12 +211,12 @@ fn raw(text: &str) -> Cow<'_, RawValue> {
 }
 
 fn csv(row: &ResultRow) -> anyhow::Result<String> {
-    let text = |value: &Option<String>| Cow::Owned(unformula(value.as_deref().unwrap_or_default()));
-    csv_line::<26>(&[
+    let text = |value: &Option<String>| Cow::Owned(guarded(value.as_deref().unwrap_or_default()));
+    csv_line(&[
         Cow::Owned(row.job.to_string()),
         Cow::Owned(row.run.to_string()),
         Cow::Owned(row.seq.to_string()),
-        Cow::Owned(unformula(&row.queue)),
+        Cow::Owned(guarded(&row.queue)),
         text(&row.batch),
         text(&row.key),
         Cow::Borrowed(&row.outcome),
@@ -242,12 +242,16 @@ fn csv(row: &ResultRow) -> anyhow::Result<String> {
     ])
 }
 
-/// Keeps a spreadsheet from taking an answer for a formula.
-fn unformula(text: &str) -> String {
-    if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() }
+/// A cell that a spreadsheet would take for a formula begins with an apostrophe, wherever the file is
+/// opened. Blanks before the sign do not hide it, nor is it hidden in full width.
+fn guarded(text: &str) -> String {
+    let blank = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '\u{feff}' | '\u{200b}');
+    let formula = text.starts_with(['\t', '\r'])
+        || text.trim_start_matches(blank).starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠']);
+    if formula { format!("'{text}") } else { text.to_owned() }
 }
 
-fn csv_line<const N: usize>(fields: &[Cow<'_, str>; N]) -> anyhow::Result<String> {
+fn csv_line(fields: &[Cow<'_, str>; CSV_COLUMNS.len()]) -> anyhow::Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(fields.iter().map(|field| field.as_bytes())).context("failed to write a CSV row")?;
     let bytes = writer.into_inner().context("failed to write a CSV row")?;
@@ -415,6 +419,25 @@ mod tests {
     fn a_spreadsheet_does_not_take_an_answer_for_a_formula() {
         let line = csv(&result(Outcome::Complete, None)).expect("it fits a row");
         assert!(line.contains(",'=1+1,"), "{line}");
+        for cell in [
+            "=1+1",
+            "+1",
+            "-1",
+            "@SUM(A1)",
+            "\t=1",
+            "\tx",
+            "\r=1",
+            " =1",
+            "\n=1",
+            "\u{a0}=1",
+            "\u{feff}=1",
+            "\u{0}=1",
+            "＝1",
+            " ＠1",
+        ] {
+            assert_eq!(guarded(cell), format!("'{cell}"));
+        }
+        assert_eq!(guarded(" a=1"), " a=1");
         assert_eq!(head(Format::Csv).expect("it fits a row").split(',').count(), 26);
     }
 }

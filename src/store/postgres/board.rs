@@ -10,8 +10,8 @@ use super::PostgresStore;
 use crate::domain::job::JobId;
 use crate::domain::outcome::{Outcome, Usage};
 use crate::store::board::{
-    BatchTally, Beat, Board, COUNT_MAX, Deed, FAULTS_MAX, FaultCard, JobLine, Oldest, OpenState, OpenWalk,
-    Partial, Pulse, QueueCard, Said, Stretch, Tally, Walk, Wish, stretch,
+    BatchTally, Beat, Board, COUNT_MAX, Deed, FAULTS_MAX, FaultCard, JobLine, Mark, Oldest, OpenState,
+    OpenWalk, Partial, Pulse, QueueCard, Said, Stretch, Tally, Walk, Wish, stretch,
 };
 use crate::store::desk::{fields, usage};
 use crate::store::op::said;
@@ -571,6 +571,29 @@ impl Board for PostgresStore {
         .map_err(said)?;
         let one = |row: &PgRow| Ok(fields!(row => Said { claim, seq, content }));
         rows.iter().map(one).collect::<sqlx::Result<_>>().map_err(said)
+    }
+
+    async fn mark(&self, job: JobId) -> Result<Option<Mark>, StoreError> {
+        let row = sqlx::query(
+            "SELECT s.state, s.run::bigint AS run, s.claims, s.failures::bigint AS failures, s.priority::bigint AS priority,
+                    (extract(epoch FROM s.available_at) * 1000)::bigint AS available_at, (extract(epoch FROM j.redacted_at) * 1000)::bigint AS redacted_at,
+                    (SELECT o.reason FROM job_overview o WHERE o.id = s.job_id) AS reason,
+                    (SELECT count(*) FROM calls c WHERE c.job_id = s.job_id) AS calls,
+                    (SELECT count(t.taken_at) + count(t.answered_at) + count(*) FROM tool_calls t WHERE t.job_id = s.job_id) AS tools
+               FROM job_state s
+               JOIN jobs j ON j.id = s.job_id
+              WHERE s.job_id = $1",
+        )
+        .bind(job.0)
+        .fetch_optional(self.pool())
+        .await
+        .map_err(said)?;
+        let mark = |row: &PgRow| {
+            Ok(fields!(row => Mark {
+                state, run, claims, failures, priority, available_at, redacted_at, reason, calls, tools,
+            }))
+        };
+        row.as_ref().map(mark).transpose().map_err(said)
     }
 
     async fn partial(&self, job: JobId, after: (i64, i64, i64)) -> Result<Option<Partial>, StoreError> {

@@ -16,9 +16,9 @@ use crate::domain::retention::{DoneJob, Erasure};
 use crate::store::desk::{Found, fields, queues_of, usage};
 use crate::store::op::said;
 use crate::store::{
-    AccountRow, BatchLine, Behind, CallRow, Desk, Erased, FaultLine, Flow, Freed, GateLine, Inserted,
-    JobFilter, JobRow, Listed, Moment, NewJob, OutcomeLine, PurgeFilter, QueueLine, ReasonLine, ResultFilter,
-    ResultRow, StateCounts, StoreError, Texts, ToolRow, WorkerLine, row,
+    AccountRow, BEHIND_SCAN, BatchLine, Behind, CallRow, Desk, Erased, FaultLine, Flow, Freed, GateLine,
+    Inserted, JobFilter, JobRow, Listed, Moment, NewJob, OutcomeLine, PurgeFilter, QueueLine, ReasonLine,
+    ResultFilter, ResultRow, StateCounts, StoreError, Texts, ToolRow, Waiting, WorkerLine, row,
 };
 
 /// SQLSTATE `insufficient_privilege`.
@@ -366,12 +366,13 @@ impl Desk for PostgresStore {
         Ok(rows.into_iter().map(account).collect())
     }
 
-    async fn jobs_behind(&self, gate: &Behind, limit: i64) -> Result<i64, StoreError> {
-        let count = match gate {
+    async fn jobs_behind(&self, gate: &Behind, limit: i64) -> Result<Waiting, StoreError> {
+        // What was found, and what of a bounded number was looked at for it.
+        let counted = match gate {
             // Queue by queue and in the order of the index: else all that is done is read, to find out
             // that none of it is pending.
-            Behind::Key(key) => sqlx::query_scalar(
-                "SELECT count(*)
+            Behind::Key(key) => sqlx::query_as(
+                "SELECT count(*), CAST(0 AS bigint)
                    FROM (SELECT
                            FROM queues q
                           CROSS JOIN LATERAL (SELECT
@@ -383,10 +384,10 @@ impl Desk for PostgresStore {
                                          (SELECT a.key FROM accounts a WHERE a.queue = ''), $2) = $2
                           LIMIT $1) b",
             )
-            .bind(limit)
+            .bind(limit + 1)
             .bind(key),
-            Behind::Model { profile, model, default_model } => sqlx::query_scalar(
-                "SELECT count(*)
+            Behind::Model { profile, model, default_model } => sqlx::query_as(
+                "SELECT count(*), CAST(0 AS bigint)
                    FROM (SELECT
                            FROM (SELECT q.name, $2::text AS model
                                    FROM queues q
@@ -406,31 +407,33 @@ impl Desk for PostgresStore {
                                          (SELECT a.profile FROM accounts a WHERE a.queue = ''), $4) = $4
                           LIMIT $1) b",
             )
-            .bind(limit)
+            .bind(limit + 1)
             .bind(model)
             .bind(default_model)
             .bind(profile),
-            Behind::Batch { queue, batch } if batch.is_empty() => sqlx::query_scalar(
-                "SELECT count(*)
-                   FROM (SELECT
+            Behind::Batch { queue, batch } if batch.is_empty() => sqlx::query_as(
+                "SELECT count(*) FILTER (WHERE batch = ''), count(*)
+                   FROM (SELECT batch
                            FROM job_state
-                          WHERE queue = $2 AND batch = '' AND state = 'pending'
+                          WHERE queue = $2 AND state = 'pending'
+                          ORDER BY model, priority DESC
                           LIMIT $1) b",
             )
-            .bind(limit)
+            .bind(BEHIND_SCAN)
             .bind(queue),
-            Behind::Batch { queue, batch } => sqlx::query_scalar(
-                "SELECT count(*)
-                   FROM (SELECT
+            Behind::Batch { queue, batch } => sqlx::query_as(
+                "SELECT count(*) FILTER (WHERE queue = $2), count(*)
+                   FROM (SELECT queue
                            FROM job_state
-                          WHERE batch = $3 AND batch <> '' AND state <> 'done' AND state = 'pending' AND queue = $2
+                          WHERE batch = $3 AND batch <> '' AND state <> 'done' AND state = 'pending'
                           LIMIT $1) b",
             )
-            .bind(limit)
+            .bind(BEHIND_SCAN)
             .bind(queue)
             .bind(batch),
         };
-        count.fetch_one(self.pool()).await.map_err(said)
+        let counted = counted.fetch_one(self.pool()).await.map_err(said)?;
+        Ok(Waiting::of(counted, limit))
     }
 
     async fn block_gate(&self, scope: &str, reason: &str, pause: Option<Duration>) -> Result<(), StoreError> {
@@ -670,19 +673,34 @@ impl Desk for PostgresStore {
 
     async fn set_batch(&self, batch: &str, flow: Flow) -> Result<Vec<String>, StoreError> {
         let scopes: Vec<String> = match flow {
-            Flow::Paused => sqlx::query_scalar(
-                "INSERT INTO gates (scope, state, reason)
-                 SELECT DISTINCT 'batch:' || replace(replace(queue, '%', '%25'), '/', '%2F') || '/' || batch, 'blocked', 'paused by a person'
-                   FROM job_state
-                  WHERE batch = $1 AND batch <> '' AND state <> 'done'
+            Flow::Paused => {
+                // Read apart: all of a batch is looked at, and what writes must not wait for that.
+                let queues: Vec<String> = sqlx::query_scalar(
+                    "SELECT DISTINCT queue
+                       FROM job_state
+                      WHERE batch = $1 AND batch <> '' AND state <> 'done'",
+                )
+                .bind(batch)
+                .fetch_all(self.pool())
+                .await
+                .map_err(said)?;
+                if queues.is_empty() {
+                    return Ok(Vec::new());
+                }
+                sqlx::query_scalar(
+                    "INSERT INTO gates (scope, state, reason)
+                 SELECT 'batch:' || replace(replace(q.name, '%', '%25'), '/', '%2F') || '/' || $2, 'blocked', 'paused by a person'
+                   FROM unnest($1::text[]) q (name)
                      ON CONFLICT (scope) DO UPDATE
                     SET state = 'blocked', reason = excluded.reason, until = NULL
                  RETURNING scope",
-            )
-            .bind(batch)
-            .fetch_all(self.pool())
-            .await
-            .map_err(said)?,
+                )
+                .bind(&queues)
+                .bind(batch)
+                .fetch_all(self.pool())
+                .await
+                .map_err(said)?
+            }
             Flow::Flowing => sqlx::query_scalar(
                 "UPDATE gates
                     SET state = 'flowing'

@@ -10,8 +10,8 @@ use super::{SqliteStore, text};
 use crate::domain::job::JobId;
 use crate::domain::outcome::{Outcome, Usage};
 use crate::store::board::{
-    BatchTally, Beat, Board, COUNT_MAX, Deed, FAULTS_MAX, FaultCard, JobLine, Oldest, OpenState, OpenWalk,
-    Partial, Pulse, QueueCard, Said, Stretch, Tally, Walk, Wish, stretch,
+    BatchTally, Beat, Board, COUNT_MAX, Deed, FAULTS_MAX, FaultCard, JobLine, Mark, Oldest, OpenState,
+    OpenWalk, Partial, Pulse, QueueCard, Said, Stretch, Tally, Walk, Wish, stretch,
 };
 use crate::store::desk::{fields, list, usage};
 use crate::store::op::said;
@@ -589,6 +589,29 @@ impl Board for SqliteStore {
         .map_err(said)?;
         let one = |row: &SqliteRow| Ok(fields!(row => Said { claim, seq, content }));
         rows.iter().map(one).collect::<sqlx::Result<_>>().map_err(said)
+    }
+
+    async fn mark(&self, job: JobId) -> Result<Option<Mark>, StoreError> {
+        let row = sqlx::query(
+            "SELECT s.state, s.run AS run, s.claims, s.failures AS failures, s.priority AS priority,
+                    s.available_at AS available_at, j.redacted_at AS redacted_at,
+                    (SELECT o.reason FROM job_overview o WHERE o.id = s.job_id) AS reason,
+                    (SELECT count(*) FROM calls c WHERE c.job_id = s.job_id) AS calls,
+                    (SELECT count(t.taken_at) + count(t.answered_at) + count(*) FROM tool_calls t WHERE t.job_id = s.job_id) AS tools
+               FROM job_state s
+               JOIN jobs j ON j.id = s.job_id
+              WHERE s.job_id = $1",
+        )
+        .bind(job.0)
+        .fetch_optional(&self.reader())
+        .await
+        .map_err(said)?;
+        let mark = |row: &SqliteRow| {
+            Ok(fields!(row => Mark {
+                state, run, claims, failures, priority, available_at, redacted_at, reason, calls, tools,
+            }))
+        };
+        row.as_ref().map(mark).transpose().map_err(said)
     }
 
     async fn partial(&self, job: JobId, after: (i64, i64, i64)) -> Result<Option<Partial>, StoreError> {

@@ -15,9 +15,9 @@ use crate::domain::retention::{DoneJob, Erasure};
 use crate::store::desk::{Found, fields, list, queues_of, usage};
 use crate::store::op::said;
 use crate::store::{
-    AccountRow, BatchLine, Behind, CallRow, Desk, Erased, FaultLine, Flow, Freed, GateLine, Inserted,
-    JobFilter, JobRow, Listed, Moment, NewJob, OutcomeLine, PurgeFilter, QueueLine, ReasonLine, ResultFilter,
-    ResultRow, StateCounts, StoreError, Texts, ToolRow, WorkerLine, row,
+    AccountRow, BEHIND_SCAN, BatchLine, Behind, CallRow, Desk, Erased, FaultLine, Flow, Freed, GateLine,
+    Inserted, JobFilter, JobRow, Listed, Moment, NewJob, OutcomeLine, PurgeFilter, QueueLine, ReasonLine,
+    ResultFilter, ResultRow, StateCounts, StoreError, Texts, ToolRow, Waiting, WorkerLine, row,
 };
 
 #[async_trait]
@@ -401,10 +401,11 @@ impl Desk for SqliteStore {
         Ok(rows.into_iter().map(account).collect())
     }
 
-    async fn jobs_behind(&self, gate: &Behind, limit: i64) -> Result<i64, StoreError> {
-        let count = match gate {
-            Behind::Key(key) => sqlx::query_scalar(
-                "SELECT count(*)
+    async fn jobs_behind(&self, gate: &Behind, limit: i64) -> Result<Waiting, StoreError> {
+        // What was found, and what of a bounded number was looked at for it.
+        let counted = match gate {
+            Behind::Key(key) => sqlx::query_as(
+                "SELECT count(*), 0
                    FROM (SELECT 1
                            FROM queues q
                           CROSS JOIN job_state s ON s.queue = q.name AND s.state = 'pending'
@@ -412,11 +413,11 @@ impl Desk for SqliteStore {
                                          (SELECT a.key FROM accounts a WHERE a.queue = ''), $2) = $2
                           LIMIT $1)",
             )
-            .bind(limit)
+            .bind(limit + 1)
             .bind(key),
             // CROSS JOIN: queue by queue, else every pending job is looked at.
-            Behind::Model { profile, model, default_model } => sqlx::query_scalar(
-                "SELECT count(*)
+            Behind::Model { profile, model, default_model } => sqlx::query_as(
+                "SELECT count(*), 0
                    FROM (SELECT 1
                            FROM queues q
                           CROSS JOIN job_state s
@@ -430,31 +431,33 @@ impl Desk for SqliteStore {
                                          (SELECT a.profile FROM accounts a WHERE a.queue = ''), $4) = $4
                           LIMIT $1)",
             )
-            .bind(limit)
+            .bind(limit + 1)
             .bind(model)
             .bind(default_model)
             .bind(profile),
-            Behind::Batch { queue, batch } if batch.is_empty() => sqlx::query_scalar(
-                "SELECT count(*)
-                   FROM (SELECT 1
+            Behind::Batch { queue, batch } if batch.is_empty() => sqlx::query_as(
+                "SELECT count(*) FILTER (WHERE batch = ''), count(*)
+                   FROM (SELECT batch
                            FROM job_state
-                          WHERE queue = $2 AND batch = '' AND state = 'pending'
+                          WHERE queue = $2 AND state = 'pending'
+                          ORDER BY model, priority DESC
                           LIMIT $1)",
             )
-            .bind(limit)
+            .bind(BEHIND_SCAN)
             .bind(queue),
-            Behind::Batch { queue, batch } => sqlx::query_scalar(
-                "SELECT count(*)
-                   FROM (SELECT 1
+            Behind::Batch { queue, batch } => sqlx::query_as(
+                "SELECT count(*) FILTER (WHERE queue = $2), count(*)
+                   FROM (SELECT queue
                            FROM job_state
-                          WHERE batch = $3 AND batch <> '' AND state <> 'done' AND state = 'pending' AND queue = $2
+                          WHERE batch = $3 AND batch <> '' AND state <> 'done' AND state = 'pending'
                           LIMIT $1)",
             )
-            .bind(limit)
+            .bind(BEHIND_SCAN)
             .bind(queue)
             .bind(batch),
         };
-        count.fetch_one(&self.reader()).await.map_err(said)
+        let counted = counted.fetch_one(&self.reader()).await.map_err(said)?;
+        Ok(Waiting::of(counted, limit))
     }
 
     async fn block_gate(&self, scope: &str, reason: &str, pause: Option<Duration>) -> Result<(), StoreError> {
@@ -671,19 +674,35 @@ impl Desk for SqliteStore {
 
     async fn set_batch(&self, batch: &str, flow: Flow) -> Result<Vec<String>, StoreError> {
         let scopes: Vec<String> = match flow {
-            Flow::Paused => sqlx::query_scalar(
-                "INSERT INTO gates (scope, state, reason)
-                 SELECT DISTINCT 'batch:' || replace(replace(queue, '%', '%25'), '/', '%2F') || '/' || batch, 'blocked', 'paused by a person'
-                   FROM job_state
-                  WHERE batch = $1 AND batch <> '' AND state <> 'done'
+            Flow::Paused => {
+                // Read apart: all of a batch is looked at, and what writes must not wait for that.
+                let queues: Vec<String> = sqlx::query_scalar(
+                    "SELECT DISTINCT queue
+                       FROM job_state
+                      WHERE batch = $1 AND batch <> '' AND state <> 'done'",
+                )
+                .bind(batch)
+                .fetch_all(&self.reader())
+                .await
+                .map_err(said)?;
+                if queues.is_empty() {
+                    return Ok(Vec::new());
+                }
+                sqlx::query_scalar(
+                    "INSERT INTO gates (scope, state, reason)
+                 SELECT 'batch:' || replace(replace(q.value, '%', '%25'), '/', '%2F') || '/' || $2, 'blocked', 'paused by a person'
+                   FROM json_each($1) q
+                  WHERE true
                      ON CONFLICT (scope) DO UPDATE
                     SET state = 'blocked', reason = excluded.reason, until = NULL
                  RETURNING scope",
-            )
-            .bind(batch)
-            .fetch_all(&self.writer())
-            .await
-            .map_err(said)?,
+                )
+                .bind(list(&queues))
+                .bind(batch)
+                .fetch_all(&self.writer())
+                .await
+                .map_err(said)?
+            }
             Flow::Flowing => sqlx::query_scalar(
                 "UPDATE gates
                     SET state = 'flowing'

@@ -92,8 +92,11 @@ pub(super) async fn erase(
              RETURNING id",
         ),
     };
-    let erased = statement.bind(row::texts(jobs)).fetch_all(&mut *conn).await?;
-    conn.execute("PRAGMA secure_delete = OFF").await?;
+    let erased = statement.bind(row::texts(jobs)).fetch_all(&mut *conn).await;
+    // Also where that failed: the connection writes on for others, who should not pay for it.
+    let restored = conn.execute("PRAGMA secure_delete = OFF").await;
+    let erased = erased?;
+    restored?;
     Ok(row::jobs(erased))
 }
 

@@ -106,9 +106,9 @@ impl Batch {
 }
 
 async fn count(web: &Web, name: String, limit: i64) -> Result<Batch, Fault> {
-    let tally = web.board.batch_tally(&name, limit + 1).await?;
+    let tally = web.board()?.batch_tally(&name, limit + 1).await?;
     let speed =
-        if tally.open.is_empty() { Speed::default() } else { speed(&*web.board, &name, SPEED_OF).await? };
+        if tally.open.is_empty() { Speed::default() } else { speed(web.board()?, &name, SPEED_OF).await? };
     Ok(Batch { name, tally, limit, speed })
 }
 
@@ -122,9 +122,9 @@ async fn load_list(web: &Web, fields: &Fields) -> Result<Batches, Fault> {
     let after = fields.get("from").unwrap_or_default();
     let open_only = fields.is_on("open");
     let most = PAGE as i64 + 1;
-    let mut names = web.board.batches_open(after, most).await?;
+    let mut names = web.board()?.batches_open(after, most).await?;
     if !open_only {
-        names.extend(web.board.batches_done(after, most).await?);
+        names.extend(web.board()?.batches_done(after, most).await?);
     }
     names.sort();
     names.dedup();
@@ -176,7 +176,7 @@ async fn load_one(web: &Web, fields: &Fields) -> Result<(Batch, Vec<FaultLine>, 
     }
     // Grouped only where few rows are read for it.
     let faults = if batch.failed() <= COUNT_MAX && batch.failed() > 0 && batch.done() <= ONE_MAX {
-        web.desk.fault_lines(name, 20).await?
+        web.desk()?.fault_lines(name, 20).await?
     } else {
         Vec::new()
     };

@@ -111,17 +111,17 @@ struct Tab {
 pub async fn load(web: &Web, fields: &Fields, most: usize) -> Result<Jobs, Fault> {
     let wish = wish(fields)?;
     let from = cursor(fields)?;
-    let found = find(&*web.board, &wish, from, most).await?;
-    let mut lines = web.board.job_lines(&found.jobs).await?;
+    let found = find(web.board()?, &wish, from, most).await?;
+    let mut lines = web.board()?.job_lines(&found.jobs).await?;
     let place = |line: &JobLine| found.jobs.iter().position(|job| *job == line.id);
     lines.sort_by_key(place);
     let tabs = tabs(web, &wish).await?;
     Ok(Jobs {
-        now: web.board.now().await?,
+        now: web.board()?.now().await?,
         lines,
         next: found.next.map(cursor_text),
         tabs,
-        queues: web.desk.queue_names().await?,
+        queues: web.desk()?.queue_names().await?,
         begun: from.is_some(),
         wish,
     })
@@ -134,9 +134,9 @@ async fn tabs(web: &Web, wish: &Wish) -> Result<Vec<Tab>, Fault> {
     let mut counts = None;
     let mut done = None;
     if plain {
-        counts = Some(web.board.tally(wish.batch.as_deref()).await?);
+        counts = Some(web.board()?.tally(wish.batch.as_deref()).await?);
         if wish.batch.is_none() {
-            done = Some(web.board.results_count(board::COUNT_MAX + 1).await?);
+            done = Some(web.board()?.results_count(board::COUNT_MAX + 1).await?);
         }
     }
     let tab = |name: &'static str, count: Option<i64>| {

@@ -50,7 +50,7 @@ pub async fn load(web: &Web, fields: &Fields) -> Result<Overview, Fault> {
         .find(|(name, _)| *name == asked)
         .ok_or_else(|| Fault::bad("window is one of 15m, 1h, 6h, 24h"))?;
     let length = Duration::from_mins(minutes);
-    let board = &web.board;
+    let board = web.board()?;
     let now = board.now().await?;
     let pulse = board.pulse(length, BEATS).await?;
     let (gates, more_gates) = look_at_gates(web, Listed::Stopped, GATES, |_| true).await?;
@@ -62,7 +62,7 @@ pub async fn load(web: &Web, fields: &Fields) -> Result<Overview, Fault> {
         paused: board.paused_queues(PAUSED).await?,
         gates,
         more_gates,
-        workers: web.desk.worker_lines().await?,
+        workers: web.desk()?.worker_lines().await?,
         window,
         chart: Chart::new(&pulse, i64::try_from(length.as_millis()).unwrap_or(i64::MAX), now),
     })

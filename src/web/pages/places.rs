@@ -51,8 +51,8 @@ pub async fn look_at_gates(
     most: usize,
     keep: impl Fn(&Scope) -> bool,
 ) -> Result<(Vec<Gate>, usize), Fault> {
-    let accounts = web.desk.account_rows().await?;
-    let house = House { desk: &*web.desk, accounts, default_model: web.config.defaults.model.clone() };
+    let accounts = web.desk()?.account_rows().await?;
+    let house = House { desk: web.desk()?, accounts, default_model: web.config.defaults.model.clone() };
     let mut lines = house.lines(which).await?;
     lines.retain(|line| keep(&Scope::parse(&line.scope)));
     let more = lines.len().saturating_sub(most);
@@ -89,7 +89,7 @@ struct GatesPage {
 /// Shows the gates.
 pub async fn gates(State(web): State<Arc<Web>>, fields: Fields) -> Result<Response, Fault> {
     let all = fields.is_on("all");
-    let now = web.board.now().await?;
+    let now = web.board()?.now().await?;
     let which = if all { Listed::All } else { Listed::Stopped };
     let (gates, more) = look_at_gates(&web, which, GATES_MAX, |_| true).await?;
     is_there(&web);
@@ -106,16 +106,16 @@ struct QueuesPage {
 
 /// Shows the queues.
 pub async fn queues(State(web): State<Arc<Web>>) -> Result<Response, Fault> {
-    let limit = queue_count_max(web.desk.queue_names().await?.len());
-    let queues = web.board.queue_cards(limit).await?;
+    let limit = queue_count_max(web.desk()?.queue_names().await?.len());
+    let queues = web.board()?.queue_cards(limit).await?;
     is_there(&web);
     Ok(page(&QueuesPage { frame: Frame::new(&web, "Queues", "/queues").every(5), queues, limit }))
 }
 
 /// The queues, for programs.
 pub async fn queues_json(web: &Web) -> Result<Value, Fault> {
-    let limit = queue_count_max(web.desk.queue_names().await?.len());
-    let queues = web.board.queue_cards(limit).await?;
+    let limit = queue_count_max(web.desk()?.queue_names().await?.len());
+    let queues = web.board()?.queue_cards(limit).await?;
     let queue = |queue: &QueueCard| {
         json!({
             "name": queue.name, "paused": queue.paused, "max_running": queue.max_running, "model": queue.model,
@@ -136,7 +136,7 @@ struct WorkersPage {
 
 /// Shows the workers.
 pub async fn workers(State(web): State<Arc<Web>>) -> Result<Response, Fault> {
-    let workers = web.desk.worker_lines().await?;
+    let workers = web.desk()?.worker_lines().await?;
     is_there(&web);
     let lease_ms = i64::try_from(web.config.worker.lease.as_millis()).unwrap_or(i64::MAX);
     Ok(page(&WorkersPage { frame: Frame::new(&web, "Workers", "/workers").every(5), workers, lease_ms }))
@@ -144,7 +144,7 @@ pub async fn workers(State(web): State<Arc<Web>>) -> Result<Response, Fault> {
 
 /// The workers, for programs.
 pub async fn workers_json(web: &Web) -> Result<Value, Fault> {
-    let workers = web.desk.worker_lines().await?;
+    let workers = web.desk()?.worker_lines().await?;
     let worker = |worker: &WorkerLine| {
         json!({
             "id": worker.id, "host": worker.host, "pid": worker.pid, "version": worker.version,

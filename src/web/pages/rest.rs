@@ -46,8 +46,8 @@ impl ErrorsPage {
 
 /// Shows what went wrong, grouped.
 pub async fn errors(State(web): State<Arc<Web>>) -> Result<Response, Fault> {
-    let faults = web.board.faults().await?;
-    let now = web.board.now().await?;
+    let faults = web.board()?.faults().await?;
+    let now = web.board()?.now().await?;
     is_there(&web);
     Ok(page(&ErrorsPage { frame: Frame::new(&web, "Errors", "/errors").every(10), now, faults }))
 }
@@ -61,7 +61,7 @@ pub async fn errors_json(web: &Web) -> Result<Value, Fault> {
             "at": time_rfc3339(fault.at), "error": fault.error,
         })
     };
-    let faults = web.board.faults().await?;
+    let faults = web.board()?.faults().await?;
     Ok(json!({"errors": faults.iter().map(fault).collect::<Vec<_>>(), "counted_up_to": FAULTS_MAX}))
 }
 
@@ -110,14 +110,14 @@ struct AuditPage {
 /// Shows what people did.
 pub async fn audit(State(web): State<Arc<Web>>, fields: Fields) -> Result<Response, Fault> {
     let (deeds, next) = deeds(&web, &fields).await?;
-    let now = web.board.now().await?;
+    let now = web.board()?.now().await?;
     is_there(&web);
     Ok(page(&AuditPage { frame: Frame::new(&web, "Audit", "/audit"), now, deeds, next }))
 }
 
 async fn deeds(web: &Web, fields: &Fields) -> Result<(Vec<Deed>, Option<i64>), Fault> {
     let before = fields.number("from")?.unwrap_or(i64::MAX);
-    let mut deeds = web.board.deeds(before, PAGE as i64 + 1).await?;
+    let mut deeds = web.board()?.deeds(before, PAGE as i64 + 1).await?;
     let more = deeds.len() > PAGE;
     deeds.truncate(PAGE);
     let next = deeds.last().filter(|_| more).map(|deed| deed.id);

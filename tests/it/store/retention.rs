@@ -315,3 +315,25 @@ async fn a_sqlite_file_does_not_hold_what_was_erased() {
     assert!(!file.windows(18).any(|bytes| bytes == b"canary-of-a-prompt"));
     ground.close().await;
 }
+
+/// The connection writes on for others, who would pay for it with every row they change.
+#[tokio::test]
+async fn an_erasure_that_fails_leaves_the_writer_as_it_was() {
+    let ground = Ground::sqlite().await;
+    jobs(&ground, 1, "queue", "'default'").await;
+    ground.run("UPDATE job_state SET state = 'cancelled'").await;
+    ground
+        .run("CREATE TRIGGER no_delete BEFORE DELETE ON jobs BEGIN SELECT RAISE(ABORT, 'kept by law'); END")
+        .await;
+    let opened = open(&ground.url(), &settings(ground.schema()), Migrate::Never).await.expect("it is there");
+    let promptmill::store::Database::Sqlite(store) = opened.database else { panic!("it is a file") };
+    let due = store.due(&sweep(Erasure::Jobs, 0), 0, 100).await.expect("it is read").jobs;
+    let refused = store.erase(Erasure::Jobs, &due).await.expect_err("the trigger refuses").to_string();
+    assert!(refused.contains("kept by law"), "{refused}");
+    let secure: i64 = sqlx::query_scalar("PRAGMA secure_delete")
+        .fetch_one(&store.writer())
+        .await
+        .expect("the one connection that writes");
+    assert_eq!(secure, 0);
+    ground.close().await;
+}

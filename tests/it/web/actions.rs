@@ -165,9 +165,21 @@ async fn what_makes_no_sense_changes_nothing(ground: &Ground) {
         ("/act/gate", "action=block&scope=model:p/m&minutes=0", 400),
         ("/jobs/99/again", "prompt=x", 404),
         ("/jobs/1/again", "params=[1]", 400),
-        ("/bulk", "action=cancel&count=nonsense", 400),
+        ("/bulk", "action=cancel&all=true&count=nonsense", 400),
     ] {
         assert_eq!(site.post(path, form).await.status, status, "{path} {form}");
+    }
+    let long = "x".repeat(1_001);
+    for (path, form) in [
+        ("/act/gate", format!("action=block&scope=model:p/m&reason={long}")),
+        ("/act/gate", format!("action=block&scope=batch:default/{long}")),
+        ("/act/batch", format!("action=pause&batch={long}")),
+        ("/act/queue", format!("action=pause&queue={long}")),
+        ("/bulk", format!("action=cancel&batch={long}")),
+    ] {
+        let answer = site.post(path, &form).await;
+        assert_eq!(answer.status, 400, "{path}");
+        assert!(answer.text.contains("is longer than 1000 characters"), "{path}: {answer:?}");
     }
     assert_eq!(site.get("/act/jobs").await.status, 405);
     assert_eq!(deeds(ground).await, Vec::<String>::new());

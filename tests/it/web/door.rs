@@ -82,6 +82,7 @@ async fn a_page_of_a_locked_site_asks_for_the_token(ground: &Ground) {
     assert_eq!(site.get_with("/queues", &[("cookie", "promptmill=1.00")]).await.status, 303);
     let left = site.post_with("/logout", "", &[("sec-fetch-site", "same-origin"), ("cookie", pair)]).await;
     assert!(left.header("set-cookie").contains("Max-Age=0"), "{left:?}");
+    assert_eq!(site.get_with("/queues", &[("cookie", pair)]).await.status, 303, "it is forgotten here too");
 }
 
 #[tokio::test]
@@ -100,16 +101,57 @@ async fn a_cookie_behind_tls_goes_over_tls_alone() {
 }
 
 #[tokio::test]
-async fn who_guesses_tokens_has_to_wait() {
+async fn who_guesses_tokens_has_to_wait_and_the_right_one_opens_all_the_same() {
     let ground = Ground::sqlite().await;
     let site = Site::with(&ground, locked).await;
+    let wrong = [("authorization", "Bearer guess")];
     for _ in 0..5 {
-        assert_eq!(site.get_with("/api/v1/jobs", &[("authorization", "Bearer guess")]).await.status, 401);
+        assert_eq!(site.get_with("/api/v1/jobs", &wrong).await.status, 401);
     }
-    let bearer = format!("Bearer {TOKEN}");
-    let answer = site.get_with("/api/v1/jobs", &[("authorization", &bearer)]).await;
+    let answer = site.get_with("/api/v1/jobs", &wrong).await;
     assert_eq!((answer.status, answer.header("retry-after")), (429, "60"));
-    assert_eq!(site.post("/login", &format!("token={TOKEN}")).await.status, 429);
+    assert_eq!(site.post("/login", "token=guess").await.status, 429);
+    let bearer = format!("Bearer {TOKEN}");
+    assert_eq!(site.get_with("/api/v1/jobs", &[("authorization", &bearer)]).await.status, 200);
+    assert_eq!(site.post("/login", &format!("token={TOKEN}")).await.status, 303);
+    ground.close().await;
+}
+
+#[tokio::test]
+async fn another_site_may_lead_here_and_ask_for_nothing_else() {
+    let ground = Ground::sqlite().await;
+    let site = Site::on(&ground).await;
+    for (from, mode, dest, status) in [
+        ("none", "navigate", "document", 200),
+        ("same-origin", "cors", "empty", 200),
+        ("cross-site", "navigate", "document", 200),
+        ("same-site", "navigate", "document", 200),
+        ("cross-site", "navigate", "iframe", 403),
+        ("cross-site", "no-cors", "image", 403),
+        ("cross-site", "no-cors", "document", 403),
+        ("cross-site", "cors", "empty", 403),
+        ("same-site", "no-cors", "script", 403),
+        ("nonsense", "cors", "empty", 403),
+    ] {
+        let headers = [("sec-fetch-site", from), ("sec-fetch-mode", mode), ("sec-fetch-dest", dest)];
+        for path in ["/jobs", "/api/v1/jobs", "/assets/page.js"] {
+            assert_eq!(site.get_with(path, &headers).await.status, status, "{path} {headers:?}");
+        }
+    }
+    assert_eq!(site.get_with("/jobs", &[("sec-fetch-site", "cross-site")]).await.status, 403);
+    ground.close().await;
+}
+
+#[tokio::test]
+async fn a_change_by_nobody_leads_to_the_door_and_back_to_a_page() {
+    let ground = Ground::sqlite().await;
+    let site = Site::with(&ground, locked).await;
+    for path in ["/act/jobs", "/bulk", "/jobs/1/again", "/logout"] {
+        let answer = site.post(path, "job=1&action=cancel").await;
+        assert_eq!((answer.status, answer.header("location")), (303, "/login"), "{path}");
+    }
+    let looked = site.get("/jobs?state=done").await;
+    assert_eq!(looked.header("location"), "/login?to=%2Fjobs%3Fstate%3Ddone");
     ground.close().await;
 }
 
@@ -149,6 +191,9 @@ async fn a_forged_change_is_refused() {
         &[("origin", "http://evil.example")],
         &[("origin", "null")],
         &[("origin", "http://localhost:3000")],
+        &[("origin", "http://127.0.0.1:3000")],
+        &[("origin", "http://127.0.0.1")],
+        &[("origin", "http://127.0.0.1:3000"), ("sec-fetch-site", "same-origin")],
         &[("sec-fetch-site", "same-origin"), ("origin", "http://evil.example")],
         &[("sec-fetch-site", "cross-site"), ("origin", &own)],
     ] {
@@ -166,6 +211,36 @@ async fn a_forged_change_is_refused() {
             303,
             "{headers:?}"
         );
+    }
+    ground.close().await;
+}
+
+#[tokio::test]
+async fn a_page_behind_a_proxy_is_known_by_its_name_and_its_port() {
+    let ground = Ground::sqlite().await;
+    let hosts = ["mill.example", "night.example:8443"].map(str::to_owned).to_vec();
+    let site = Site::with(&ground, |settings| settings.hosts = hosts).await;
+    for (host, origin, status) in [
+        // The proxy passes on the name that the browser called.
+        ("mill.example", "https://mill.example", 303),
+        ("mill.example:443", "https://mill.example", 303),
+        ("mill.example", "https://mill.example:8443", 403),
+        ("mill.example:8443", "https://mill.example", 403),
+        ("night.example:8443", "https://night.example:8443", 303),
+        ("night.example", "https://night.example:8443", 303),
+        // It calls us by our own.
+        ("127.0.0.1:8020", "https://mill.example", 303),
+        ("127.0.0.1:8020", "https://MILL.example:443", 303),
+        ("127.0.0.1:8020", "https://mill.example:8443", 403),
+        ("127.0.0.1:8020", "https://night.example:8443", 303),
+        ("127.0.0.1:8020", "https://night.example", 403),
+        ("127.0.0.1:8020", "https://mill.example.evil.example", 403),
+        ("127.0.0.1:8020", "ftp://mill.example", 403),
+    ] {
+        let headers = [("host", host), ("origin", origin), ("sec-fetch-site", "same-origin")];
+        let answer = site.post_with("/act/queue", "queue=none&action=pause", &headers).await;
+        let status = if status == 303 { 404 } else { status };
+        assert_eq!(answer.status, status, "{host} {origin}");
     }
     ground.close().await;
 }
@@ -207,6 +282,11 @@ fn an_address_that_others_reach_needs_a_token() {
     let refused = load(&[("web.listen", "0.0.0.0:8020")]).expect_err("there is no token").to_string();
     assert!(refused.contains("web.token_file"), "{refused}");
     assert!(load(&[("web.listen", "nonsense")]).is_err());
+    let refused = load(&[("web.listen", "127.0.0.1:8020"), ("web.hosts", "[\"mill.example\"]")]);
+    let refused = refused.expect_err("others reach it").to_string();
+    assert!(refused.contains("web.hosts") && refused.contains("web.token_file"), "{refused}");
+    let token = ("web.token_file", "a-file");
+    assert!(load(&[("web.listen", "127.0.0.1:8020"), ("web.hosts", "[\"mill.example\"]"), token]).is_ok());
     let listen = |text: &str| load(&[("web.listen", text)]).expect("it is loopback").web.listen;
     assert_eq!(listen("localhost:8020"), listen("127.0.0.1:8020"));
     assert_eq!(listen(""), None);

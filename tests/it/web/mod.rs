@@ -1,11 +1,17 @@
 //! The web page as browsers and programs meet it: over real HTTP, on both databases.
 
+mod absent;
 mod actions;
 mod api;
+mod bounds;
 mod browser;
+mod bulk;
 mod door;
+mod downloads;
 mod hostile;
+mod listen;
 mod lists;
+mod slow;
 mod views;
 
 use std::sync::Arc;
@@ -26,6 +32,7 @@ use crate::support::Ground;
 struct Site {
     url: String,
     client: reqwest::Client,
+    database: Database,
     _serving: JoinSet<()>,
 }
 
@@ -75,9 +82,10 @@ impl Site {
             listen_url: None,
         };
         let opened = open(url, &store, Migrate::Never).await.expect("the ground has the tables");
-        let (desk, board): (Arc<dyn Desk>, Arc<dyn Board>) = match opened.database {
-            Database::Sqlite(store) => (store.clone(), store),
-            Database::Postgres(store) => (store.clone(), store),
+        let database = opened.database;
+        let (desk, board): (Arc<dyn Desk>, Arc<dyn Board>) = match &database {
+            Database::Sqlite(store) => (store.clone(), store.clone()),
+            Database::Postgres(store) => (store.clone(), store.clone()),
         };
         let settings = [
             ("database.url", "postgres://u:canary-password@127.0.0.1/d"),
@@ -87,13 +95,21 @@ impl Site {
         let config = Config::load_from(&Flags { settings, ..Flags::default() }, &Surroundings::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let listen = listener.local_addr().expect("it is bound");
-        let mut settings = Settings { listen, token: None, hosts: Vec::new(), read_only: false };
+        let mut settings = Settings {
+            listen,
+            token: None,
+            token_file: None,
+            hosts: Vec::new(),
+            read_only: false,
+            read_max: Duration::from_secs(10),
+        };
         change(&mut settings);
-        let web = Web::new(desk, board, config.expect("the configuration is good"), settings);
+        let web = Web::new(config.expect("the configuration is good"), settings);
+        web.found(desk, board);
         let mut serving = JoinSet::new();
         serving.spawn(serve(listener, web, CancellationToken::new()));
         let client = crate::stand_in::client_without_redirects();
-        Self { url: format!("http://{listen}"), client, _serving: serving }
+        Self { url: format!("http://{listen}"), client, database, _serving: serving }
     }
 
     async fn get(&self, path: &str) -> Answer {

@@ -8,6 +8,7 @@ on_both!(
     the_overview_tells_what_runs_and_what_is_in_the_way,
     a_job_tells_its_story_and_hides_its_prompt,
     the_text_of_a_running_stream_comes_part_by_part,
+    a_job_that_did_not_change_is_not_sent_again,
     batches_tell_their_progress_and_are_downloaded,
     queues_workers_gates_and_errors_are_listed,
     empty_tables_make_pages_that_say_so,
@@ -97,6 +98,39 @@ async fn the_text_of_a_running_stream_comes_part_by_part(ground: &Ground) {
     assert_eq!((&same["text"], &same["part"], &same["seq"]), (&"".into(), &2.into(), &1.into()));
 }
 
+async fn a_job_that_did_not_change_is_not_sent_again(ground: &Ground) {
+    ground.run("INSERT INTO jobs (prompt) VALUES ('a')").await;
+    ground.run("UPDATE job_state SET state = 'running', claims = 1, claimed_by = 1").await;
+    let site = Site::on(ground).await;
+    let mut mark = site.get("/jobs/1").await.header("etag").to_owned();
+    assert!(mark.len() > 10, "{mark}");
+    let look = async |mark: &str| site.get_with("/jobs/1?show=prompt", &[("if-none-match", mark)]).await;
+    // What streams comes by another way.
+    ground
+        .run("INSERT INTO checkpoints (job_id, claim, seq, part, content) VALUES (1, 1, 1, 1, 'one ')")
+        .await;
+    let same = look(&mark).await;
+    assert_eq!((same.status, same.text.len()), (304, 0));
+    let gate = "INSERT INTO gates (scope, state, reason) VALUES ('batch:default/b', 'blocked', 'x')";
+    for change in [
+        "INSERT INTO calls (job_id, claim, seq, run, kind, model, max_tokens, messages) VALUES (1, 1, 1, 1, 'ask', 'm', 1, 1)",
+        "UPDATE job_state SET failures = 1, claims = 2",
+        "UPDATE job_state SET priority = 4",
+        "UPDATE job_state SET state = 'scheduled', claimed_by = NULL, reason = 'so', claims = 3",
+        "UPDATE job_state SET state = 'pending'",
+    ] {
+        ground.run(change).await;
+        let answer = look(&mark).await;
+        assert_eq!(answer.status, 200, "{change}");
+        let next = answer.header("etag").to_owned();
+        assert_ne!(next, mark, "{change}");
+        mark = next;
+    }
+    ground.run(gate).await;
+    assert_eq!(look(&mark).await.status, 304, "a gate before others is nothing to it");
+    assert_eq!(site.get("/jobs/9").await.status, 404);
+}
+
 async fn batches_tell_their_progress_and_are_downloaded(ground: &Ground) {
     ground
         .run("INSERT INTO jobs (prompt, batch) VALUES ('a', 'monday/1'), ('b', 'monday/1'), ('c', 'monday/1'), ('d', 'tuesday')")
@@ -128,7 +162,8 @@ async fn batches_tell_their_progress_and_are_downloaded(ground: &Ground) {
     assert_eq!(jobs, [1, 2]);
     let csv = site.get("/batch/results?name=monday/1&format=csv").await;
     assert!(csv.header("content-disposition").contains("monday_1.csv"), "{csv:?}");
-    assert!(csv.text.starts_with("job_id,run,key,outcome") && csv.text.contains(",'=1+1,"), "{}", csv.text);
+    assert!(csv.text.starts_with("job_id,run,seq,queue,batch,key,outcome"), "{}", csv.text);
+    assert!(csv.text.contains(",'=1+1,"), "{}", csv.text);
     let only = site.get("/batch/results?name=monday/1&outcome=failed").await.good();
     assert_eq!(only.lines().count(), 1);
 }

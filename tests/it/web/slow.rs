@@ -1,0 +1,60 @@
+//! A read that takes too long ends, says so, and keeps no worker waiting.
+
+use std::time::{Duration, Instant};
+
+use promptmill::store::{Database, Store as _};
+use tokio::task::JoinSet;
+
+use super::Site;
+use crate::support::{Ground, on_both};
+
+on_both!(a_read_that_takes_too_long_ends_with_a_sentence, slow_pages_keep_no_worker_waiting);
+
+/// Makes the book of what people did one that has no end.
+async fn without_end(ground: &Ground) {
+    ground.run("ALTER TABLE audit RENAME TO audit_before").await;
+    ground
+        .run(ground.either(
+            "CREATE VIEW audit AS
+             WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
+             SELECT i AS id, i AS at, 'a' AS actor, 'b' AS action, 'c' AS target, 1 AS count, 'd' AS detail FROM n",
+            "CREATE VIEW audit AS
+             SELECT b.* FROM audit_before b, pg_sleep(600)",
+        ))
+        .await;
+}
+
+async fn a_read_that_takes_too_long_ends_with_a_sentence(ground: &Ground) {
+    without_end(ground).await;
+    let site = Site::with(ground, |settings| settings.read_max = Duration::from_millis(300)).await;
+    let page = site.get("/audit").await;
+    assert_eq!(page.status, 503);
+    assert!(page.text.contains("the database needed longer than 300ms for this"), "{page:?}");
+    assert!(page.text.contains("That took too long") && !page.text.contains("is away"), "{page:?}");
+    let json = site.get("/api/v1/audit").await;
+    assert_eq!((json.status, json.json()["error"]["type"].as_str()), (503, Some("too_slow")));
+    site.get("/jobs").await.good();
+}
+
+async fn slow_pages_keep_no_worker_waiting(ground: &Ground) {
+    without_end(ground).await;
+    let site = Site::with(ground, |settings| settings.read_max = Duration::from_secs(4)).await;
+    let mut slow = JoinSet::new();
+    for _ in 0..8 {
+        let request = site.client.get(format!("{}/audit", site.url));
+        slow.spawn(async move { request.send().await.expect("it answers").status().as_u16() });
+    }
+    let (mut longest, mut looks) = (Duration::ZERO, 0);
+    while slow.try_join_next().is_none() {
+        let began = Instant::now();
+        match &site.database {
+            Database::Sqlite(store) => store.next_due().await.expect("an answer"),
+            Database::Postgres(store) => store.next_due().await.expect("an answer"),
+        };
+        longest = longest.max(began.elapsed());
+        looks += 1;
+        tokio::task::yield_now().await;
+    }
+    assert!(longest < Duration::from_secs(2) && looks > 1, "{looks} looks, the longest {longest:?}");
+    assert!(slow.join_all().await.iter().all(|status| *status == 503));
+}
