@@ -95,6 +95,30 @@ async fn run(file: &str, start: Start, kind: Kind) {
     session.end().await;
 }
 
+/// The quick start of the README, on one of the databases.
+async fn run_readme(heading: &str, kind: Kind) {
+    let readme = include_str!("../../../README.md");
+    let (_, section) = readme.split_once(&format!("\n{heading}\n")).expect("the README has this section");
+    let section = section.split("\n### ").next().unwrap_or_default();
+    // Many tests run at once: the port must not be the one that everybody has.
+    let section = section.replace("promptmill stand-in &", "promptmill stand-in --listen 127.0.0.1:8787 &");
+    let page = Page::parse("../README.md", &section);
+    assert_eq!((page.faults.len(), page.blocks.len()), (0, 1), "{:?}", page.faults);
+    let session = Session::start(kind, Start::Bare, &page).await;
+    session.run(&page);
+    session.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_quick_start_of_the_readme_runs_on_sqlite() {
+    run_readme("### SQLite", Kind::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_quick_start_of_the_readme_runs_on_postgres() {
+    run_readme("### Postgres", Kind::Postgres).await;
+}
+
 #[test]
 fn every_page_is_run() {
     assert_eq!(names(), PAGES, "the pages of docs/ and those of tests/it/docs/mod.rs");
