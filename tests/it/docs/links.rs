@@ -83,6 +83,15 @@ fn every_link_of_the_book_and_the_readme_leads_somewhere() {
 }
 
 #[test]
+fn the_book_links_to_nothing_that_it_does_not_hold() {
+    // The pages are read without the repository around them, too.
+    let leads_out =
+        |name: &str| links(&read(name)).into_iter().filter(|target| target.starts_with("../")).count();
+    let out: Vec<_> = names().into_iter().filter(|name| leads_out(name) > 0).collect();
+    assert!(out.is_empty(), "{out:?}");
+}
+
+#[test]
 fn the_list_of_pages_names_each_page_once() {
     let mut listed = links(&read("SUMMARY.md"));
     listed.sort();

@@ -1,6 +1,7 @@
 //! The book in `docs/`: every code block runs, its links lead somewhere, and its lists of codes are whole.
 
 mod codes;
+mod facts;
 mod links;
 mod page;
 mod session;
@@ -97,7 +98,7 @@ async fn run(file: &str, start: Start, kind: Kind) {
 
 /// The quick start of the README, on one of the databases.
 async fn run_readme(heading: &str, kind: Kind) {
-    let readme = include_str!("../../../README.md");
+    let readme = read("../README.md");
     let (_, section) = readme.split_once(&format!("\n{heading}\n")).expect("the README has this section");
     let section = section.split("\n### ").next().unwrap_or_default();
     // Many tests run at once: the port must not be the one that everybody has.
