@@ -84,7 +84,7 @@ impl Session {
             |what: &str| fs::read_to_string(self.path(&format!(".{what}.{}", at.trim()))).unwrap_or_default();
         let line =
             at.trim().parse::<usize>().map_or(0, |at| page.blocks.get(at).map_or(0, |block| block.line));
-        assert!(ended, "docs/{}:{line} fails:\n{}\n{}", page.name, said("out"), said("err"));
+        assert!(ended, "docs/{}:{line} fails:\n{}\n{}\n({MISSING})", page.name, said("out"), said("err"));
         let mut before = None;
         for (at, block) in blocks {
             if block.language != Language::Output {
@@ -178,7 +178,7 @@ impl Session {
         path.push(":");
         path.push(inherited);
         let mut command = Command::new("timeout");
-        command.args(["--foreground", "100", "bash", "page.sh"]).current_dir(self.home.path());
+        command.args(["--foreground", "200", "bash", "page.sh"]).current_dir(self.home.path());
         command.env_clear().env("PATH", path).env("HOME", self.home.path()).env("LANG", "C.UTF-8");
         command.env("PYTHONPATH", python()).env("PAGER", "cat");
         if self.kind == Kind::Postgres || self.start != Start::Bare {
@@ -218,6 +218,10 @@ impl Session {
     }
 }
 
+/// What to do where a program of the blocks is missing.
+const MISSING: &str =
+    "where a program is missing: .ci/packages curl nodejs npm python3-pip sqlite3 postgresql-client";
+
 /// Where the Python packages are that this machine does not have.
 fn python() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("docs-python")
@@ -229,7 +233,7 @@ fn once(folder: &Path, args: &[&str], python: &Path) {
     let mut command = Command::new("flock");
     command.arg(lock).args(["sh", "-c"]).args(args).current_dir(folder).env("PYTHONPATH", python);
     let output = command.output().expect("flock starts");
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{args:?}: {}\n({MISSING})", String::from_utf8_lossy(&output.stderr));
 }
 
 const fn extension(language: Language) -> &'static str {
