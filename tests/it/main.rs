@@ -6,6 +6,7 @@ mod cli;
 mod config;
 mod contract;
 mod demo;
+mod docs;
 mod examples;
 mod faults;
 mod mill;

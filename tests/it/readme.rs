@@ -75,7 +75,7 @@ fn is_there(sources: &[(String, String)], name: &str) -> bool {
 }
 
 /// The columns of a table, as the migration makes it.
-fn columns(table: &str) -> BTreeSet<&'static str> {
+pub fn columns(table: &str) -> BTreeSet<&'static str> {
     let start = SQLITE.find(&format!("CREATE TABLE {table} (")).expect("the table is made");
     let body = &SQLITE[start..][..SQLITE[start..].find("\n) STRICT").expect("tables are strict")];
     body.lines()
