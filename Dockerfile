@@ -10,9 +10,10 @@ WORKDIR /build
 
 # Dependencies alone, so that this layer lives until the lock file changes.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src tests/it \
+COPY fuzz/Cargo.toml fuzz/
+RUN mkdir -p src tests/it fuzz/src deploy \
     && echo 'fn main() {}' > src/main.rs \
-    && touch src/lib.rs tests/it/main.rs \
+    && touch src/lib.rs tests/it/main.rs fuzz/src/lib.rs deploy/papers.rs \
     && cargo build --release --locked \
     && rm -r src
 
