@@ -17,8 +17,10 @@ RUN mkdir -p src tests/it fuzz/src deploy \
     && cargo build --release --locked \
     && rm -r src
 
+COPY assets assets
 COPY config config
 COPY migrations migrations
+COPY templates templates
 COPY src src
 # The files may be older than what the layer above built of their namesakes.
 RUN touch src/main.rs src/lib.rs \
