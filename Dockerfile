@@ -32,6 +32,8 @@ COPY --from=build /build/target/release/promptmill /usr/local/bin/promptmill
 # The default database, promptmill.db, and promptmill.toml are looked for here.
 COPY --from=build --chown=65532:65532 /data /data
 WORKDIR /data
+# What was paid for while the database cannot be reached: the rest of the container is gone with it.
+ENV PROMPTMILL_WORKER__STATE_DIR=/data
 USER 65532:65532
 # Calls get `worker.drain_seconds` to end: give the container a little more (--stop-timeout).
 STOPSIGNAL SIGTERM
