@@ -10,14 +10,17 @@ WORKDIR /build
 
 # Dependencies alone, so that this layer lives until the lock file changes.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src tests/it \
+COPY fuzz/Cargo.toml fuzz/
+RUN mkdir -p src tests/it fuzz/src deploy \
     && echo 'fn main() {}' > src/main.rs \
-    && touch src/lib.rs tests/it/main.rs \
+    && touch src/lib.rs tests/it/main.rs fuzz/src/lib.rs deploy/papers.rs \
     && cargo build --release --locked \
     && rm -r src
 
+COPY assets assets
 COPY config config
 COPY migrations migrations
+COPY templates templates
 COPY src src
 # The files may be older than what the layer above built of their namesakes.
 RUN touch src/main.rs src/lib.rs \
@@ -29,6 +32,8 @@ COPY --from=build /build/target/release/promptmill /usr/local/bin/promptmill
 # The default database, promptmill.db, and promptmill.toml are looked for here.
 COPY --from=build --chown=65532:65532 /data /data
 WORKDIR /data
+# What was paid for while the database cannot be reached: the rest of the container is gone with it.
+ENV PROMPTMILL_WORKER__STATE_DIR=/data
 USER 65532:65532
 # Calls get `worker.drain_seconds` to end: give the container a little more (--stop-timeout).
 STOPSIGNAL SIGTERM

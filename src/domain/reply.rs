@@ -26,19 +26,36 @@ pub struct Block {
 }
 
 impl Block {
-    /// Reads a block from its JSON text; `None` where it is not an object with a `type`.
+    /// Reads a block from its JSON text; `None` where it is not an object with a `type`. A tool call
+    /// without an id, or whose input is no object, is not whole: it was cut.
     pub fn read(json: &str, whole: bool) -> Option<Self> {
         #[derive(Deserialize)]
         struct Shape<'a> {
-            #[serde(rename = "type")]
-            kind: String,
+            #[serde(rename = "type", borrow)]
+            kind: &'a RawValue,
             #[serde(borrow)]
             text: Option<&'a RawValue>,
+            #[serde(borrow)]
+            id: Option<&'a RawValue>,
+            #[serde(borrow)]
+            input: Option<&'a RawValue>,
         }
-        let shape: Shape<'_> = serde_json::from_str(json).ok()?;
-        let text = (shape.kind == "text")
-            .then(|| shape.text.map(|raw| decode_string(raw.get())).unwrap_or_default());
-        Some(Self { kind: shape.kind, json: json.to_owned(), text, whole })
+        let Shape { kind, text, id, input } = serde_json::from_str(json).ok()?;
+        // By the same rule as the fold's, or a block that it took would be lost on its way through the ledger.
+        let kind = Some(kind.get()).filter(|kind| kind.starts_with('"')).map(decode_string)?;
+        let text = text.map(RawValue::get).filter(|text| text.starts_with('"'));
+        let text = (kind == "text").then(|| text.map(decode_string).unwrap_or_default());
+        let is_cut_call = kind.ends_with("tool_use")
+            && (id.is_none() || input.is_none_or(|input| !input.get().starts_with('{')));
+        Some(Self { kind, json: json.to_owned(), text, whole: whole && !is_cut_call })
+    }
+
+    /// Makes `whole` what it will be when the block is read back from the ledger, which holds its JSON
+    /// alone: else a conversation that goes on after a crash would ask something else.
+    pub fn keep(&mut self) {
+        if self.text.is_none() {
+            self.whole = Self::read(&self.json, true).is_some_and(|block| block.whole);
+        }
     }
 
     /// Returns a text block.
@@ -248,6 +265,27 @@ mod tests {
             (r#"["\ud83d\ude00","\ufffd","\ufffd"]"#.to_owned(), 2)
         );
         assert_eq!(sanitise("a\0b"), ("a\u{fffd}b".to_owned(), 1));
+    }
+
+    #[test]
+    fn a_block_is_read_whatever_stands_in_its_type() {
+        let json = r#"{"type":"odd\ud83d","text":"hi"}"#;
+        assert_eq!(Block::read(json, true).map(|block| block.kind).as_deref(), Some("odd\u{fffd}"));
+        assert_eq!(Block::read(r#"{"type":7}"#, true), None);
+        let odd = Block::read(r#"{"type":"text","text":{}}"#, true).expect("a block");
+        assert_eq!(odd.text.as_deref(), Some(""), "what is no string is no text, as in the fold");
+    }
+
+    #[test]
+    fn a_tool_call_that_was_cut_is_not_whole_when_it_is_read_back() {
+        let whole = |json| Block::read(json, true).expect("a block").whole;
+        assert!(whole(r#"{"type":"tool_use","id":"t","name":"f","input":{}}"#));
+        assert!(!whole(r#"{"type":"tool_use","id":"t","name":"f","input":"{\"ci"}"#));
+        assert!(!whole(r#"{"type":"tool_use","name":"f","input":{}}"#));
+        let mut open =
+            Block { whole: false, ..Block::read(r#"{"type":"hologram"}"#, true).expect("a block") };
+        open.keep();
+        assert!(open.whole, "the ledger does not tell that its end was missing");
     }
 
     #[test]

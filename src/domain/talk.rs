@@ -277,7 +277,8 @@ impl Talk {
 
     fn take(&mut self, reply: Reply, claim: i64, seq: i32) -> Option<String> {
         let State::Asking(next) = self.state else { return None };
-        let Reply { content, stop, stop_sequence, stop_details, model, container, usage, .. } = reply;
+        let Reply { mut content, stop, stop_sequence, stop_details, model, container, usage, .. } = reply;
+        content.iter_mut().for_each(Block::keep);
         self.sanitised += content.iter().map(|block| sanitise_json(&block.json).1).sum::<i32>();
         if !next.goes_on() {
             self.turn = Turn::default();
