@@ -67,12 +67,14 @@ async fn run_on(args: &RunArgs, config: &Config, log: &Lines) -> anyhow::Result<
     }
     let signals = Signals::default();
     listen(&signals)?;
+    let face = super::metrics::Face::show(config, Arc::clone(&signals.vitals)).await?;
     let stop = signals.stop.clone();
     // Nothing was begun that could be left half-way: a connection that is being opened is just closed.
     let Some(opened) = stop.run_until_cancelled(open(config, Migrate::Serve)).await else {
         return Ok(Exit::Good);
     };
     let opened = opened?;
+    face.reads(&opened.database);
     let page = super::web::bind(config).await?;
     let mut settings = mill::settings(config);
     if let Some(calls) = files::calls_max(config.database.store.connections_max)
@@ -100,6 +102,7 @@ async fn run_on(args: &RunArgs, config: &Config, log: &Lines) -> anyhow::Result<
     }
     let report = crate::worker::run(opened.store, profiles, settings, mill::defaults(config), signals).await;
     page_stop.cancel();
+    face.end().await;
     // Its readers have had their answer, or go without.
     tokio::time::timeout(LAST_LINES, pages.join_all()).await.ok();
     if let Some(watch) = watch {
