@@ -8,6 +8,7 @@ mod contract;
 mod demo;
 mod examples;
 mod faults;
+mod metrics;
 mod mill;
 mod pace_sim;
 mod products;
