@@ -20,7 +20,7 @@ use crate::mill::harness::{Daemon, Mill};
 const STEP_MAX: Duration = Duration::from_mins(1);
 
 /// Longest time that one question may take.
-const REQUEST_MAX: Duration = Duration::from_secs(30);
+const REQUEST_MAX: Duration = Duration::from_secs(15);
 
 /// A daemon that can be asked how it is.
 struct Watched {
