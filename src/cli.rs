@@ -13,6 +13,7 @@ mod enqueue;
 mod exit;
 mod files;
 pub(crate) mod gates;
+mod metrics;
 mod migrate;
 mod mill;
 mod open;

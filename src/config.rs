@@ -24,8 +24,8 @@ pub use layers::Surroundings;
 pub use problem::{ConfigError, Problem};
 pub use read::{Entry, MASK, part};
 pub use sections::{
-    ApiSettings, BreakerSettings, DatabaseSettings, DefaultSettings, LogFormat, LogSettings, Model, Models,
-    Profiles, Queue, Queues, RetrySettings, WebSettings, WorkerSettings,
+    ApiSettings, BreakerSettings, DatabaseSettings, DefaultSettings, LogFormat, LogSettings, MetricsSettings,
+    Model, Models, Profiles, Queue, Queues, RetrySettings, WebSettings, WorkerSettings,
 };
 
 use crate::domain::retention::Retention;
@@ -69,6 +69,8 @@ pub struct Config {
     pub tools: Vec<ToolSettings>,
     /// The web page.
     pub web: WebSettings,
+    /// Metrics and health.
+    pub metrics: MetricsSettings,
     /// What is logged.
     pub log: LogSettings,
     /// The file that was read, if there was one.

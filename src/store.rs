@@ -6,6 +6,7 @@
 //! one that is not fenced, because money spent is written down whoever spent it.
 
 pub mod board;
+pub mod gauges;
 pub mod postgres;
 pub mod roles;
 pub mod sqlite;

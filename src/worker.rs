@@ -7,6 +7,7 @@
 pub mod attempt;
 pub mod counting;
 pub mod gate;
+pub mod meters;
 pub mod models;
 pub mod notes;
 pub mod process;
@@ -15,9 +16,11 @@ pub mod record;
 pub mod retention;
 pub mod spool;
 pub mod tools;
+pub mod vitals;
 
 mod delays;
 mod drain;
+mod measured;
 mod seldom;
 mod upkeep;
 
@@ -44,6 +47,7 @@ use crate::store::{AccountRow, Backlog, DEFAULT_PROFILE, Me, Store, StoreError, 
 use attempt::{Ended, Rein, Why, attempt};
 use counting::Counting;
 use gate::{Gates, Lane, Open, PaceSettings};
+use measured::Measured;
 use models::Models;
 use process::Process;
 use profiles::{Profile, ProfileId, Profiles};
@@ -51,6 +55,7 @@ use record::{Kept, Recorder, Restored, Unwritten};
 use seldom::Seldom;
 use spool::Spool;
 use tools::Tools;
+use vitals::{Loop, Vitals};
 
 /// Wakes the loop: something may be claimable.
 type Wake = Arc<Notify>;
@@ -69,6 +74,8 @@ const LAST_WRITES: Duration = Duration::from_secs(10);
 const HURRIED_WRITES: Duration = Duration::from_millis(900);
 /// How long the last words to the database, and the spool, may take then.
 const HURRIED_WORDS: Duration = Duration::from_millis(300);
+/// The loop turns at least this often, whatever it waits for.
+const TURN: Duration = Duration::from_secs(1);
 /// Pause between tries to enlist.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
@@ -175,6 +182,7 @@ pub struct Mill {
     running: Running,
     asleep: AtomicBool,
     tally: Outcomes,
+    vitals: Arc<Vitals>,
     /// How long jobs were put back for, by our own clock.
     delays: delays::Delays,
     /// When the database last took a beat of ours.
@@ -261,6 +269,8 @@ pub struct Signals {
     pub hurry: CancellationToken,
     /// Read the key file again.
     pub reload: Arc<Notify>,
+    /// And what it shows to the world.
+    pub vitals: Arc<Vitals>,
 }
 
 /// Runs the mill until it is told to stop, or until it is drained.
@@ -276,6 +286,7 @@ pub async fn run(
 ) -> Result<Report, StoreError> {
     let process = Process::this();
     let me = process.me(env!("CARGO_PKG_VERSION"), &defaults.model);
+    let store = Measured::over(store, Arc::clone(&signals.vitals));
     let Some(id) = enlist(&*store, &me, &signals.stop).await? else {
         return Ok(Report { end: End::Stopped, outcomes: Vec::new() });
     };
@@ -302,6 +313,7 @@ pub async fn run(
         running: Running::default(),
         asleep: AtomicBool::new(false),
         tally: Outcomes::default(),
+        vitals: Arc::clone(&signals.vitals),
         delays: delays::Delays::default(),
         beaten: Mutex::new(Instant::now()),
         outdated: OnceLock::new(),
@@ -309,6 +321,7 @@ pub async fn run(
     });
     // A key that rests from an earlier run, or a gate that a person blocked, is known before the first claim.
     mill.gates.sync(&*mill.store, Instant::now()).await?;
+    mill.vitals.begin(&mill);
     tracing::info!(worker.id = %id, "worker {id} is ready");
 
     let (wake, beside) = (Wake::default(), CancellationToken::new());
@@ -338,6 +351,7 @@ pub async fn run(
         ailing: None,
     };
     let mut end = turning.until_stopped(&wake, &signals.stop).await;
+    mill.vitals.drains();
     let written = turning.let_finish(&signals.hurry).await;
     beside.cancel();
     failpoint!("retire");
@@ -413,8 +427,8 @@ async fn last_words(mill: &Mill, mut upkeep: JoinSet<()>) {
 async fn count_restored(mill: Arc<Mill>, restored: Vec<Restored>) {
     for Restored { lease, outcome, hear } in restored {
         match hear.await {
-            Ok(Kept::Done) => mill.tally.count(outcome),
-            Ok(Kept::Bare) => mill.tally.count(Outcome::Failed),
+            Ok(Kept::Done) => mill.ended(None, outcome),
+            Ok(Kept::Bare) => mill.ended(None, Outcome::Failed),
             Ok(Kept::Lost) => {
                 tracing::info!(job.id = %lease.job, "job {} was taken away meanwhile", lease.job);
                 continue;
@@ -467,6 +481,7 @@ struct Work {
     tally: Tally,
     lane: Lane,
     rein: Rein,
+    since: Instant,
 }
 
 /// The loop's own state: the attempts that run.
@@ -487,6 +502,7 @@ impl Turning {
         let mut checks = self.check_keys();
         let mut draining = self.mill.settings.drain.map(drain::Drain::new);
         loop {
+            self.mill.vitals.turns(Loop::Claims);
             self.reap();
             if stop.is_cancelled() {
                 return End::Stopped;
@@ -587,6 +603,7 @@ impl Turning {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = wake.notified(), if !full => return,
+                () = tokio::time::sleep(TURN) => self.mill.vitals.turns(Loop::Claims),
                 Some(ended) = self.attempts.join_next_with_id(), if !self.attempts.is_empty() => {
                     let again = self.reaped(ended);
                     if full {
@@ -693,7 +710,7 @@ impl Turning {
         self.mill.gates.claimed(lease, &lane, model, Instant::now());
         self.bytes += bytes;
         self.suspects += usize::from(tally.is_suspect());
-        let work = Work { lease, bytes, tally, lane, rein: rein.clone() };
+        let work = Work { lease, bytes, tally, lane, rein: rein.clone(), since: Instant::now() };
         // In a box: the runtime would move its kilobytes about with every step from spawned to joined.
         let task = self.attempts.spawn(Box::pin(async move { attempt(&mill, claimed, &rein).await }));
         self.works.insert(task.id(), work);
@@ -723,12 +740,16 @@ impl Turning {
         self.mill.gates.over(work.lease, &work.lane);
         self.bytes -= work.bytes;
         self.suspects -= usize::from(work.tally.is_suspect());
-        match ended {
-            Ended::Settled(outcome) => self.mill.tally.count(outcome),
-            Ended::Released => return true,
-            Ended::Lost => {}
+        let how = match ended {
+            Ended::Settled(_) => "settled",
+            Ended::Released => "released",
+            Ended::Lost => "lost",
+        };
+        self.mill.vitals.meters.attempted(&work.lane.queue, how, work.since.elapsed());
+        if let Ended::Settled(outcome) = ended {
+            self.mill.ended(Some(&work.lane.queue), outcome);
         }
-        false
+        ended == Ended::Released
     }
 
     /// A panic in one job's code fails that job only. It is worked on until that is written.

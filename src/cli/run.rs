@@ -68,6 +68,7 @@ async fn run_on(args: &RunArgs, config: &Config, log: &Lines) -> anyhow::Result<
     }
     let signals = Signals::default();
     listen(&signals)?;
+    let face = super::metrics::Face::show(config, Arc::clone(&signals.vitals)).await?;
     let stop = signals.stop.clone();
     let page_stop = CancellationToken::new();
     let (to_page, daemons) = oneshot::channel();
@@ -85,6 +86,7 @@ async fn run_on(args: &RunArgs, config: &Config, log: &Lines) -> anyhow::Result<
     let opened = opened?;
     // Nobody waits for it where there is no page.
     to_page.send(opened.database.clone()).ok();
+    face.reads(&opened.database);
     let mut settings = mill::settings(config);
     if let Some(calls) = files::calls_max(config.database.store.connections_max)
         && calls < settings.concurrency
@@ -104,6 +106,7 @@ async fn run_on(args: &RunArgs, config: &Config, log: &Lines) -> anyhow::Result<
     let started = Instant::now();
     let report = crate::worker::run(opened.store, profiles, settings, mill::defaults(config), signals).await;
     page_stop.cancel();
+    face.end().await;
     // Its readers have had their answer, or go without.
     tokio::time::timeout(LAST_LINES, pages.join_all()).await.ok();
     if let Some(watch) = watch {

@@ -15,8 +15,8 @@ use super::key::{Auth, KeyPlace, KeySource};
 use super::layers::{Merged, Surroundings};
 use super::read::{MASK, Reader};
 use super::sections::{
-    ApiSettings, BreakerSettings, DatabaseSettings, DefaultSettings, LogFormat, LogSettings, Model, Models,
-    Profiles, Queue, Queues, RetrySettings, WebSettings, WorkerSettings,
+    ApiSettings, BreakerSettings, DatabaseSettings, DefaultSettings, LogFormat, LogSettings, MetricsSettings,
+    Model, Models, Profiles, Queue, Queues, RetrySettings, WebSettings, WorkerSettings,
 };
 use super::{Config, ConfigError, DatabaseUrl, knobs};
 use crate::domain::job::{OnContextOverflow, OnCrash, OnMaxTokens, OnToolUse, Policy};
@@ -38,6 +38,7 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
     let breaker = breaker(&mut r);
     let defaults = defaults(&mut r);
     let web = web(&mut r);
+    let metrics = metrics(&mut r);
     let log = log(&mut r, around);
     let models = models(&mut r);
     let profiles = profiles(&mut r, around, &api);
@@ -71,6 +72,7 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
         queues,
         tools,
         web,
+        metrics,
         log,
         file: merged.file,
         entries: r.entries,
@@ -451,17 +453,7 @@ fn defaults(r: &mut Reader) -> DefaultSettings {
 
 fn web(r: &mut Reader) -> WebSettings {
     let s = ["web"];
-    let listen = r.optional_text(&s, "listen");
-    // The one name that means this machine everywhere.
-    let address =
-        listen.as_deref().map(|text| text.replacen("localhost:", "127.0.0.1:", 1).parse::<SocketAddr>());
-    let listen = match address {
-        Some(Err(_)) => {
-            r.problem(&s, "listen", "must be an address and a port, such as 127.0.0.1:8020");
-            None
-        }
-        address => address.and_then(Result::ok),
-    };
+    let listen = listen(r, &s, "127.0.0.1:8020");
     let token_file = r.optional_text(&s, "token_file").map(PathBuf::from);
     if listen.is_some_and(|listen| !listen.ip().is_loopback()) && token_file.is_none() {
         let what = "other machines reach this address: name a file with a token of 16 characters or more in \
@@ -476,6 +468,25 @@ fn web(r: &mut Reader) -> WebSettings {
         r.problem(&s, "hosts", what);
     }
     WebSettings { listen, token_file, hosts, read_only: r.flag(&s, "read_only") }
+}
+
+fn metrics(r: &mut Reader) -> MetricsSettings {
+    let s = ["metrics"];
+    MetricsSettings {
+        listen: listen(r, &s, "127.0.0.1:9464"),
+        refresh: r.seconds(&s, "refresh_seconds", &(0.1..=DAY)),
+    }
+}
+
+/// Reads where to listen, if anywhere.
+fn listen(r: &mut Reader, s: &[&str], such_as: &str) -> Option<SocketAddr> {
+    let text = r.optional_text(s, "listen")?;
+    // The one name that means this machine everywhere.
+    let address = text.replacen("localhost:", "127.0.0.1:", 1).parse();
+    if address.is_err() {
+        r.problem(s, "listen", format!("must be an address and a port, such as {such_as}"));
+    }
+    address.ok()
 }
 
 fn log(r: &mut Reader, around: &Surroundings) -> LogSettings {

@@ -217,6 +217,15 @@ pub struct WebSettings {
     pub read_only: bool,
 }
 
+/// `[metrics]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricsSettings {
+    /// `listen`; `None`: neither metrics nor health.
+    pub listen: Option<SocketAddr>,
+    /// `refresh_seconds`.
+    pub refresh: Duration,
+}
+
 /// `log.format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {

@@ -8,6 +8,7 @@ mod claim;
 mod clock;
 mod desk;
 mod gates;
+mod gauges;
 mod listen;
 mod migrate;
 mod rates;

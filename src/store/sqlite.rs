@@ -16,6 +16,7 @@ mod claim;
 mod clock;
 mod desk;
 mod gates;
+mod gauges;
 mod holder;
 mod migrate;
 mod place;

@@ -114,6 +114,11 @@ where
         Self(pool)
     }
 
+    /// Returns the pool itself, for an operation that ends in time by other means.
+    pub(super) const fn plain(&self) -> &Pool<DB> {
+        &self.0
+    }
+
     async fn all<'q, E: Execute<'q, DB> + 'q>(pool: Pool<DB>, query: E) -> sqlx::Result<Vec<Step<DB>>> {
         let Ok(limit) = LIMIT.try_with(|limit| *limit) else {
             let mut lent = Lent(Some(pool.acquire().await?));

@@ -26,7 +26,7 @@ use crate::domain::talk::{Request, Step, Talk, Verdict};
 use crate::domain::tool::{Asked, PastTool};
 use crate::failpoint::failpoint;
 
-use rows::{ledger_row, log_call, log_end, refused_by_us, unheard};
+use rows::{ledger_row, log_call, log_end, meter, refused_by_us, unheard};
 use tools::Undone;
 
 /// How long a job waits that no claim can see to be blocked.
@@ -59,7 +59,8 @@ impl Rein {
         self.token.cancel();
     }
 
-    fn why(&self) -> Option<Why> {
+    /// Why it was stopped, if it was.
+    pub(super) fn why(&self) -> Option<Why> {
         self.why.get().copied()
     }
 
@@ -132,6 +133,7 @@ pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
         *rein.under_way() = None;
         call.checkpointed = rein.notes.end();
         log_call(lease, &request, &exchange);
+        meter(mill, &request, &exchange, rein);
         talk.count(call.usage, call.request_id.as_deref(), call.sent);
         if let Some(limits) = &exchange.limits {
             mill.gates.learn(talk.job(), limits, Instant::now());
@@ -356,6 +358,9 @@ async fn judge(
             curve: mill.settings.curve,
         },
     );
+    if matches!(decision.job, Disposition::Back { .. } | Disposition::AskAgain) {
+        mill.vitals.meters.retried(class);
+    }
     match decision.news {
         News::Nothing => {}
         News::KeyBlocked(rest) => mill.gates.block_key(permit.key(), &reason, rest, now),

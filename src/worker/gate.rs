@@ -254,18 +254,28 @@ impl Gates {
 
     /// The lanes that only a person or a date opens, for a drain: a key that does not flow is such a one.
     pub fn held(&self) -> Blocked {
+        self.behind(Gate::is_held)
+    }
+
+    /// The lanes that do not flow just now, for people.
+    pub fn shut(&self) -> Blocked {
+        self.behind(|gate| gate.state() != State::Flowing)
+    }
+
+    /// The lanes behind keys that do not flow, and behind models and batches that are so.
+    fn behind(&self, is_so: impl Fn(&Gate) -> bool) -> Blocked {
         let inner = self.lock();
-        let mut held = Blocked::default();
+        let mut behind = Blocked::default();
         for (id, account) in inner.accounts.iter() {
             if inner.keys[&account.key].gate.state() != State::Flowing {
-                held.profiles.push(id.word());
+                behind.profiles.push(id.word());
             }
-            let models = account.models.iter().filter(|(_, breaker)| breaker.gate().is_held());
-            held.models.extend(models.map(|(model, _)| (id.word(), model.clone())));
+            let models = account.models.iter().filter(|(_, breaker)| is_so(breaker.gate()));
+            behind.models.extend(models.map(|(model, _)| (id.word(), model.clone())));
         }
-        let batches = inner.batches.iter().filter(|(_, gate)| gate.is_held());
-        held.batches.extend(batches.map(|(lane, _)| lane.pair()));
-        held
+        let batches = inner.batches.iter().filter(|(_, gate)| is_so(gate));
+        behind.batches.extend(batches.map(|(lane, _)| lane.pair()));
+        behind
     }
 
     /// Whether the pace keeps jobs from being claimed just now: then it says nothing that none came.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempt::Why;
 use super::process::Process;
+use super::vitals::Loop;
 use super::{Mill, Seldom, Wake};
 use crate::domain::job::{Lease, WorkerId};
 use crate::domain::outcome::Outcome;
@@ -43,6 +44,7 @@ const SCHEMA_EVERY: Duration = Duration::from_secs(2);
 pub async fn beat(mill: Arc<Mill>, stop: CancellationToken) {
     let every = mill.settings.lease / 4;
     while !paused(&stop, every).await {
+        mill.vitals.turns(Loop::Beat);
         let running = mill.running.lock().len();
         let asleep = mill.asleep.load(Ordering::Relaxed);
         failpoint!("beat");
@@ -68,6 +70,7 @@ pub async fn reload(mill: Arc<Mill>, again: Arc<Notify>, stop: CancellationToken
 /// Our row is gone: somebody took us for dead. Running calls are not ours any more; whole answers are
 /// still offered, and no job is to blame for a death that did not happen.
 async fn start_anew(mill: &Mill) {
+    mill.vitals.meters.lease_lost();
     tracing::warn!(worker.id = %mill.worker(), "this worker's row is gone: its jobs were taken away");
     let held: Vec<Lease> = {
         let running = mill.running.lock();
@@ -131,6 +134,7 @@ pub async fn tick(mill: Arc<Mill>, wake: Wake, stop: CancellationToken) {
     let mut ailing = false;
     let (mut looked, mut pruned, mut swept) = (Seldom::default(), Seldom::default(), Seldom::default());
     loop {
+        mill.vitals.turns(Loop::Tick);
         leave_if_outdated(&mill, &wake, &mut looked).await;
         match round(&mill, &wake, &mut peers, &mut swept).await {
             Ok(()) => ailing = false,
@@ -191,7 +195,7 @@ async fn round(mill: &Mill, wake: &Wake, peers: &mut Peers, swept: &mut Seldom) 
     for job in mill.store.expire(STEP).await? {
         failpoint!("expire");
         tracing::info!(job.id = %job, "job {job} ended: its deadline passed");
-        mill.tally.count(Outcome::Expired);
+        mill.ended(None, Outcome::Expired);
     }
     // What the dead left is settled first: it counts as in time as long as nobody takes their jobs.
     if !mill.recorder.is_stalled() && peers.due(mill.settings.lease) {
@@ -271,6 +275,7 @@ async fn keep_notes(mill: &Mill) -> Result<(), StoreError> {
     failpoint!("checkpoint.before");
     let kept = mill.store.checkpoint(&due).await?;
     failpoint!("checkpoint.after");
+    mill.vitals.meters.kept(due.iter().map(|part| part.content.len()).sum());
     for (lease, rein) in running.iter().filter(|(lease, _)| kept.contains(lease)) {
         if let Some(last) = due.iter().rfind(|part| part.lease == *lease) {
             rein.notes.written(last.seq, last.part + 1);
@@ -292,9 +297,10 @@ async fn rescue(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), Store
                 break;
             }
             tracing::warn!(worker.id = %dead, jobs = jobs.len(), "worker {dead} is dead: its {} jobs are taken from it", jobs.len());
+            mill.vitals.meters.rescued(jobs.len());
             for job in jobs.iter().filter(|job| job.quarantined) {
                 tracing::error!(job.id = %job.job, "job {} ended: quarantined, worker processes died while they ran it", job.job);
-                mill.tally.count(Outcome::Quarantined);
+                mill.ended(None, Outcome::Quarantined);
             }
             wake.notify_one();
         }

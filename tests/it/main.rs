@@ -9,6 +9,7 @@ mod demo;
 mod docs;
 mod examples;
 mod faults;
+mod metrics;
 mod mill;
 mod pace_sim;
 mod products;

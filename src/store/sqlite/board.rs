@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::{SqliteStore, text};
 use crate::domain::job::JobId;
@@ -294,77 +294,11 @@ impl Board for SqliteStore {
     }
 
     async fn oldest(&self) -> Result<Option<Oldest>, StoreError> {
-        let row: Option<(i64, i64)> = sqlx::query_as(
-            concat!("WITH RECURSIVE lane (job_id, n) AS (
-                 SELECT *
-                   FROM (SELECT job_id, 1 FROM job_state WHERE state = 'pending'
-                          ORDER BY queue, model, priority DESC, batch DESC, job_id
-                          LIMIT 1)
-                 UNION ALL
-                 SELECT coalesce(
-                        (SELECT n.job_id FROM job_state n
-                          WHERE n.state = 'pending' AND n.queue = s.queue AND n.model = s.model
-                            AND n.priority = s.priority AND n.batch < s.batch
-                          ORDER BY n.batch DESC, n.job_id
-                          LIMIT 1),
-                        (SELECT n.job_id FROM job_state n
-                          WHERE n.state = 'pending' AND n.queue = s.queue AND n.model = s.model AND n.priority < s.priority
-                          ORDER BY n.priority DESC, n.batch DESC, n.job_id
-                          LIMIT 1),
-                        (SELECT n.job_id FROM job_state n
-                          WHERE n.state = 'pending' AND n.queue = s.queue AND n.model > s.model
-                          ORDER BY n.model, n.priority DESC, n.batch DESC, n.job_id
-                          LIMIT 1),
-                        (SELECT n.job_id FROM job_state n
-                          WHERE n.state = 'pending' AND n.queue > s.queue
-                          ORDER BY n.queue, n.model, n.priority DESC, n.batch DESC, n.job_id
-                          LIMIT 1)), lane.n + 1
-                   FROM lane
-                   JOIN job_state s ON s.job_id = lane.job_id
-                  WHERE lane.n < 500)
-             SELECT s.job_id, ", now!(), " - s.available_at
-               FROM lane
-               JOIN job_state s ON s.job_id = lane.job_id
-              ORDER BY s.available_at, s.job_id
-              LIMIT 1"),
-        )
-        .fetch_optional(&self.reader())
-        .await
-        .map_err(said)?;
-        Ok(row.map(|(job, age_ms)| Oldest { job: JobId(job), age_ms }))
+        self.read((), |conn, ()| Box::pin(oldest(conn))).await
     }
 
     async fn queue_cards(&self, limit: i64) -> Result<Vec<QueueCard>, StoreError> {
-        let rows = sqlx::query(
-            "WITH later AS MATERIALIZED (
-                 SELECT queue, count(*) AS n
-                   FROM (SELECT queue FROM job_state WHERE state = 'scheduled' ORDER BY available_at LIMIT $1) s
-                  GROUP BY queue
-             ), held AS MATERIALIZED (
-                 SELECT queue, count(*) AS n
-                   FROM (SELECT queue FROM job_state WHERE state = 'running' ORDER BY claimed_by LIMIT $1) s
-                  GROUP BY queue)
-             SELECT q.name, q.paused, q.max_running, q.model,
-                    (SELECT count(*)
-                       FROM (SELECT 1 FROM job_state s WHERE s.queue = q.name AND s.state = 'pending'
-                              ORDER BY s.model, s.priority DESC LIMIT $1) p) AS pending,
-                    coalesce((SELECT n FROM later l WHERE l.queue = q.name), 0) AS scheduled,
-                    coalesce((SELECT n FROM held h WHERE h.queue = q.name), 0) AS running,
-                    (SELECT count(*)
-                       FROM (SELECT 1 FROM job_state s WHERE s.queue = q.name AND s.state = 'waiting'
-                              ORDER BY s.job_id LIMIT $1) p) AS waiting
-               FROM queues q
-              ORDER BY q.name
-              LIMIT 500",
-        )
-        .bind(limit + 1)
-        .fetch_all(&self.reader())
-        .await
-        .map_err(said)?;
-        let card = |row: &SqliteRow| {
-            Ok(fields!(row => QueueCard { name, paused, max_running, model } with { jobs: tally(row)? }))
-        };
-        rows.iter().map(card).collect::<sqlx::Result<_>>().map_err(said)
+        self.read(limit, |conn, limit| Box::pin(queue_cards(conn, *limit))).await
     }
 
     async fn paused_queues(&self, limit: i64) -> Result<Vec<String>, StoreError> {
@@ -706,6 +640,78 @@ impl Board for SqliteStore {
         };
         rows.iter().map(deed).collect::<sqlx::Result<_>>().map_err(said)
     }
+}
+
+async fn oldest(conn: &mut SqliteConnection) -> sqlx::Result<Option<Oldest>> {
+    let row: Option<(i64, i64)> = sqlx::query_as(
+        concat!("WITH RECURSIVE lane (job_id, n) AS (
+             SELECT *
+               FROM (SELECT job_id, 1 FROM job_state WHERE state = 'pending'
+                      ORDER BY queue, model, priority DESC, batch DESC, job_id
+                      LIMIT 1)
+             UNION ALL
+             SELECT coalesce(
+                    (SELECT n.job_id FROM job_state n
+                      WHERE n.state = 'pending' AND n.queue = s.queue AND n.model = s.model
+                        AND n.priority = s.priority AND n.batch < s.batch
+                      ORDER BY n.batch DESC, n.job_id
+                      LIMIT 1),
+                    (SELECT n.job_id FROM job_state n
+                      WHERE n.state = 'pending' AND n.queue = s.queue AND n.model = s.model AND n.priority < s.priority
+                      ORDER BY n.priority DESC, n.batch DESC, n.job_id
+                      LIMIT 1),
+                    (SELECT n.job_id FROM job_state n
+                      WHERE n.state = 'pending' AND n.queue = s.queue AND n.model > s.model
+                      ORDER BY n.model, n.priority DESC, n.batch DESC, n.job_id
+                      LIMIT 1),
+                    (SELECT n.job_id FROM job_state n
+                      WHERE n.state = 'pending' AND n.queue > s.queue
+                      ORDER BY n.queue, n.model, n.priority DESC, n.batch DESC, n.job_id
+                      LIMIT 1)), lane.n + 1
+               FROM lane
+               JOIN job_state s ON s.job_id = lane.job_id
+              WHERE lane.n < 500)
+         SELECT s.job_id, ", now!(), " - s.available_at
+           FROM lane
+           JOIN job_state s ON s.job_id = lane.job_id
+          ORDER BY s.available_at, s.job_id
+          LIMIT 1"),
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(|(job, age_ms)| Oldest { job: JobId(job), age_ms }))
+}
+
+async fn queue_cards(conn: &mut SqliteConnection, limit: i64) -> sqlx::Result<Vec<QueueCard>> {
+    let rows = sqlx::query(
+        "WITH later AS MATERIALIZED (
+             SELECT queue, count(*) AS n
+               FROM (SELECT queue FROM job_state WHERE state = 'scheduled' ORDER BY available_at LIMIT $1) s
+              GROUP BY queue
+         ), held AS MATERIALIZED (
+             SELECT queue, count(*) AS n
+               FROM (SELECT queue FROM job_state WHERE state = 'running' ORDER BY claimed_by LIMIT $1) s
+              GROUP BY queue)
+         SELECT q.name, q.paused, q.max_running, q.model,
+                (SELECT count(*)
+                   FROM (SELECT 1 FROM job_state s WHERE s.queue = q.name AND s.state = 'pending'
+                          ORDER BY s.model, s.priority DESC LIMIT $1) p) AS pending,
+                coalesce((SELECT n FROM later l WHERE l.queue = q.name), 0) AS scheduled,
+                coalesce((SELECT n FROM held h WHERE h.queue = q.name), 0) AS running,
+                (SELECT count(*)
+                   FROM (SELECT 1 FROM job_state s WHERE s.queue = q.name AND s.state = 'waiting'
+                          ORDER BY s.job_id LIMIT $1) p) AS waiting
+           FROM queues q
+          ORDER BY q.name
+          LIMIT 500",
+    )
+    .bind(limit + 1)
+    .fetch_all(conn)
+    .await?;
+    let card = |row: &SqliteRow| {
+        Ok(fields!(row => QueueCard { name, paused, max_running, model } with { jobs: tally(row)? }))
+    };
+    rows.iter().map(card).collect()
 }
 
 fn ids(jobs: &[JobId]) -> String {

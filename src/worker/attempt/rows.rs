@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::{Mill, Rein, Why};
 use crate::domain::job::{Lease, Tally};
 use crate::domain::ledger::{Answer, Call, PastCall};
 use crate::domain::outcome::{Failure, Fault, Outcome, Usage};
@@ -108,6 +109,17 @@ pub(super) fn log_call(lease: Lease, request: &Request, exchange: &Exchange) {
         error = exchange.end.as_ref().err().map(retry::reason),
         "job {} called {}", lease.job, request.model
     );
+}
+
+/// Counts a call.
+pub(super) fn meter(mill: &Mill, request: &Request, exchange: &Exchange, rein: &Rein) {
+    let meters = &mill.vitals.meters;
+    let failure = exchange.end.as_ref().err();
+    let error = failure.map(|failure| retry::fault(failure).kind);
+    meters.called(&request.model, exchange, error.as_deref());
+    if let Some(failure) = failure {
+        meters.cut(failure, rein.why() == Some(Why::Lost), exchange.reply.usage);
+    }
 }
 
 /// One line a finished job.

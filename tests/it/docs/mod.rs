@@ -15,8 +15,7 @@ use session::{Session, Start};
 use crate::support::Kind;
 
 /// Pages whose blocks do not run here yet, and which the book does not list: each is tested elsewhere.
-const ELSEWHERE: [&str; 5] =
-    ["compatible-servers.md", "deploy.md", "metrics.md", "opentelemetry.md", "supply-chain.md"];
+const ELSEWHERE: [&str; 2] = ["compatible-servers.md", "opentelemetry.md"];
 
 /// Where the pages are.
 fn docs() -> PathBuf {
@@ -74,16 +73,19 @@ pages! {
     comparison: Start::Tables, "comparison.md";
     consuming: Start::Tables, "consuming.md";
     contract: Start::Tables, "contract.md";
+    deploy: Start::Tables, "deploy.md";
     enqueuing: Start::Tables, "enqueuing.md";
     failing: Start::Tables, "failing.md";
     faults: Start::Tables, "faults.md";
     introduction: Start::Tables, "introduction.md";
+    metrics: Start::Tables, "metrics.md";
     outcomes: Start::Tables, "outcomes.md";
     performance: Start::Tables, "performance.md";
     quick_start: Start::Bare, "quick-start.md";
     retention: Start::Tables, "retention.md";
     runbook: Start::Tables, "runbook.md";
     security: Start::Server, "security.md";
+    supply_chain: Start::Tables, "supply-chain.md";
     tuning: Start::Tables, "tuning.md";
     upgrade: Start::Tables, "upgrade.md";
 }

@@ -30,6 +30,8 @@ use crate::mill::harness::Mill;
 use crate::support::proxy::Proxy;
 use crate::support::{Ground, server};
 
+pub(crate) use sqlite::Holder as Held;
+
 /// Longest wait for anything that is no recovery.
 const STEP_MAX: Duration = Duration::from_mins(1);
 /// Longest time from the database's return to the last result. Generous: the machine may be busy.
@@ -138,6 +140,13 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "not within {STEP_MAX:?}: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Leads the way of a mill's daemons to the database over a proxy.
+pub(crate) async fn unplugged(mill: &mut Mill<'_>, ground: &Ground) -> Proxy {
+    let proxy = Proxy::start(address_of(&ground.url())).await;
+    mill.set("DATABASE_URL", &lead(&ground.url(), proxy.address(), "postgres"));
+    proxy
 }
 
 /// Where the server of a Postgres URL listens.

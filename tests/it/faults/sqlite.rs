@@ -10,10 +10,10 @@ use crate::mill::harness::{Mill, Ran};
 use crate::support::Ground;
 
 /// `sqlite3` with an open write transaction; killed when it is dropped, which rolls back.
-pub(super) struct Holder(Child);
+pub(crate) struct Holder(Child);
 
 impl Holder {
-    pub(super) fn of(file: &Path) -> Self {
+    pub(crate) fn of(file: &Path) -> Self {
         let mut shell = Command::new("sqlite3")
             .arg(file)
             .stdin(Stdio::piped())
@@ -37,7 +37,7 @@ impl Holder {
         self.0.id()
     }
 
-    pub(super) fn lets_go(mut self) {
+    pub(crate) fn lets_go(mut self) {
         self.0.kill().expect("it runs");
         self.0.wait().expect("it ends");
     }

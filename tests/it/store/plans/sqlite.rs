@@ -59,7 +59,7 @@ async fn faults(ground: &Ground, before: &str, sql: &str) -> Vec<String> {
 }
 
 /// SQLite looks at the value of a bare variable to plan with it, and compiles the statement anew whenever another
-/// is bound (`sqlite3ExprIsInteger`, TK_VARIABLE). Not so where it is signed.
+/// is bound (`sqlite3ExprIsInteger`, `TK_VARIABLE`). Not so where it is signed.
 #[test]
 fn no_statement_is_compiled_anew_for_its_limit() {
     for (name, source) in sources("sqlite") {

@@ -1,0 +1,172 @@
+//! What is counted is what happened, and no more series come of it than were promised.
+
+use super::{Samples, Watched};
+use crate::mill::harness::Mill;
+use crate::support::{Ground, on_both};
+
+on_both! {
+    after_fifty_jobs_each_count_is_right_to_the_job,
+    what_fails_is_counted_by_what_it_was,
+    ten_thousand_queues_and_models_make_a_bounded_page,
+    the_tables_are_told_as_they_are,
+}
+
+/// The number that a query gives.
+async fn number(ground: &Ground, sql: &str) -> f64 {
+    ground.line(sql).await.parse().expect("a number")
+}
+
+async fn after_fifty_jobs_each_count_is_right_to_the_job(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    for job in 0..50 {
+        let (queue, prompt) = match job % 10 {
+            0 => ("slow", "[[stop refusal]]"),
+            1 => ("slow", "[[tokens 90]]"),
+            2 => ("default", "[[stop max_tokens]]"),
+            _ => ("default", "hello"),
+        };
+        // A refusal is said by the model: each job has its own answer.
+        ground.run(&format!("INSERT INTO jobs (queue, prompt) VALUES ('{queue}', '{job} {prompt}')")).await;
+    }
+    let watched = Watched::start(&mut mill).await;
+    mill.until("SELECT count(*) FROM results", "50").await;
+    // The slot is free a moment after the database has the end.
+    watched.until_sample("promptmill_in_flight", 0.0).await;
+    let seen = watched.samples().await;
+    let ends = ground.lines("SELECT queue, outcome, count(*) FROM results GROUP BY queue, outcome").await;
+    assert!(ends.len() >= 3, "{ends:?}");
+    for end in ends {
+        let parts: Vec<&str> = end.split('|').collect();
+        let series = format!("promptmill_jobs_total{{queue=\"{}\",outcome=\"{}\"}}", parts[0], parts[1]);
+        assert_eq!(seen.get(&series), parts[2].parse().ok(), "{series}");
+    }
+    assert_eq!(seen.sum("promptmill_jobs_total", &[]), 50.0);
+    assert_eq!(seen.sum("promptmill_job_attempts_total", &["result=\"settled\""]), 50.0);
+    let calls = number(ground, "SELECT count(*) FROM calls").await;
+    assert_eq!(calls, mill.api.counts().total as f64);
+    assert_eq!(seen.sum("promptmill_api_responses_total", &[]), calls);
+    assert_eq!(seen.sum("promptmill_api_request_duration_seconds_count", &["status_class=\"2xx\""]), calls);
+    let first = number(ground, "SELECT count(first_token_at) FROM calls").await;
+    assert_eq!(seen.sum("promptmill_api_ttft_seconds_count", &[]), first);
+    for (kind, column) in [
+        ("input", "input_tokens"),
+        ("output", "output_tokens"),
+        ("cache_read", "cache_read_input_tokens"),
+        ("cache_write", "cache_creation_input_tokens"),
+    ] {
+        let tokens = number(ground, &format!("SELECT sum({column}) FROM calls")).await;
+        assert_eq!(seen.sum("promptmill_tokens_total", &[&format!("kind=\"{kind}\"")]), tokens, "{kind}");
+    }
+    for stop in ground.lines("SELECT stop_reason, count(*) FROM calls GROUP BY stop_reason").await {
+        let (stop, calls) = stop.split_once('|').expect("two values");
+        let label = format!("stop_reason=\"{stop}\"");
+        assert_eq!(Some(seen.sum("promptmill_stop_reasons_total", &[&label])), calls.parse().ok(), "{stop}");
+    }
+    assert_eq!(seen.sum("promptmill_wasted_tokens_total", &[]), 0.0);
+    assert_eq!(seen.sum("promptmill_db_errors_total", &[]), 0.0);
+    assert!(seen.sum("promptmill_db_op_duration_seconds_count", &["op=\"claim\""]) >= 1.0);
+    assert_eq!(watched.daemon.stop().await.code, 0);
+}
+
+async fn what_fails_is_counted_by_what_it_was(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.insert(&[
+        "[[error 529 x1 retry-after-ms=20]]",
+        "[[cut after=30 x1]] [[tokens 60]]",
+        "[[error 400]]",
+    ])
+    .await;
+    let watched = Watched::start(&mut mill).await;
+    mill.until("SELECT count(*) FROM results", "3").await;
+    watched.until_sample("promptmill_in_flight", 0.0).await;
+    let seen = watched.samples().await;
+    for call in ground
+        .lines("SELECT coalesce(http_status, 0), coalesce(error_type, ''), count(*) FROM calls GROUP BY 1, 2")
+        .await
+    {
+        let parts: Vec<&str> = call.split('|').collect();
+        let status = if parts[0] == "0" { "none" } else { parts[0] };
+        let labels = [format!("status=\"{status}\""), format!("error_type=\"{}\"", parts[1])];
+        let counted = seen.sum("promptmill_api_responses_total", &[&labels[0], &labels[1]]);
+        assert_eq!(Some(counted), parts[2].parse().ok(), "{call}");
+    }
+    assert_eq!(seen.sum("promptmill_retries_total", &["class=\"provider\""]), 2.0);
+    assert_eq!(seen.sum("promptmill_job_attempts_total", &["result=\"released\""]), 2.0);
+    assert_eq!(seen.get("promptmill_retry_after_seconds_count"), Some(1.0));
+    let wasted =
+        number(ground, "SELECT sum(output_tokens + input_tokens) FROM calls WHERE error_type IS NOT NULL")
+            .await;
+    assert!(wasted > 0.0);
+    assert_eq!(seen.sum("promptmill_wasted_tokens_total", &["cause=\"cut\""]), wasted);
+    assert_eq!(watched.daemon.stop().await.code, 0);
+}
+
+/// Inserts so many jobs, each of a queue and a model of its own.
+async fn each_its_own(ground: &Ground, jobs: usize, name: &str, run_at: &str) {
+    let many = format!("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {jobs})");
+    ground
+        .run(&format!(
+            "INSERT INTO jobs (queue, model, prompt, run_at)
+             {many} SELECT '{name}-' || i, '{name}-' || i, 'job ' || i, {run_at} FROM n"
+        ))
+        .await;
+}
+
+async fn ten_thousand_queues_and_models_make_a_bounded_page(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.knows_a_limit();
+    each_its_own(ground, 120, "now", &ground.at(-1)).await;
+    each_its_own(ground, 10_000, "later", &ground.at(3600)).await;
+    let watched = Watched::start(&mut mill).await;
+    mill.until("SELECT count(*) FROM results", "120").await;
+    watched.until_sample("promptmill_in_flight", 0.0).await;
+    let page = watched.get("/metrics").await.text;
+    let seen = Samples::read(&page);
+    assert_eq!(seen.sum("promptmill_jobs_total", &[]), 120.0, "none is lost for want of a label");
+    assert_eq!(seen.sum("promptmill_api_responses_total", &[]), mill.api.counts().total as f64);
+    assert_eq!(seen.sum("promptmill_jobs_in_state", &["state=\"scheduled\""]), 10_000.0);
+    assert!(seen.sum("promptmill_jobs_in_state", &["queue=\"other\"", "state=\"scheduled\""]) >= 9950.0);
+    for (metric, label) in [
+        ("promptmill_jobs_in_state", "queue=\""),
+        ("promptmill_jobs_total", "queue=\""),
+        ("promptmill_api_responses_total", "model=\""),
+        ("promptmill_tokens_total", "model=\""),
+    ] {
+        let value =
+            |series: &str| series.split_once(label)?.1.split_once('"').map(|(value, _)| value.to_owned());
+        let mut values: Vec<_> = seen.of(metric).filter_map(|(series, _)| value(series)).collect();
+        values.sort();
+        values.dedup();
+        assert!((2..=51).contains(&values.len()), "{metric} has {} values of {label}", values.len());
+    }
+    assert!(page.lines().count() < 4000 && page.len() < 512 << 10, "{} lines", page.lines().count());
+    assert_eq!(watched.daemon.stop().await.code, 0);
+}
+
+async fn the_tables_are_told_as_they_are(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    let watched = Watched::start(&mut mill).await;
+    ground.run("INSERT INTO queues (name, paused) VALUES ('still', true)").await;
+    let (past, future) = (ground.at(-500), ground.at(500));
+    let row = |queue: &str, at: &str| {
+        format!("INSERT INTO jobs (queue, prompt, run_at) VALUES ('{queue}', 'x', {at});")
+    };
+    ground.run(&format!("{}{}{}", row("still", &past), row("still", &past), row("default", &future))).await;
+    ground
+        .run("INSERT INTO gates (scope, state) VALUES ('batch:default/b', 'blocked'), ('made-up', 'blocked')")
+        .await;
+    watched.until_sample("promptmill_jobs_in_state{queue=\"still\",state=\"pending\"}", 2.0).await;
+    let seen = watched.samples().await;
+    assert_eq!(seen.get("promptmill_jobs_in_state{queue=\"default\",state=\"scheduled\"}"), Some(1.0));
+    assert_eq!(seen.get("promptmill_queues_paused"), Some(1.0));
+    assert_eq!(seen.get("promptmill_workers"), Some(1.0));
+    assert_eq!(seen.get("promptmill_shared_up"), Some(1.0));
+    assert_eq!(seen.get("promptmill_gates{kind=\"batch\",state=\"blocked\"}"), Some(1.0));
+    assert_eq!(seen.get("promptmill_gates{kind=\"other\",state=\"blocked\"}"), Some(1.0));
+    let oldest = seen.get("promptmill_oldest_pending_seconds").expect("it is told");
+    assert!((500.0..560.0).contains(&oldest), "{oldest}");
+    // A queue that is empty again says so.
+    ground.run("DELETE FROM jobs").await;
+    watched.until_sample("promptmill_jobs_in_state{queue=\"still\",state=\"pending\"}", 0.0).await;
+    assert_eq!(watched.daemon.stop().await.code, 0);
+}
