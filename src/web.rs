@@ -16,7 +16,7 @@ mod fields;
 mod guard;
 mod job;
 mod pages;
-mod words;
+pub(crate) mod words;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
