@@ -136,3 +136,35 @@ fn counts<'a>(of: impl Iterator<Item = (&'a str, &'a Count)>) -> Value {
 fn rounded(rate: f64) -> f64 {
     (rate * 100.0).round() / 100.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{GateLine, Moment};
+
+    #[test]
+    fn what_did_not_change_is_not_said_again() {
+        let gate = GateLine {
+            scope: "key:a".to_owned(),
+            state: "blocked".to_owned(),
+            reason: None,
+            until: Some(Moment(60_000)),
+            until_ms: Some(60_000),
+            since: Moment(0),
+            since_ms_ago: 0,
+            ignored: false,
+        };
+        let jobs = |n| vec![("pending", Count { n, more: false })];
+        let first = Look { at: Some(Moment(0)), jobs: jobs(4), gates: vec![gate.clone()], ..Look::default() };
+        let mut lines = Lines::default();
+        assert_eq!(lines.of(&first, None).len(), 2, "the gate and the jobs");
+        // Time passes, and the gate has less of it left.
+        let gate = GateLine { until_ms: Some(59_000), ..gate };
+        let mut later = Look { at: Some(Moment(1_000)), gates: vec![gate], ..first };
+        assert!(lines.of(&later, None).is_empty());
+        later.jobs = jobs(3);
+        assert_eq!(lines.of(&later, None).len(), 1);
+        later.gates.clear();
+        assert_eq!(lines.of(&later, None), ["1970-01-01 00:00:01Z gate key:a flows"]);
+    }
+}
