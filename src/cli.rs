@@ -20,6 +20,7 @@ mod open;
 pub(crate) mod out;
 mod outside;
 mod pause;
+mod progress;
 mod purge;
 pub(crate) mod results;
 mod resume;

@@ -17,7 +17,7 @@ mod guard;
 mod job;
 pub mod listen;
 mod pages;
-mod words;
+pub(crate) mod words;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

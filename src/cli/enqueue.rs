@@ -13,11 +13,10 @@ mod template;
 mod wait;
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use self::lines::{Fault, Labels};
@@ -25,6 +24,7 @@ use self::source::{Jobs, Source};
 use super::exit::{Exit, Stop};
 use super::open::{Absent, Context};
 use super::out::{Out, number, say};
+use super::progress::{Beside, Progress};
 use crate::domain::job::JobId;
 use crate::store::{Desk, Inserted, NewJob, StoreError};
 
@@ -189,11 +189,12 @@ async fn many(path: &Path, args: &Args, context: &Context) -> anyhow::Result<Exi
     let desk = context.desk(Absent::Create).await?;
 
     file.seek(SeekFrom::Start(0)).with_context(|| format!("failed to read {name} again"))?;
-    let bar = progress(jobs);
+    let mut progress = Progress::begin("jobs", Some(jobs), Beside::Nothing);
     let mut tally = Tally { jobs: args.wait.then(Vec::new), ..Tally::default() };
     let inserted =
-        insert_all(&*desk, source.read(&file, &name)?, &name, &label, &defaults, &mut tally, &bar).await;
-    bar.finish_and_clear();
+        insert_all(&*desk, source.read(&file, &name)?, &name, &label, &defaults, &mut tally, &mut progress)
+            .await;
+    drop(progress);
     inserted.with_context(|| {
         format!(
             "failed to enqueue {name} whole: {} new, {} already there so far; the same command goes on from there",
@@ -240,17 +241,20 @@ fn check_whole(file: &File, name: &str, source: &Source, defaults: &NewJob) -> a
     let mut lines = source.read(file, name)?;
     let mut good: u64 = 0;
     let mut wrong: u64 = 0;
+    let mut progress = Progress::begin("rows read", None, Beside::Nothing);
     while let Some(line) = lines.next_job(defaults).with_context(|| format!("failed to read {name}"))? {
+        progress.add(1);
         match line {
             Ok(_) => good += 1,
             Err(Fault { number, sentence }) => {
                 wrong += 1;
                 if wrong <= FAULTS_MAX as u64 {
-                    say(&format!("{name}: line {number}: {sentence}"));
+                    progress.say(&format!("{name}: line {number}: {sentence}"));
                 }
             }
         }
     }
+    drop(progress);
     if wrong > 0 {
         let more = if wrong > FAULTS_MAX as u64 {
             format!(" (the first {FAULTS_MAX} are listed)")
@@ -266,18 +270,6 @@ fn check_whole(file: &File, name: &str, source: &Source, defaults: &NewJob) -> a
     Ok((good, lines.digest()))
 }
 
-fn progress(count: u64) -> ProgressBar {
-    let bar = ProgressBar::new(count);
-    // Short files are over before a bar could be read.
-    if count <= 5 * ROWS_MAX as u64 || !io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {human_pos}/{human_len} jobs, {eta} left") {
-        bar.set_style(style);
-    }
-    bar
-}
-
 async fn insert_all(
     desk: &dyn Desk,
     mut lines: Jobs<'_>,
@@ -285,7 +277,7 @@ async fn insert_all(
     label: &str,
     defaults: &NewJob,
     tally: &mut Tally,
-    bar: &ProgressBar,
+    progress: &mut Progress,
 ) -> anyhow::Result<()> {
     let mut labels = Labels::new(label.to_owned());
     let mut numbers = Vec::with_capacity(ROWS_MAX);
@@ -312,7 +304,7 @@ async fn insert_all(
         }
         if end || jobs.len() == ROWS_MAX || bytes >= BYTES_MAX {
             insert(desk, &numbers, &jobs, tally).await?;
-            bar.inc(jobs.len() as u64);
+            progress.add(jobs.len() as u64);
             numbers.clear();
             jobs.clear();
             bytes = 0;

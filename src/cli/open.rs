@@ -13,6 +13,8 @@ use crate::store::{self, Database, Desk, Migrate, Opened, StoreError, StoreSetti
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// Shortest time that one try gets, however little of `database.connect_seconds` is left.
 const TRY_MIN: Duration = Duration::from_secs(1);
+/// Longest time of a try that another follows.
+const TRY_MAX: Duration = Duration::from_secs(5);
 
 /// What the global options say.
 #[derive(Debug)]
@@ -112,6 +114,18 @@ pub async fn open_directly(config: &Config, migrate: Migrate) -> anyhow::Result<
         }
         None => open_at(config, &database.url, &settings, migrate).await,
     }
+}
+
+/// Opens the database of a configuration past the pooler, in one try, for who tries again by himself.
+pub async fn once(config: &Config) -> Result<Opened, StoreError> {
+    let database = &config.database;
+    if let Some(file) = database.url.file().filter(|file| !file.is_file()) {
+        return Err(StoreError::Unavailable(format!("there is no file {}", file.display())));
+    }
+    let place = database.direct_url.as_ref().unwrap_or(&database.url);
+    let connect_max = TRY_MAX.min(database.store.operation_max);
+    let settings = StoreSettings { transaction_pooler: false, connect_max, ..database.store.clone() };
+    store::open(&place.expose(), &settings, Migrate::Never).await
 }
 
 /// Opens a database; tries again while it is out of reach, for `database.connect_seconds`.

@@ -44,11 +44,6 @@ impl Out {
         self.inner.write_all(text.as_bytes())
     }
 
-    /// Clears the screen of a terminal; elsewhere writes an empty line between two views.
-    pub fn next_view(&mut self) -> io::Result<()> {
-        self.inner.write_all(if self.terminal { b"\x1b[H\x1b[2J" } else { b"\n" })
-    }
-
     /// Hands everything over.
     pub fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()

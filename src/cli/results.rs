@@ -19,6 +19,7 @@ use self::follow::Follow;
 use super::exit::{Exit, Stop};
 use super::open::{Absent, Context};
 use super::out::{Out, count, number, say};
+use super::progress::{Beside, Progress};
 use super::which::{job_id, outcome};
 use crate::domain::job::JobId;
 use crate::store::{Desk, ResultFilter, ResultRow, Texts};
@@ -111,6 +112,11 @@ impl Target {
         }
     }
 
+    /// Whether a person sees the rows come.
+    fn is_terminal(&self) -> bool {
+        matches!(self, Self::Stdout(out) if out.is_terminal())
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Stdout(out) => out.flush(),
@@ -183,6 +189,10 @@ async fn write(
     target: &mut Target,
 ) -> anyhow::Result<(Vec<JobId>, i64)> {
     let (mut shown, mut redacted) = (Vec::with_capacity(jobs.len()), 0);
+    // A table is written when it is whole.
+    let beside =
+        if target.is_terminal() && format != Format::Table { Beside::Output } else { Beside::Nothing };
+    let mut progress = Progress::begin("results", Some(jobs.len() as u64), beside);
     if format == Format::Table {
         let mut table = format::Lines::new();
         for jobs in jobs.chunks(STARTS_MAX) {
@@ -191,7 +201,9 @@ async fn write(
                 redacted += i64::from(row.redacted_at.is_some());
                 shown.push(row.job);
             }
+            progress.add(jobs.len() as u64);
         }
+        drop(progress);
         target.text(&table.to_text())?;
         return Ok((shown, redacted));
     }
@@ -201,6 +213,7 @@ async fn write(
             target.text(&format::row(format, &row)?)?;
             shown.push(row.job);
         }
+        progress.add(jobs.len() as u64);
     }
     Ok((shown, redacted))
 }

@@ -1,4 +1,15 @@
 //! `promptmill status`: how many jobs are where, who works on them, and why nothing flows.
+//!
+//! Once, everything is counted. With `--watch` (in [`watch`]) it is looked at every second: those
+//! reads are bounded, whatever the tables hold.
+
+mod batch;
+mod lens;
+mod lines;
+mod pace;
+mod screen;
+mod view;
+mod watch;
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -17,8 +28,6 @@ use crate::store::{
     ReasonLine, StateCounts, WorkerLine,
 };
 
-/// Pause between two views of `--watch`.
-const VIEW_AGAIN: Duration = Duration::from_secs(2);
 /// Lines of a list.
 const LINES_MAX: i64 = 20;
 
@@ -28,42 +37,49 @@ pub struct Args {
     /// Only this batch
     #[arg(long, short, value_name = "LABEL")]
     batch: Option<String>,
-    /// Show it again every two seconds: of a batch until its last job is done, else until interrupted
+    /// Watch it live: a batch until its last job is done (exit code 7: not all are complete), else until
+    /// interrupted. Where no terminal is there, a line at each change
     #[arg(long, short)]
     watch: bool,
+    /// Seconds between two looks of --watch
+    #[arg(long, value_name = "SECONDS", value_parser = interval, default_value = "1", requires = "watch")]
+    interval: Duration,
+}
+
+/// Reads the time between two looks.
+fn interval(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.1..=3600.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "say seconds, from 0.1 to 3600".to_owned())
 }
 
 /// Runs the command.
 pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
-    let desk = context.desk(Absent::Refuse).await?;
-    let mut out = Out::stdout();
-    let mut first = true;
-    loop {
-        let (json, text, open) = if let Some(batch) = &args.batch {
-            let view = BatchView::read(&*desk, batch).await.context("failed to look at the batch")?;
-            if view.jobs.total() == 0 {
-                return Err(Stop::failure(format!("no job has batch \"{batch}\"")));
-            }
-            (view.json(), view.text(), view.jobs.open() > 0)
-        } else {
-            let view = View::read(&*desk).await.context("failed to look at the jobs")?;
-            (view.json(), view.text(), true)
-        };
-        if context.json {
-            out.line(&json.to_string())?;
-        } else {
-            if args.watch && (out.is_terminal() || !first) {
-                out.next_view()?;
-            }
-            out.text(&text)?;
-        }
-        out.flush()?;
-        if !args.watch || !open {
-            return Ok(Exit::Good);
-        }
-        first = false;
-        tokio::time::sleep(VIEW_AGAIN).await;
+    if args.watch {
+        return watch::run(args.batch.as_deref(), args.interval, context).await;
     }
+    let desk = context.desk(Absent::Refuse).await?;
+    let (json, text) = if let Some(batch) = &args.batch {
+        let view = BatchView::read(&*desk, batch).await.context("failed to look at the batch")?;
+        if view.jobs.total() == 0 {
+            return Err(no_such_batch(batch));
+        }
+        (view.json(), view.text())
+    } else {
+        let view = View::read(&*desk).await.context("failed to look at the jobs")?;
+        (view.json(), view.text())
+    };
+    let mut out = Out::stdout();
+    if context.json {
+        out.line(&json.to_string())?;
+    } else {
+        out.text(&text)?;
+    }
+    out.flush()?;
+    Ok(Exit::Good)
+}
+
+fn no_such_batch(batch: &str) -> anyhow::Error {
+    Stop::failure(format!("no job has batch \"{batch}\""))
 }
 
 /// Everything.

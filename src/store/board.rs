@@ -153,7 +153,7 @@ pub struct JobLine {
     pub finished_at: Option<Moment>,
 }
 
-/// How many jobs are where, each counted up to [`COUNT_MAX`] + 1.
+/// How many jobs are where, each counted up to a limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
     /// May be claimed now.
@@ -194,6 +194,10 @@ pub struct Beat {
     pub tokens_in: i64,
     /// Tokens out.
     pub tokens_out: i64,
+    /// `calls`.
+    pub calls: i64,
+    /// `batch`.
+    pub batch: Option<String>,
 }
 
 /// What a stretch of time brought: every result, or every so many.
@@ -355,8 +359,8 @@ pub trait Board: Send + Sync {
     /// Returns these jobs, in no order.
     async fn job_lines(&self, jobs: &[JobId]) -> Result<Vec<JobLine>, StoreError>;
 
-    /// Counts the jobs without a result, of a batch or of all.
-    async fn tally(&self, batch: Option<&str>) -> Result<Tally, StoreError>;
+    /// Counts the jobs without a result, of a batch or of all, each state up to `limit`.
+    async fn tally(&self, batch: Option<&str>, limit: i64) -> Result<Tally, StoreError>;
 
     /// Counts results, at most `limit`.
     async fn results_count(&self, limit: i64) -> Result<i64, StoreError>;

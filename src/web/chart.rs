@@ -195,6 +195,8 @@ mod tests {
             stop_reason: None,
             tokens_in: 10,
             tokens_out: 1,
+            calls: 1,
+            batch: None,
         };
         let beats = vec![beat(0, "complete"), beat(1_000, "failed"), beat(3_599_999, "complete")];
         let chart = Chart::new(&Pulse { beats, step: 5 }, 3_600_000, Moment(3_600_000));

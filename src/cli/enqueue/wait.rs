@@ -1,14 +1,13 @@
 //! Waiting for jobs to be done, by looking: a result may be written by any daemon anywhere.
 
 use std::collections::BTreeMap;
-use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::cli::exit::{Exit, Stop};
 use crate::cli::out::{Out, count, number, say};
+use crate::cli::progress::{Beside, Progress};
 use crate::cli::results::json_of;
 use crate::domain::job::JobId;
 use crate::domain::outcome::Outcome;
@@ -68,13 +67,7 @@ struct Ended {
 async fn wait(desk: &dyn Desk, mut left: Vec<JobId>) -> anyhow::Result<Ended> {
     left.sort_unstable();
     left.dedup();
-    let bar = ProgressBar::new(left.len() as u64);
-    if !io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {human_pos}/{human_len} done, {elapsed}") {
-        bar.set_style(style);
-    }
+    let mut progress = Progress::begin("jobs done", Some(left.len() as u64), Beside::Nothing);
     let mut ended = Ended::default();
     let mut warned = false;
     loop {
@@ -90,17 +83,16 @@ async fn wait(desk: &dyn Desk, mut left: Vec<JobId>) -> anyhow::Result<Ended> {
                 }
             }
         }
-        bar.inc((left.len() - still.len()) as u64);
+        progress.add((left.len() - still.len()) as u64);
         left = still;
         if left.is_empty() {
-            bar.finish_and_clear();
             return Ok(ended);
         }
         if !warned {
             warned = true;
             let workers = desk.worker_lines().await.context("failed to look at the workers")?;
             if !workers.iter().any(|worker| worker.seen_ms_ago < WORKER_SILENT_MS) {
-                bar.suspend(|| say("nobody is at work on this database yet: promptmill run starts a daemon"));
+                progress.say("nobody is at work on this database yet: promptmill run starts a daemon");
             }
         }
         // A million jobs take a while to look at: look a fifth of the time at most.

@@ -10,8 +10,8 @@ use super::PostgresStore;
 use crate::domain::job::JobId;
 use crate::domain::outcome::{Outcome, Usage};
 use crate::store::board::{
-    BatchTally, Beat, Board, COUNT_MAX, Deed, FAULTS_MAX, FaultCard, JobLine, Mark, Oldest, OpenState,
-    OpenWalk, Partial, Pulse, QueueCard, Said, Stretch, Tally, Walk, Wish, stretch,
+    BatchTally, Beat, Board, Deed, FAULTS_MAX, FaultCard, JobLine, Mark, Oldest, OpenState, OpenWalk,
+    Partial, Pulse, QueueCard, Said, Stretch, Tally, Walk, Wish, stretch,
 };
 use crate::store::desk::{fields, usage};
 use crate::store::op::said;
@@ -204,7 +204,7 @@ impl Board for PostgresStore {
         rows.iter().map(line).collect::<sqlx::Result<_>>().map_err(said)
     }
 
-    async fn tally(&self, batch: Option<&str>) -> Result<Tally, StoreError> {
+    async fn tally(&self, batch: Option<&str>, limit: i64) -> Result<Tally, StoreError> {
         let query = match batch {
             None => sqlx::query(
                 "SELECT (SELECT count(*)
@@ -223,7 +223,7 @@ impl Board for PostgresStore {
                         (SELECT count(*)
                            FROM (SELECT FROM job_state WHERE state = 'waiting' ORDER BY queue LIMIT $1) p) AS waiting",
             )
-            .bind(COUNT_MAX + 1),
+            .bind(limit),
             Some(batch) => sqlx::query(
                 "SELECT (SELECT count(*)
                            FROM (SELECT FROM job_state
@@ -238,7 +238,7 @@ impl Board for PostgresStore {
                            FROM (SELECT FROM job_state
                                   WHERE batch = $2 AND batch <> '' AND state <> 'done' AND state = 'waiting' LIMIT $1) p) AS waiting",
             )
-            .bind(COUNT_MAX + 1)
+            .bind(limit)
             .bind(batch),
         };
         let row = query.fetch_one(self.pool()).await.map_err(said)?;
@@ -276,10 +276,10 @@ impl Board for PostgresStore {
         // same ones each time: the next look finds their pages in memory.
         let rows = sqlx::query(
             "SELECT (extract(epoch FROM clock_timestamp() - r.finished_at) * 1000)::bigint AS age_ms,
-                    r.outcome, r.stop_reason, r.tokens_in, r.tokens_out
+                    r.outcome, r.stop_reason, r.tokens_in, r.tokens_out, r.calls, r.batch
                FROM (SELECT s + ((s / $3 & 1048575) * 2654435761 >> 8) % $3 AS seq
                        FROM generate_series(greatest($1 - $2, 0) / $3 * $3, $1, $3) s) g
-              CROSS JOIN LATERAL (SELECT finished_at, outcome, stop_reason, output_tokens AS tokens_out,
+              CROSS JOIN LATERAL (SELECT finished_at, outcome, stop_reason, calls::bigint, batch, output_tokens AS tokens_out,
                                          input_tokens + cache_creation_input_tokens + cache_read_input_tokens AS tokens_in
                                     FROM results
                                    WHERE seq = g.seq
@@ -293,8 +293,9 @@ impl Board for PostgresStore {
         .fetch_all(self.pool())
         .await
         .map_err(said)?;
-        let beat =
-            |row: &PgRow| Ok(fields!(row => Beat { age_ms, outcome, stop_reason, tokens_in, tokens_out }));
+        let beat = |row: &PgRow| {
+            Ok(fields!(row => Beat { age_ms, outcome, stop_reason, tokens_in, tokens_out, calls, batch }))
+        };
         let beats = rows.iter().map(beat).collect::<sqlx::Result<_>>().map_err(said)?;
         Ok(Pulse { beats, step })
     }

@@ -10,8 +10,8 @@ use super::{SqliteStore, text};
 use crate::domain::job::JobId;
 use crate::domain::outcome::{Outcome, Usage};
 use crate::store::board::{
-    BatchTally, Beat, Board, COUNT_MAX, Deed, FAULTS_MAX, FaultCard, JobLine, Mark, Oldest, OpenState,
-    OpenWalk, Partial, Pulse, QueueCard, Said, Stretch, Tally, Walk, Wish, stretch,
+    BatchTally, Beat, Board, Deed, FAULTS_MAX, FaultCard, JobLine, Mark, Oldest, OpenState, OpenWalk,
+    Partial, Pulse, QueueCard, Said, Stretch, Tally, Walk, Wish, stretch,
 };
 use crate::store::desk::{fields, list, usage};
 use crate::store::op::said;
@@ -204,7 +204,7 @@ impl Board for SqliteStore {
         rows.iter().map(line).collect::<sqlx::Result<_>>().map_err(said)
     }
 
-    async fn tally(&self, batch: Option<&str>) -> Result<Tally, StoreError> {
+    async fn tally(&self, batch: Option<&str>, limit: i64) -> Result<Tally, StoreError> {
         let query = match batch {
             None => sqlx::query(
                 "SELECT (SELECT count(*)
@@ -216,7 +216,7 @@ impl Board for SqliteStore {
                         (SELECT count(*)
                            FROM (SELECT 1 FROM job_state WHERE state = 'waiting' ORDER BY queue LIMIT $1) p) AS waiting",
             )
-            .bind(COUNT_MAX + 1),
+            .bind(limit),
             Some(batch) => sqlx::query(
                 "SELECT (SELECT count(*)
                            FROM (SELECT 1 FROM job_state
@@ -231,7 +231,7 @@ impl Board for SqliteStore {
                            FROM (SELECT 1 FROM job_state
                                   WHERE batch = $2 AND batch <> '' AND state <> 'done' AND state = 'waiting' LIMIT $1) p) AS waiting",
             )
-            .bind(COUNT_MAX + 1)
+            .bind(limit)
             .bind(batch),
         };
         let row = query.fetch_one(&self.reader()).await.map_err(said)?;
@@ -273,7 +273,8 @@ impl Board for SqliteStore {
         let rows = sqlx::query(
             concat!("WITH RECURSIVE step (seq) AS (SELECT max($1 - $2, 0) / $3 * $3 UNION ALL SELECT seq + $3 FROM step WHERE seq + $3 <= $1),
                             g AS MATERIALIZED (SELECT seq + ((seq / $3 & 1048575) * 2654435761 >> 8) % $3 AS seq FROM step)
-             SELECT ", now!(), " - r.finished_at AS age_ms, r.outcome, r.stop_reason, r.output_tokens AS tokens_out,
+             SELECT ", now!(), " - r.finished_at AS age_ms, r.outcome, r.stop_reason, r.calls, r.batch,
+                    r.output_tokens AS tokens_out,
                     r.input_tokens + r.cache_creation_input_tokens + r.cache_read_input_tokens AS tokens_in
                FROM g
               CROSS JOIN results r ON r.seq = g.seq
@@ -287,7 +288,7 @@ impl Board for SqliteStore {
         .await
         .map_err(said)?;
         let beat = |row: &SqliteRow| {
-            Ok(fields!(row => Beat { age_ms, outcome, stop_reason, tokens_in, tokens_out }))
+            Ok(fields!(row => Beat { age_ms, outcome, stop_reason, tokens_in, tokens_out, calls, batch }))
         };
         let beats = rows.iter().map(beat).collect::<sqlx::Result<_>>().map_err(said)?;
         Ok(Pulse { beats, step })

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cli::out::time_rfc3339;
 use crate::domain::outcome::Outcome;
-use crate::store::board::{Cursor, JobLine, Tally, Wish, find};
+use crate::store::board::{COUNT_MAX, Cursor, JobLine, Tally, Wish, find};
 use crate::store::{Moment, board};
 use crate::web::Web;
 use crate::web::fault::Fault;
@@ -134,9 +134,9 @@ async fn tabs(web: &Web, wish: &Wish) -> Result<Vec<Tab>, Fault> {
     let mut counts = None;
     let mut done = None;
     if plain {
-        counts = Some(web.board()?.tally(wish.batch.as_deref()).await?);
+        counts = Some(web.board()?.tally(wish.batch.as_deref(), COUNT_MAX + 1).await?);
         if wish.batch.is_none() {
-            done = Some(web.board()?.results_count(board::COUNT_MAX + 1).await?);
+            done = Some(web.board()?.results_count(COUNT_MAX + 1).await?);
         }
     }
     let tab = |name: &'static str, count: Option<i64>| {

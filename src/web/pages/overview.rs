@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::places::{Gate, look_at_gates};
 use crate::cli::out::time_rfc3339;
-use crate::store::board::{Oldest, Tally};
+use crate::store::board::{COUNT_MAX, Oldest, Tally};
 use crate::store::{Listed, Moment, WorkerLine};
 use crate::web::Web;
 use crate::web::chart::Chart;
@@ -56,8 +56,8 @@ pub async fn load(web: &Web, fields: &Fields) -> Result<Overview, Fault> {
     let (gates, more_gates) = look_at_gates(web, Listed::Stopped, GATES, |_| true).await?;
     Ok(Overview {
         now,
-        tally: board.tally(None).await?,
-        done: board.results_count(crate::store::board::COUNT_MAX + 1).await?,
+        tally: board.tally(None, COUNT_MAX + 1).await?,
+        done: board.results_count(COUNT_MAX + 1).await?,
         oldest: board.oldest().await?,
         paused: board.paused_queues(PAUSED).await?,
         gates,
@@ -79,7 +79,7 @@ impl Overview {
             "jobs": {
                 "pending": self.tally.pending, "scheduled": self.tally.scheduled,
                 "running": self.tally.running, "waiting": self.tally.waiting, "done": self.done,
-                "counted_up_to": crate::store::board::COUNT_MAX + 1,
+                "counted_up_to": COUNT_MAX + 1,
             },
             "oldest_pending": self.oldest.map(|oldest| json!({"job": oldest.job.0, "due_ms_ago": oldest.age_ms})),
             "paused_queues": self.paused,

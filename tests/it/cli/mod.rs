@@ -9,6 +9,8 @@ mod roles;
 mod show;
 mod status;
 mod template;
+mod terminal;
+mod watch;
 
 use std::io::Write as _;
 use std::path::Path;

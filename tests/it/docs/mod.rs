@@ -85,6 +85,7 @@ pages! {
     retention: Start::Tables, "retention.md";
     runbook: Start::Tables, "runbook.md";
     security: Start::Server, "security.md";
+    status: Start::Tables, "status.md";
     supply_chain: Start::Tables, "supply-chain.md";
     tuning: Start::Tables, "tuning.md";
     upgrade: Start::Tables, "upgrade.md";
