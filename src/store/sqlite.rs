@@ -25,6 +25,7 @@ mod reopen;
 mod retention;
 mod tools;
 mod upkeep;
+mod watch;
 mod write;
 
 pub(super) use migrate::apply;
@@ -44,7 +45,7 @@ use tokio::time::Instant;
 
 use super::held::Held;
 use super::lanes::Lanes;
-use super::timed::Timed;
+use super::timed::{Ends as _, Timed, ended};
 use super::{
     AccountRow, Backlog, Due, Erased, GateNews, GateRow, Me, Migrate, Moment, Peer, Rescued, Store,
     StoreError, StoreSettings, Wanted, Written, op, row,
@@ -72,7 +73,7 @@ pub struct SqliteStore {
     answers_once: bool,
     lanes: tokio::sync::Mutex<Lanes>,
     held: Held,
-    version: tokio::sync::Mutex<Option<i64>>,
+    seen: tokio::sync::Mutex<watch::Seen>,
 }
 
 /// The connections to one file.
@@ -101,6 +102,9 @@ impl Pools {
         [&self.watch, &self.beats, &self.people, &self.reader, &self.writer]
     }
 }
+
+/// Longest time of one look for people, as of the page's other ones.
+const LOOK_MAX: Duration = Duration::from_secs(5);
 
 /// After so long it is said who keeps us from writing.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -135,8 +139,13 @@ impl SqliteStore {
             answers_once: settings.answers_once,
             lanes: tokio::sync::Mutex::default(),
             held: Held::default(),
-            version: tokio::sync::Mutex::default(),
+            seen: tokio::sync::Mutex::default(),
         })
+    }
+
+    async fn version(&self) -> Result<i64, StoreError> {
+        let pools = self.pools().await?;
+        op::run(&pools.watch, self.limit, (), |conn, ()| Box::pin(watch::version(conn))).await
     }
 
     fn opened(&self) -> Arc<Pools> {
@@ -173,6 +182,27 @@ impl SqliteStore {
         let done = op::run(&pools.reader, self.limit, params, work).await;
         self.place.opened();
         done
+    }
+
+    /// Runs a look of people at what workers read too: on connections of their own, and not for long.
+    async fn read_for_people<P, T>(
+        &self,
+        params: P,
+        work: op::Work<SqliteConnection, P, T>,
+    ) -> Result<T, StoreError>
+    where
+        P: Send + Sync + 'static,
+        T: Send + 'static,
+    {
+        let pools = self.pools().await?;
+        let limit = self.limit.min(LOOK_MAX);
+        op::run(&pools.people, self.limit, (params, work, limit), |conn, (params, work, limit)| {
+            Box::pin(async move {
+                Sqlite::until(conn, Some(Instant::now() + *limit)).await?;
+                work(conn, params).await.map_err(|error| ended::<Sqlite>(error, *limit))
+            })
+        })
+        .await
     }
 
     /// Runs an operation inside one `BEGIN IMMEDIATE`.
@@ -457,23 +487,27 @@ impl Store for SqliteStore {
     }
 
     async fn changed(&self, up_to: Duration) {
-        // What changed since the last wait counts, so the number is kept between two waits.
-        let mut known = self.version.lock().await;
+        // What changed since the last wait counts, so what was seen is kept between two waits.
+        let mut seen = self.seen.lock().await;
         let until = Instant::now() + up_to;
-        let Ok(pools) = self.pools().await else {
-            return tokio::time::sleep_until(until).await;
-        };
-        let seen = op::run(&pools.watch, self.limit + up_to, (*known, until), |conn, wait| {
-            Box::pin(upkeep::changed(conn, wait.0, wait.1))
-        })
-        .await;
-        match seen {
-            Ok(seen) => *known = Some(seen),
-            // The caller meets the same error where it can say something about it.
-            Err(error) => {
-                tracing::debug!(error = %error, "cannot watch the file; polling goes on");
-                tokio::time::sleep(until.saturating_duration_since(Instant::now())).await;
+        loop {
+            let log = watch::Log::look(&self.place.log());
+            if !seen.is_of(log) {
+                match self.version().await {
+                    Ok(version) if seen.take(version, log) => return,
+                    Ok(_) => {}
+                    // The caller meets the same error where it can say something about it.
+                    Err(error) => {
+                        tracing::debug!(error = %error, "cannot watch the file; polling goes on");
+                        return tokio::time::sleep_until(until).await;
+                    }
+                }
             }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(watch::LOOK_EVERY.min(left)).await;
         }
     }
 }

@@ -85,6 +85,14 @@ fn passed(limit: Duration) -> sqlx::Error {
     sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, Passed(limit)))
 }
 
+/// Returns an error that says so, where a database ended a read for this limit.
+pub(super) fn ended<DB: Ends>(error: sqlx::Error, limit: Duration) -> sqlx::Error {
+    match &error {
+        sqlx::Error::Database(why) if why.code().is_some_and(|code| DB::was_ended(&code)) => passed(limit),
+        _ => error,
+    }
+}
+
 /// Returns what an error of the driver says, where a limit passed.
 pub(super) fn late(error: &sqlx::Error) -> Option<StoreError> {
     let sqlx::Error::Io(error) = error else { return None };
@@ -97,8 +105,10 @@ struct Lent<DB: Database>(Option<PoolConnection<DB>>);
 
 impl<DB: Database> Drop for Lent<DB> {
     fn drop(&mut self) {
-        if let Some(conn) = self.0.take() {
-            drop(conn.detach());
+        // It keeps its place in the pool until it is closed: a file is opened anew only once nobody of ours
+        // has the one before.
+        if let Some(mut conn) = self.0.take() {
+            conn.close_on_drop();
         }
     }
 }
@@ -130,12 +140,7 @@ where
             Self::ask(&mut lent, Some(until), query).await
         };
         match tokio::time::timeout_at(until + GRACE, asking).await {
-            Ok(Err(sqlx::Error::Database(error)))
-                if error.code().is_some_and(|code| DB::was_ended(&code)) =>
-            {
-                Err(passed(limit))
-            }
-            Ok(done) => done,
+            Ok(done) => done.map_err(|error| ended::<DB>(error, limit)),
             Err(_) => Err(passed(limit)),
         }
     }

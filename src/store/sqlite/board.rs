@@ -295,11 +295,11 @@ impl Board for SqliteStore {
     }
 
     async fn oldest(&self) -> Result<Option<Oldest>, StoreError> {
-        self.read((), |conn, ()| Box::pin(oldest(conn))).await
+        self.read_for_people((), |conn, ()| Box::pin(oldest(conn))).await
     }
 
     async fn queue_cards(&self, limit: i64) -> Result<Vec<QueueCard>, StoreError> {
-        self.read(limit, |conn, limit| Box::pin(queue_cards(conn, *limit))).await
+        self.read_for_people(limit, |conn, limit| Box::pin(queue_cards(conn, *limit))).await
     }
 
     async fn paused_queues(&self, limit: i64) -> Result<Vec<String>, StoreError> {

@@ -28,15 +28,15 @@ macro_rules! depth {
 #[async_trait]
 impl Gauge for SqliteStore {
     async fn depth(&self, state: OpenState, most: i64) -> Result<Vec<(String, i64)>, StoreError> {
-        self.read((state, most), |conn, p| Box::pin(depth(conn, p.0, p.1))).await
+        self.read_for_people((state, most), |conn, p| Box::pin(depth(conn, p.0, p.1))).await
     }
 
     async fn gate_counts(&self, most: i64) -> Result<Vec<(String, String, i64)>, StoreError> {
-        self.read(most, |conn, most| Box::pin(gate_counts(conn, *most))).await
+        self.read_for_people(most, |conn, most| Box::pin(gate_counts(conn, *most))).await
     }
 
     async fn crew(&self, most: i64) -> Result<Crew, StoreError> {
-        self.read(most, |conn, most| Box::pin(crew(conn, *most))).await
+        self.read_for_people(most, |conn, most| Box::pin(crew(conn, *most))).await
     }
 }
 

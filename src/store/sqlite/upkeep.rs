@@ -4,13 +4,9 @@ use std::time::Duration;
 
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
-use tokio::time::Instant;
 
 use crate::domain::job::{JobId, Lease, Tally, WorkerId};
 use crate::store::{Backlog, Me, Peer, Rescued, Wanted, row};
-
-/// How often the file is looked at for changes by other programs.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Registers a worker.
 pub(super) async fn enlist(conn: &mut SqliteConnection, me: &Me) -> sqlx::Result<WorkerId> {
@@ -334,21 +330,4 @@ pub(super) async fn next_due(conn: &mut SqliteConnection) -> sqlx::Result<Option
     .fetch_one(conn)
     .await?;
     Ok(left.map(row::left))
-}
-
-/// Waits until the file's version is another one than `known`, or the time has come; returns it. It
-/// changes with every commit of another connection, ours among them, and costs microseconds to read.
-pub(super) async fn changed(
-    conn: &mut SqliteConnection,
-    known: Option<i64>,
-    until: Instant,
-) -> sqlx::Result<i64> {
-    loop {
-        let seen: i64 = sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut *conn).await?;
-        let left = until.saturating_duration_since(Instant::now());
-        if known != Some(seen) || left.is_zero() {
-            return Ok(seen);
-        }
-        tokio::time::sleep(LOOK_EVERY.min(left)).await;
-    }
 }

@@ -41,9 +41,17 @@ fn written(database: &str) -> usize {
 
 /// Whether a statement stands elsewhere: it opens a connection, or says where a transaction begins and ends.
 fn is_frame(sql: &str) -> bool {
-    ["BEGIN", "COMMIT", "ROLLBACK", "SET ", "PRAGMA foreign_keys", "PRAGMA journal_mode"]
-        .iter()
-        .any(|word| sql.starts_with(word))
+    [
+        "BEGIN",
+        "COMMIT",
+        "ROLLBACK",
+        "SET ",
+        "PRAGMA foreign_keys",
+        "PRAGMA journal_mode",
+        "PRAGMA data_version",
+    ]
+    .iter()
+    .any(|word| sql.starts_with(word))
         || sql.contains("schema_version")
         || sql.contains("pragma_application_id")
 }
