@@ -2,7 +2,8 @@
 //!
 //! Each change is one function, called by a form and by the JSON API alike.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::{Extension, Path, State};
@@ -304,8 +305,59 @@ async fn again_form(
     Path(id): Path<i64>,
     fields: Fields,
 ) -> Result<Response, Fault> {
-    let job = again(&web, &actor, id, &fields).await?;
+    let job = match fields.short("form")? {
+        None => again(&web, &actor, id, &fields).await?,
+        Some(form) => match web.forms.begin(form) {
+            Sent::Now => {
+                let made = again(&web, &actor, id, &fields).await;
+                web.forms.end(form, made.as_ref().ok().copied());
+                made?
+            }
+            Sent::Before(Some(job)) => job,
+            Sent::Before(None) => {
+                let what = "this form was sent a moment ago and is not done yet: look at the newest jobs";
+                return Err(Fault::new(StatusCode::CONFLICT, "under_way", what));
+            }
+        },
+    };
     Ok(Redirect::to(&format!("/jobs/{}", job.0)).into_response())
+}
+
+/// Forms that are remembered.
+const FORMS_MAX: usize = 1_000;
+
+/// The forms that made a job, each with its job once it is there: one that is sent twice makes one.
+#[derive(Debug, Default)]
+pub struct Forms(Mutex<VecDeque<(String, Option<JobId>)>>);
+
+/// Whether a form was sent before.
+enum Sent {
+    /// It was not.
+    Now,
+    /// It was, and made this job, once it is made.
+    Before(Option<JobId>),
+}
+
+impl Forms {
+    fn begin(&self, form: &str) -> Sent {
+        let mut forms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, made)) = forms.iter().find(|(sent, _)| sent == form) {
+            return Sent::Before(*made);
+        }
+        forms.truncate(FORMS_MAX - 1);
+        forms.push_front((form.to_owned(), None));
+        Sent::Now
+    }
+
+    /// Remembers what a form made; one that made nothing may be sent again.
+    fn end(&self, form: &str, made: Option<JobId>) {
+        let mut forms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match (forms.iter().position(|(sent, _)| sent == form), made) {
+            (Some(at), Some(_)) => forms[at].1 = made,
+            (Some(at), None) => drop(forms.remove(at)),
+            (None, _) => {}
+        }
+    }
 }
 
 #[cfg(test)]

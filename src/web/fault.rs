@@ -47,6 +47,13 @@ impl Fault {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, AWAY, message)
     }
 
+    /// A change goes on, and nobody knows yet how it ends: who asks again may have it done twice.
+    pub fn unheard(waited: Duration) -> Self {
+        let what =
+            format!("not answered within {waited:?}, and it may still be done: look before you do it again");
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "unheard", what)
+    }
+
     /// So much is asked for already that this has to wait.
     pub fn busy(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message)
@@ -66,6 +73,7 @@ impl Fault {
             StatusCode::NOT_FOUND => "Not here",
             _ if self.kind == AWAY => "The database is away",
             _ if self.kind == "too_slow" => "That took too long",
+            _ if self.kind == "unheard" => "That is not known yet",
             _ if self.kind == "busy" => "Too much at once",
             _ => "That did not work",
         };

@@ -274,6 +274,8 @@ const FORM_MAX: usize = 200_000;
 struct AgainPage {
     frame: Frame,
     id: i64,
+    /// Names this form.
+    form: String,
     asked: NewJob,
     max_tokens: String,
     /// Which texts are too long for a form, and are kept as they are.
@@ -311,5 +313,7 @@ async fn again(State(web): State<Arc<Web>>, Path(id): Path<i64>) -> Result<Respo
     let kept = texts.into_iter().filter(|(_, text)| long(text)).map(|(name, _)| name).collect();
     let max_tokens = asked.max_tokens.map(|n| n.to_string()).unwrap_or_default();
     let frame = Frame::new(&web, format!("Ask again, like job {id}"), "/jobs");
-    Ok(page(&AgainPage { frame, id, asked, max_tokens, kept }))
+    // Not a secret: it tells one form that was sent twice from two.
+    let form = format!("form-{:016x}", fastrand::u64(..));
+    Ok(page(&AgainPage { frame, id, form, asked, max_tokens, kept }))
 }

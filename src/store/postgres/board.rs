@@ -568,7 +568,7 @@ impl Board for PostgresStore {
         )
         .bind(ids(jobs))
         .bind(priority)
-        .execute(self.pool())
+        .execute(self.writes())
         .await
         .map_err(said)?;
         Ok(done.rows_affected())
@@ -582,7 +582,7 @@ impl Board for PostgresStore {
         )
         .bind(name)
         .bind(max_running)
-        .execute(self.pool())
+        .execute(self.writes())
         .await
         .map_err(said)?;
         Ok(done.rows_affected() > 0)
@@ -606,7 +606,7 @@ impl Board for PostgresStore {
         .bind(target)
         .bind(count)
         .bind(detail)
-        .fetch_one(self.pool())
+        .fetch_one(self.writes())
         .await
         .map_err(said)
     }

@@ -54,7 +54,7 @@ impl Desk for PostgresStore {
         .bind(texts(jobs, |job| &job.params))
         .bind(texts(jobs, |job| &job.policy))
         .bind(texts(jobs, |job| &job.metadata))
-        .fetch_all(self.pool())
+        .fetch_all(self.writes())
         .await
         .map_err(said)?;
         let mut found = Found::new(jobs);
@@ -446,7 +446,7 @@ impl Desk for PostgresStore {
         .bind(scope)
         .bind(reason)
         .bind(pause.map(row::ms))
-        .execute(self.pool())
+        .execute(self.writes())
         .await
         .map_err(said)?;
         Ok(())
@@ -468,7 +468,7 @@ impl Desk for PostgresStore {
                         generation = g.generation + 1, changed_at = clock_timestamp()",
             ),
         };
-        let done = statement.bind(scope).execute(self.pool()).await.map_err(said)?;
+        let done = statement.bind(scope).execute(self.writes()).await.map_err(said)?;
         Ok(done.rows_affected() > 0)
     }
 
@@ -600,7 +600,7 @@ impl Desk for PostgresStore {
               WHERE s.job_id = p.job_id",
         )
         .bind(ids(jobs))
-        .execute(self.pool())
+        .execute(self.writes())
         .await
         .map_err(said)?;
         Ok(done.rows_affected())
@@ -621,7 +621,7 @@ impl Desk for PostgresStore {
               WHERE s.job_id = p.job_id",
         )
         .bind(ids(jobs))
-        .execute(self.pool())
+        .execute(self.writes())
         .await
         .map_err(said)?;
         Ok(done.rows_affected())
@@ -664,7 +664,7 @@ impl Desk for PostgresStore {
         )
         .bind(names)
         .bind(flow == Flow::Paused)
-        .fetch_all(self.pool())
+        .fetch_all(self.writes())
         .await
         .map_err(said)?;
         names.sort();
@@ -697,7 +697,7 @@ impl Desk for PostgresStore {
                 )
                 .bind(&queues)
                 .bind(batch)
-                .fetch_all(self.pool())
+                .fetch_all(self.writes())
                 .await
                 .map_err(said)?
             }
@@ -709,7 +709,7 @@ impl Desk for PostgresStore {
                  RETURNING scope",
             )
             .bind(batch)
-            .fetch_all(self.pool())
+            .fetch_all(self.writes())
             .await
             .map_err(said)?,
         };

@@ -10,6 +10,7 @@ use crate::support::{Ground, on_both};
 on_both!(
     chosen_jobs_are_cancelled_run_again_and_prioritised,
     a_job_is_asked_again_with_changes,
+    a_form_that_is_sent_twice_makes_one_job,
     queues_batches_and_gates_are_turned,
     all_jobs_of_a_filter_are_changed_after_their_count_is_confirmed,
     what_makes_no_sense_changes_nothing,
@@ -42,6 +43,21 @@ async fn chosen_jobs_are_cancelled_run_again_and_prioritised(ground: &Ground) {
     assert_eq!(ground.line("SELECT DISTINCT actor FROM audit").await, "whoever, from 127.0.0.1");
     assert!(site.get("/audit").await.good().contains("priority 7"));
     assert_eq!(site.get("/api/v1/audit").await.json()["audit"][0]["action"], "run_again");
+}
+
+async fn a_form_that_is_sent_twice_makes_one_job(ground: &Ground) {
+    ground.run("INSERT INTO jobs (prompt) VALUES ('one')").await;
+    let site = Site::on(ground).await;
+    let page = site.get("/jobs/1/again").await.good();
+    let name = page.split("name=\"form\" value=\"").nth(1).and_then(|rest| rest.split('"').next());
+    let form = format!("queue=default&prompt=two&form={}", name.expect("the form has a name"));
+    let bad = site.post("/jobs/1/again", &format!("{form}&priority=x")).await;
+    assert_eq!(bad.status, 400, "it made nothing, and may be sent again");
+    for _ in 0..2 {
+        let answer = site.post("/jobs/1/again", &form).await;
+        assert_eq!((answer.status, answer.header("location")), (303, "/jobs/2"));
+    }
+    assert_eq!(ground.line("SELECT count(*) FROM jobs").await, "2");
 }
 
 async fn a_job_is_asked_again_with_changes(ground: &Ground) {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use promptmill::store::{Database, Store as _};
+use sqlx::AssertSqlSafe;
 use tokio::task::JoinSet;
 
 use super::Site;
@@ -57,4 +58,25 @@ async fn slow_pages_keep_no_worker_waiting(ground: &Ground) {
     }
     assert!(longest < Duration::from_secs(2) && looks > 1, "{looks} looks, the longest {longest:?}");
     assert!(slow.join_all().await.iter().all(|status| *status == 503));
+}
+
+/// The server would do what nobody waits for any more, and a person who was told otherwise does it again.
+#[tokio::test]
+async fn a_change_is_waited_for_however_long_a_read_may_take() {
+    let ground = Ground::postgres().await;
+    ground.run("INSERT INTO queues (name) VALUES ('q')").await;
+    let read_max = Duration::from_millis(100);
+    let site = Site::with(&ground, |settings| settings.read_max = read_max).await;
+    let pool = Ground::postgres_pool(|options| options).await;
+    let mut held = pool.begin().await.expect("a transaction");
+    let row = format!("UPDATE {} SET max_running = 1 WHERE name = 'q'", ground.table("queues"));
+    sqlx::raw_sql(AssertSqlSafe(row)).execute(&mut *held).await.expect("it is held");
+    let change = site.post("/act/queue", "action=pause&queue=q");
+    let (status, ()) = tokio::join!(async { change.await.status }, async {
+        tokio::time::sleep(read_max * 6).await;
+        held.rollback().await.expect("it is let go");
+    });
+    assert_eq!(status, 303);
+    assert_eq!(ground.line("SELECT paused::text FROM queues WHERE name = 'q'").await, "true");
+    ground.close().await;
 }
