@@ -165,9 +165,14 @@ fn wishes(change: Change, wish: &Wish) -> Vec<Wish> {
         (Change::RunAgain, Some(_)) | (_, Some("done")) => Vec::new(),
         _ if of_results => Vec::new(),
         (_, Some(_)) => vec![wish.clone()],
-        (_, None) => OpenState::ALL.map(|open| state(open.as_str())).to_vec(),
+        (_, None) => ONWARDS.map(|open| state(open.as_str())).to_vec(),
     }
 }
+
+/// The open states in the order in which a daemon takes jobs through them: one that moves on while the
+/// others are changed is met where it is then.
+const ONWARDS: [OpenState; 4] =
+    [OpenState::Scheduled, OpenState::Pending, OpenState::Running, OpenState::Waiting];
 
 /// Counts what a change would change.
 pub async fn count(web: &Web, change: Change, wish: &Wish) -> Result<Count, Fault> {
@@ -280,12 +285,27 @@ async fn start(web: &Arc<Web>, actor: &Actor, asked: &Asked, of: Count) -> Resul
 async fn work(web: &Web, run: &Run) -> Result<(), Fault> {
     // No more than was confirmed: jobs that came since are another matter.
     let mut left = run.of.jobs as usize;
+    while left > 0 {
+        let looked = pass(web, run, left).await?;
+        left -= looked;
+        // What is cancelled is found no more, and each that ended made place for one that was passed by:
+        // a daemon may have taken it since, or put it back.
+        if looked == 0 || run.change != Change::Cancel {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Goes once through all that is meant; returns how many jobs it met.
+async fn pass(web: &Web, run: &Run, most: usize) -> Result<usize, Fault> {
+    let mut looked = 0;
     for wish in wishes(run.change, &run.wish) {
         let mut from = None;
-        while left > 0 {
+        while looked < most {
             let mut found = find(web.board()?, &wish, from, STEP).await?;
-            found.jobs.truncate(left);
-            left -= found.jobs.len();
+            found.jobs.truncate(most - looked);
+            looked += found.jobs.len();
             if !found.jobs.is_empty() {
                 let changed = run.change.apply(web, &found.jobs).await?;
                 run.looked.fetch_add(found.jobs.len() as u64, Ordering::Relaxed);
@@ -297,7 +317,7 @@ async fn work(web: &Web, run: &Run) -> Result<(), Fault> {
             }
         }
     }
-    Ok(())
+    Ok(looked)
 }
 
 #[derive(Template)]

@@ -24,7 +24,7 @@ use promptmill::store::{Blocked, DEFAULT_PROFILE, Me, Migrate, Rooms, Store, Sto
 use crate::support::Ground;
 
 /// A store on the ground's database, with a worker that is enlisted.
-struct Bench {
+pub(crate) struct Bench {
     store: Arc<dyn Store>,
     worker: WorkerId,
 }
@@ -53,7 +53,7 @@ fn me() -> Me {
 }
 
 impl Bench {
-    async fn on(ground: &Ground) -> Self {
+    pub(crate) async fn on(ground: &Ground) -> Self {
         let opened = open(&ground.url(), &settings(ground.schema()), Migrate::Never)
             .await
             .expect("the ground has the tables");
@@ -75,7 +75,7 @@ impl Bench {
         }
     }
 
-    async fn claim(&self, slots: usize) -> Vec<Claimed> {
+    pub(crate) async fn claim(&self, slots: usize) -> Vec<Claimed> {
         self.store.claim(&self.wanted(slots)).await.expect("a claim")
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Site;
+use crate::store::Bench;
 use crate::support::{Ground, on_both};
 
 on_both!(
@@ -13,6 +14,7 @@ on_both!(
     a_run_changes_no_more_than_was_confirmed,
     a_second_click_finds_the_first_run,
     the_same_change_finds_the_run_that_is_under_way,
+    a_cancel_reaches_the_jobs_that_daemons_take_meanwhile,
 );
 
 async fn ended(site: &Site, bulk: &Value) -> Value {
@@ -123,4 +125,24 @@ async fn the_same_change_finds_the_run_that_is_under_way(ground: &Ground) {
     // Those that came while the first one was under way; none was refused.
     assert!(runs.iter().all(|run| *run == runs[0]), "{runs:?}");
     assert_eq!(ground.line("SELECT count(*) FROM audit WHERE action = 'prioritise'").await, "1");
+}
+
+async fn a_cancel_reaches_the_jobs_that_daemons_take_meanwhile(ground: &Ground) {
+    let rows: Vec<String> = (0..1500).map(|n| format!("('{n}', 'b')")).collect();
+    ground.run(&format!("INSERT INTO jobs (prompt, batch) VALUES {}", rows.join(", "))).await;
+    let bench = Bench::on(ground).await;
+    assert_eq!(bench.claim(40).await.len(), 40);
+    let site = Site::on(ground).await;
+    let wish = json!({"action": "cancel", "batch": "b", "count": 1500});
+    let begun = site.post_json("/api/v1/bulk", &wish).await.json();
+    // Each slot that is freed is filled again, from the other end of the queue.
+    let claims = async {
+        while site.get(&format!("/api/v1/bulk/{}", begun["bulk"])).await.json()["ended"] != true {
+            bench.claim(40).await;
+        }
+    };
+    claims.await;
+    let run = ended(&site, &begun["bulk"]).await;
+    assert_eq!((&run["changed"], &run["error"]), (&1500.into(), &json!(null)), "{run}");
+    assert_eq!(ground.line("SELECT count(*) FROM job_state WHERE state <> 'done'").await, "0");
 }
