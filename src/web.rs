@@ -110,7 +110,10 @@ pub struct Web {
     settings: Settings,
     door: door::Door,
     bulks: bulk::Bulks,
+    forms: act::Forms,
     places: Arc<Semaphore>,
+    /// Places for who is not let in yet.
+    knocking: Arc<Semaphore>,
     downloads: Arc<Semaphore>,
     /// Since when the database has not answered.
     away: Mutex<Option<Instant>>,
@@ -126,7 +129,9 @@ impl Web {
             door: door::Door::new(settings.token.as_ref(), settings.token_file.clone()),
             settings,
             bulks: bulk::Bulks::default(),
+            forms: act::Forms::default(),
             places: Arc::new(Semaphore::new(AT_ONCE_MAX)),
+            knocking: Arc::new(Semaphore::new(AT_ONCE_MAX)),
             downloads: Arc::new(Semaphore::new(DOWNLOADS_MAX)),
             away: Mutex::new(None),
         })

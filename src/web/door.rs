@@ -1,8 +1,8 @@
 //! The door: the token, the sessions of those who showed it, and what a wrong one costs.
 //!
 //! The right token always opens: nobody is shut out by somebody else's guessing. A wrong one is answered
-//! later and later, by its address and by all addresses. Sessions are kept in memory alone: who leaves is forgotten, and so is everybody at a restart
-//! and where the token's file holds another token.
+//! later and later, by its address and by all addresses. Sessions are kept in memory alone: who leaves is
+//! forgotten, and so is everybody at a restart and where the token's file holds another token.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -30,6 +30,7 @@ use super::words::page;
 pub const PATH: &str = "/login";
 /// Where one leaves.
 pub const OUT: &str = "/logout";
+/// What the cookie's name begins with; see [`cookie_name`].
 const COOKIE: &str = "promptmill";
 /// How long a session lasts.
 const LASTS: Duration = Duration::from_hours(12);
@@ -167,7 +168,7 @@ impl Door {
     }
 
     /// Begins a session; `None`: there is no lock.
-    fn begin(&self, secure: bool) -> Option<String> {
+    fn begin(&self, cookie: &str, secure: bool) -> Option<String> {
         let mut inside = self.inside();
         inside.hash?;
         let mut random = [0_u8; 32];
@@ -186,7 +187,7 @@ impl Door {
         inside.sessions.insert(hash(&session), Instant::now() + LASTS);
         let secure = if secure { "; Secure" } else { "" };
         let lasts = LASTS.as_secs();
-        Some(format!("{COOKIE}={session}; HttpOnly; SameSite=Strict; Path=/; Max-Age={lasts}{secure}"))
+        Some(format!("{cookie}={session}; HttpOnly; SameSite=Strict; Path=/; Max-Age={lasts}{secure}"))
     }
 
     /// Forgets the session of who leaves.
@@ -253,10 +254,21 @@ fn network(peer: IpAddr) -> IpAddr {
     }
 }
 
+/// The cookie's name. Browsers send a cookie to all ports of a host: two pages behind two ports, of which one
+/// may be a tunnel's, would else end each other's sessions.
+fn cookie_name(headers: &HeaderMap) -> String {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    match host.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok()) {
+        Some(port) => format!("{COOKIE}-{port}"),
+        None => COOKIE.to_owned(),
+    }
+}
+
 fn session_of(headers: &HeaderMap) -> Option<&str> {
+    let own = cookie_name(headers);
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut pairs = cookies.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(name, _)| *name == COOKIE).map(|(_, value)| value)
+    pairs.find(|(name, _)| *name == own).map(|(_, value)| value)
 }
 
 #[derive(Template)]
@@ -288,24 +300,21 @@ async fn enter(State(web): State<Arc<Web>>, request: Request) -> Result<Response
     let origin = request.headers().get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
     let forwarded = request.headers().get("x-forwarded-proto").and_then(|proto| proto.to_str().ok());
     let secure = origin.is_some_and(|origin| origin.starts_with("https:")) || forwarded == Some("https");
+    let cookie = cookie_name(request.headers());
     // Anybody may knock: that must not cost much.
     let fields = Fields::read_up_to(request, LOGIN_MAX).await?;
     let to = own_path(fields.get("to"));
     match web.door.offer(fields.get("token").unwrap_or_default().trim(), peer) {
-        Entry::TooMany(pause) => {
-            tokio::time::sleep(pause).await;
-            Ok(too_many())
-        }
+        Entry::TooMany(pause) => Ok(after(pause, too_many())),
         Entry::Shut(pause) => {
-            tokio::time::sleep(pause).await;
             let mut answer = page(&Login { to, why: "That is not the token." });
             *answer.status_mut() = StatusCode::UNAUTHORIZED;
-            Ok(answer)
+            Ok(after(pause, answer))
         }
         Entry::Open | Entry::Token | Entry::Session => {
             let mut answer = Redirect::to(to).into_response();
             if let Some(cookie) =
-                web.door.begin(secure).and_then(|cookie| HeaderValue::from_str(&cookie).ok())
+                web.door.begin(&cookie, secure).and_then(|cookie| HeaderValue::from_str(&cookie).ok())
             {
                 answer.headers_mut().insert(header::SET_COOKIE, cookie);
             }
@@ -314,11 +323,22 @@ async fn enter(State(web): State<Arc<Web>>, request: Request) -> Result<Response
     }
 }
 
+/// What an answer waits before it is given, by whoever holds no place for it.
+#[derive(Debug, Clone, Copy)]
+pub struct Pause(pub Duration);
+
+fn after(pause: Duration, mut answer: Response) -> Response {
+    answer.extensions_mut().insert(Pause(pause));
+    answer
+}
+
 async fn leave(State(web): State<Arc<Web>>, request: Request) -> Response {
     web.door.forget(request.headers());
     let mut answer = Redirect::to(PATH).into_response();
-    let gone = "promptmill=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0";
-    answer.headers_mut().insert(header::SET_COOKIE, HeaderValue::from_static(gone));
+    let gone = format!("{}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0", cookie_name(request.headers()));
+    if let Ok(gone) = HeaderValue::from_str(&gone) {
+        answer.headers_mut().insert(header::SET_COOKIE, gone);
+    }
     answer
 }
 
@@ -373,7 +393,8 @@ mod tests {
     #[test]
     fn a_session_opens_until_its_end_or_until_one_leaves() {
         let door = door();
-        let (one, two) = (door.begin(false).expect("a lock"), door.begin(false).expect("a lock"));
+        let (one, two) =
+            (door.begin(COOKIE, false).expect("a lock"), door.begin(COOKIE, false).expect("a lock"));
         let (one, two) = (with_cookie(&one), with_cookie(&two));
         assert_eq!((door.entry(&one, PEER), door.entry(&two, PEER)), (Entry::Session, Entry::Session));
         door.forget(&one);
@@ -394,7 +415,7 @@ mod tests {
         std::fs::write(&file, "the first of the tokens".replace(' ', "-")).expect("it can be written");
         let first = super::super::read_token(&file).expect("it is a token");
         let door = Door::new(Some(&first), Some(file.clone()));
-        let session = with_cookie(&door.begin(false).expect("a lock"));
+        let session = with_cookie(&door.begin(COOKIE, false).expect("a lock"));
         let look = || door.inside().look_at(&file);
         look();
         assert_eq!(door.entry(&session, PEER), Entry::Session);

@@ -40,7 +40,11 @@ pub async fn guard(
     let answer = match admit(&web, peer.ip(), &request) {
         Ok(actor) => {
             request.extensions_mut().insert(actor);
-            answer(&web, request, next).await
+            let answer = answer(&web, request, next).await;
+            if let Some(door::Pause(pause)) = answer.extensions().get::<door::Pause>() {
+                tokio::time::sleep(*pause).await;
+            }
+            answer
         }
         Err(Refusal { answer, pause }) => {
             tokio::time::sleep(pause).await;
@@ -111,7 +115,9 @@ fn admit(web: &Web, peer: IpAddr, request: &Request) -> Result<Actor, Refusal> {
 }
 
 async fn answer(web: &Arc<Web>, request: Request, next: Next) -> Response {
-    let Ok(place) = Arc::clone(&web.places).try_acquire_owned() else {
+    // Anybody may knock, and takes nobody's place in the house.
+    let places = if request.uri().path() == door::PATH { &web.knocking } else { &web.places };
+    let Ok(place) = Arc::clone(places).try_acquire_owned() else {
         return Fault::busy("too many requests at once; try again in a moment").into_response();
     };
     let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
@@ -130,9 +136,10 @@ async fn answer(web: &Arc<Web>, request: Request, next: Next) -> Response {
         }
         Err(_) => {
             // What only looks can end anywhere; what changes something is done to its end.
-            if !changes {
-                answering.abort();
+            if changes {
+                return Fault::unheard(ANSWER_MAX).into_response();
             }
+            answering.abort();
             Fault::from(StoreError::Late(ANSWER_MAX)).into_response()
         }
     }

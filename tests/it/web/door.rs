@@ -3,6 +3,9 @@
 use promptmill::config::{Config, Flags, Surroundings, WebSettings};
 use promptmill::web::Settings;
 
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
 use super::Site;
 use crate::support::{Ground, on_both};
 
@@ -83,6 +86,44 @@ async fn a_page_of_a_locked_site_asks_for_the_token(ground: &Ground) {
     let left = site.post_with("/logout", "", &[("sec-fetch-site", "same-origin"), ("cookie", pair)]).await;
     assert!(left.header("set-cookie").contains("Max-Age=0"), "{left:?}");
     assert_eq!(site.get_with("/queues", &[("cookie", pair)]).await.status, 303, "it is forgotten here too");
+}
+
+#[tokio::test]
+async fn two_pages_behind_two_ports_of_one_host_keep_their_sessions_apart() {
+    let ground = Ground::sqlite().await;
+    let site = Site::with(&ground, locked).await;
+    let enter = async |host: &'static str| {
+        let entered = site.post_with("/login", &format!("token={TOKEN}"), &[("host", host)]).await;
+        let cookie = entered.header("set-cookie").split(';').next().expect("a pair").to_owned();
+        (host, cookie)
+    };
+    let (one, other) = (enter("localhost:8020").await, enter("localhost:8021").await);
+    // As a browser does: by name, for all ports.
+    assert_ne!(one.1.split('=').next(), other.1.split('=').next());
+    let both = format!("{}; {}", one.1, other.1);
+    for (host, _) in [one, other] {
+        site.get_with("/queues", &[("cookie", &both), ("host", host)]).await.good();
+    }
+    ground.close().await;
+}
+
+#[tokio::test]
+async fn who_knocks_without_end_takes_nobodys_place_in_the_house() {
+    let ground = Ground::sqlite().await;
+    let site = Site::with(&ground, locked).await;
+    let address = site.url.trim_start_matches("http://").to_owned();
+    let mut knocking = Vec::new();
+    let bearer = format!("Bearer {TOKEN}");
+    let full = async || site.get("/login").await.status == 503;
+    while !full().await {
+        assert!(knocking.len() < 200, "there is no end of places");
+        let mut one = TcpStream::connect(&address).await.expect("it listens");
+        let head = format!("POST /login HTTP/1.1\r\nhost: {address}\r\ncontent-length: 100\r\n\r\n");
+        one.write_all(head.as_bytes()).await.expect("it is sent");
+        knocking.push(one);
+    }
+    site.get_with("/api/v1/jobs", &[("authorization", &bearer)]).await.good();
+    ground.close().await;
 }
 
 #[tokio::test]
