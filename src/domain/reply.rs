@@ -27,7 +27,8 @@ pub struct Block {
 
 impl Block {
     /// Reads a block from its JSON text; `None` where it is not an object with a `type`. A tool call
-    /// without an id, or whose input is no object, is not whole: it was cut.
+    /// without an id, or whose input is no object, is not whole, nor is thinking without a signature: it
+    /// was cut, and the API refuses it.
     pub fn read(json: &str, whole: bool) -> Option<Self> {
         #[derive(Deserialize)]
         struct Shape<'a> {
@@ -39,15 +40,20 @@ impl Block {
             id: Option<&'a RawValue>,
             #[serde(borrow)]
             input: Option<&'a RawValue>,
+            #[serde(borrow)]
+            signature: Option<&'a RawValue>,
         }
-        let Shape { kind, text, id, input } = serde_json::from_str(json).ok()?;
+        let Shape { kind, text, id, input, signature } = serde_json::from_str(json).ok()?;
         // By the same rule as the fold's, or a block that it took would be lost on its way through the ledger.
         let kind = Some(kind.get()).filter(|kind| kind.starts_with('"')).map(decode_string)?;
         let text = text.map(RawValue::get).filter(|text| text.starts_with('"'));
         let text = (kind == "text").then(|| text.map(decode_string).unwrap_or_default());
         let is_cut_call = kind.ends_with("tool_use")
             && (id.is_none() || input.is_none_or(|input| !input.get().starts_with('{')));
-        Some(Self { kind, json: json.to_owned(), text, whole: whole && !is_cut_call })
+        let is_cut_thought =
+            kind == "thinking" && signature.is_none_or(|signed| matches!(signed.get(), "null" | "\"\""));
+        let whole = whole && !is_cut_call && !is_cut_thought;
+        Some(Self { kind, json: json.to_owned(), text, whole })
     }
 
     /// Makes `whole` what it will be when the block is read back from the ledger, which holds its JSON

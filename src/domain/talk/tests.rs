@@ -489,6 +489,25 @@ fn tool_calls_are_answered_in_one_message_that_holds_nothing_else() {
 }
 
 #[test]
+fn a_thought_that_was_cut_is_not_sent_back_and_a_whole_one_is() {
+    for cut in
+        [r#"{"type":"thinking","thinking":"so"}"#, r#"{"type":"thinking","thinking":"so","signature":""}"#]
+    {
+        let mut talk = talk(TOOL, r#"{"on_tool_use":"wait"}"#);
+        let text = prose(40);
+        let whole = r#"{"type":"thinking","thinking":"hm","signature":"s"}"#;
+        push(
+            &mut talk,
+            reply("max_tokens", &format!(r#"[{whole},{{"type":"text","text":"{text}"}},{cut}]"#)),
+        );
+        let request = asked(&talk);
+        assert_eq!(request.kind, CallKind::Continue);
+        let sent = body(&request)["messages"].to_string();
+        assert!(sent.contains(r#""signature":"s""#) && !sent.contains(r#""so""#), "{sent}");
+    }
+}
+
+#[test]
 fn results_that_are_no_array_are_shown_as_text() {
     let mut talk = talk(TOOL, r#"{"on_tool_use":"wait"}"#);
     push(&mut talk, reply("tool_use", TWO_CALLS));

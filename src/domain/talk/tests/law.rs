@@ -55,7 +55,11 @@ fn replied(does: Does, at: usize) -> Reply {
                 format!(r#"{{"type":"server_tool_use","id":"v{at}","name":"web_search","input":{{}}}}"#);
             ("pause_turn", format!("[{thinking},{server}]"))
         }
-        Does::CutText => ("max_tokens", format!(r#"[{{"type":"text","text":"{text}"}}]"#)),
+        // Its last thought was cut, and has no signature yet.
+        Does::CutText => (
+            "max_tokens",
+            format!(r#"[{thinking},{{"type":"text","text":"{text}"}},{{"type":"thinking","thinking":"t"}}]"#),
+        ),
         Does::CutTool => (
             "max_tokens",
             format!(r#"[{thinking},{{"type":"tool_use","id":"c{at}","name":"f","input":{{}}}}]"#),
