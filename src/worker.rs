@@ -326,8 +326,8 @@ pub async fn run(
 
     let (wake, beside) = (Wake::default(), CancellationToken::new());
     let mut upkeep: JoinSet<()> = JoinSet::new();
-    upkeep.spawn(upkeep::beat(Arc::clone(&mill), beside.clone()));
-    upkeep.spawn(upkeep::tick(Arc::clone(&mill), Arc::clone(&wake), beside.clone()));
+    upkeep.spawn(Loop::Beat.run(upkeep::beat(Arc::clone(&mill), beside.clone())));
+    upkeep.spawn(Loop::Tick.run(upkeep::tick(Arc::clone(&mill), Arc::clone(&wake), beside.clone())));
     upkeep.spawn(upkeep::share_gates(Arc::clone(&mill), beside.clone()));
     upkeep.spawn(upkeep::share_rates(Arc::clone(&mill), beside.clone()));
     upkeep.spawn(models::learn_daily(Arc::clone(&mill), beside.clone()));
@@ -350,7 +350,7 @@ pub async fn run(
         suspects: 0,
         ailing: None,
     };
-    let mut end = turning.until_stopped(&wake, &signals.stop).await;
+    let mut end = Loop::Claims.run(turning.until_stopped(&wake, &signals.stop)).await;
     mill.vitals.drains();
     let written = turning.let_finish(&signals.hurry).await;
     beside.cancel();

@@ -72,8 +72,8 @@ impl Face {
     }
 }
 
-/// How long a loop may stand still: a database that says nothing may hold it for as long as three
-/// operations, and the heartbeat sleeps for a quarter of the lease.
+/// How long a loop may stand still: a database that says nothing may hold an operation for twice its time
+/// limit, once until there is a connection, and the heartbeat sleeps for a quarter of the lease.
 fn patience(config: &Config) -> Duration {
     config.worker.lease / 4 + config.database.store.operation_max * 3 + Duration::from_secs(5)
 }

@@ -35,6 +35,7 @@ impl Measured {
     ) -> Result<T, StoreError> {
         let began = Instant::now();
         let done = work.await;
+        self.vitals.went_on();
         self.vitals.meters.asked(operation, began.elapsed(), done.as_ref().err().map(class));
         // One that was refused or that met a lock was answered, too.
         if !matches!(done, Err(StoreError::Unavailable(_) | StoreError::NoEntry(_))) {

@@ -14,6 +14,10 @@ use super::record::Unwritten;
 use crate::domain::outcome::Outcome;
 use crate::store::DEFAULT_PROFILE;
 
+tokio::task_local! {
+    static TURNING: Loop;
+}
+
 /// How far the mill is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -41,6 +45,12 @@ pub enum Loop {
 impl Loop {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Claims, Self::Beat, Self::Tick];
+
+    /// Runs a loop. It turns with each operation of the database that ends: a round of it may take a hundred
+    /// of them, and none of them is the one that hangs.
+    pub(super) async fn run<F: Future>(self, turning: F) -> F::Output {
+        TURNING.scope(self, turning).await
+    }
 
     /// What it is, for a sentence.
     pub const fn words(self) -> &'static str {
@@ -197,6 +207,13 @@ impl Vitals {
         self.turned[which as usize].store(self.now(), Ordering::Relaxed);
     }
 
+    /// An operation of the database ended, whose loop goes on.
+    pub(super) fn went_on(&self) {
+        if let Ok(which) = TURNING.try_with(|which| *which) {
+            self.turns(which);
+        }
+    }
+
     /// The database said something.
     pub(super) fn heard(&self) {
         self.heard.store(self.now(), Ordering::Relaxed);
@@ -216,5 +233,22 @@ impl Mill {
     pub(super) fn ended(&self, queue: Option<&str>, outcome: Outcome) {
         self.tally.count(outcome);
         self.vitals.meters.ended(queue, outcome);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn each_operation_that_ends_is_a_turn_of_the_loop_that_asked_and_of_no_other() {
+        let hour = Duration::from_hours(1);
+        let born = Instant::now().checked_sub(hour).expect("an hour ago");
+        let vitals = Vitals { born, phase: watch::Sender::new(Phase::Working), ..Vitals::default() };
+        let stuck = || vitals.stuck(hour / 2).into_iter().map(|(which, _)| which).collect::<Vec<_>>();
+        vitals.went_on();
+        assert_eq!(stuck(), Loop::ALL, "nobody's operation is nobody's turn");
+        Loop::Tick.run(async { vitals.went_on() }).await;
+        assert_eq!(stuck(), [Loop::Claims, Loop::Beat]);
     }
 }
