@@ -111,10 +111,16 @@ async fn plans_of_empty_tables_do_when_they_have_grown() {
     for _ in 0..UNTIL_KEPT {
         day::idle(&bench).await;
     }
-    for _ in 0..UNTIL_KEPT {
+    for day in 0..=UNTIL_KEPT {
         jobs(&ground, 80, "queue, batch", "'q1', 'b1'").await;
         day::live(&ground, &bench, &astray).await;
         ground.run(&format!("{BY_HAND} DELETE FROM jobs")).await;
+        if day + 1 == UNTIL_KEPT {
+            // What six days left in the indexes is no fault of a plan. The last day makes the plans anew.
+            for table in GROWING {
+                ground.run(&format!("VACUUM {table}")).await;
+            }
+        }
     }
     grown::grow(&ground, grown::MANY).await;
     let seen = Seen::begin();
