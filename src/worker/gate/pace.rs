@@ -253,6 +253,10 @@ impl Gates {
             let asked = classes.filter(|(_, class)| class.waiting > 0 || !class.pace.is_idle(now));
             asked.map(|(tier, class)| (tier.clone(), class.pace.take(now))).collect()
         };
+        // Nobody waits, and no claim would find more than before.
+        if takes.is_empty() {
+            return;
+        }
         for (tier, take) in takes {
             let grants = match store.take_rates(&scope(&tier), &take).await {
                 Ok(grants) => grants,
