@@ -315,6 +315,9 @@ impl Store for PostgresStore {
     }
 
     async fn expire(&self, limit: i64) -> Result<Vec<JobId>, StoreError> {
+        if !self.run((), |conn, ()| Box::pin(upkeep::is_any_expired(conn))).await? {
+            return Ok(Vec::new());
+        }
         self.run(limit, |conn, limit| Box::pin(upkeep::expire(conn, *limit))).await
     }
 

@@ -100,6 +100,18 @@ pub(super) async fn promote(conn: &mut PgConnection, limit: i64) -> sqlx::Result
     Ok(done.rows_affected())
 }
 
+/// Whether [`expire`] would find anything. An INSERT of no rows would still call the triggers that people
+/// put on `results`.
+pub(super) async fn is_any_expired(conn: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (
+                SELECT FROM job_state
+                 WHERE deadline_at IS NOT NULL AND state <> 'done' AND deadline_at <= now())",
+    )
+    .fetch_one(conn)
+    .await
+}
+
 /// Ends jobs that are past their deadline.
 pub(super) async fn expire(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<JobId>> {
     let ids = sqlx::query_scalar(

@@ -23,6 +23,7 @@ on_both!(
     a_calls_row_makes_its_parts_superfluous,
     jobs_of_a_worker_without_a_row_are_found,
     a_deadline_ends_jobs_wherever_they_are,
+    a_round_without_work_calls_no_trigger_on_results,
     due_jobs_become_pending,
     the_backlog_counts_each_job_once,
     what_is_due_soon_behind_a_blocked_key_is_not_waited_for,
@@ -251,6 +252,29 @@ async fn jobs_of_a_worker_without_a_row_are_found(ground: &Ground) {
     assert_eq!(peers.iter().map(|peer| peer.id).collect::<Vec<_>>(), [gone.worker]);
     assert_eq!(alive.store.rescue(gone.worker, 10).await.expect("a rescue").len(), 1);
     assert!(alive.store.peers(alive.worker).await.expect("peers").is_empty());
+}
+
+async fn a_round_without_work_calls_no_trigger_on_results(ground: &Ground) {
+    // SQLite has triggers for rows alone; there is one all the same.
+    ground
+        .run(ground.either(
+            "CREATE TABLE heard (n INTEGER);
+             CREATE TRIGGER hear AFTER INSERT ON results BEGIN INSERT INTO heard VALUES (1); END",
+            "CREATE TABLE heard (n integer);
+             CREATE FUNCTION hear() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+                 AS $$ BEGIN INSERT INTO heard VALUES (1); RETURN NULL; END $$;
+             CREATE TRIGGER hear AFTER INSERT ON results FOR EACH STATEMENT EXECUTE FUNCTION hear()",
+        ))
+        .await;
+    jobs(ground, 1, "policy", r#"'{"deadline_seconds": 3600}'"#).await;
+    let bench = Bench::on(ground).await;
+    bench.store.promote(10).await.expect("an answer");
+    bench.store.promote_answered(10).await.expect("an answer");
+    assert!(bench.store.expire(10).await.expect("an answer").is_empty());
+    assert_eq!(ground.line("SELECT count(*) FROM heard").await, "0");
+    ground.run(&format!("UPDATE job_state SET deadline_at = {}", ground.at(-1))).await;
+    assert_eq!(bench.store.expire(10).await.expect("an answer").len(), 1);
+    assert_eq!(ground.line("SELECT count(*) FROM heard").await, "1");
 }
 
 async fn a_deadline_ends_jobs_wherever_they_are(ground: &Ground) {
