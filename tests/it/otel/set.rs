@@ -72,6 +72,10 @@ async fn nothing_is_exported_where_the_variables_say_so() {
         assert_eq!((ran.code, ran.stderr.contains("WARN")), (0, false), "{}", ran.stderr);
         assert!(collector.requests().is_empty(), "{name}={value}");
     }
+    let mill = traced(&ground, &collector).await;
+    mill.insert(&["hello"]).await;
+    mill.drain().await;
+    assert_eq!(collector.spans().len(), 2, "without them it is");
     ground.close().await;
 }
 
