@@ -9,11 +9,11 @@ use crate::domain::talk::Request;
 
 /// Where spans are made: nowhere.
 #[derive(Debug, Clone, Default)]
-pub struct Traces;
+pub struct Traces {}
 
 #[inline]
 pub(in crate::worker) const fn claimed(mill: &Mill, _jobs: &[Claimed]) {
-    let Traces = &mill.traces;
+    let Traces {} = &mill.traces;
 }
 
 #[inline]
