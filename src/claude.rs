@@ -51,4 +51,7 @@ pub trait Claude: Send + Sync {
 
     /// Names the key without telling it: the first 8 hex digits of its SHA-256.
     fn fingerprint(&self) -> String;
+
+    /// Which host and port calls go to, where there is one.
+    fn server(&self) -> Option<(&str, u16)>;
 }

@@ -10,6 +10,7 @@ mod key;
 mod knobs;
 mod layers;
 mod names;
+mod otel;
 mod problem;
 mod read;
 mod sections;
@@ -21,6 +22,7 @@ pub use database_url::DatabaseUrl;
 pub use key::{Auth, Credential, KeyError, KeyPlace, KeySource, NO_KEY};
 pub use knobs::{DEFAULT_TOML, Knob, knobs, table};
 pub use layers::Surroundings;
+pub use otel::OtelSettings;
 pub use problem::{ConfigError, Problem};
 pub use read::{Entry, MASK, part};
 pub use sections::{
@@ -73,6 +75,8 @@ pub struct Config {
     pub metrics: MetricsSettings,
     /// What is logged.
     pub log: LogSettings,
+    /// What is traced.
+    pub otel: OtelSettings,
     /// The file that was read, if there was one.
     pub file: Option<PathBuf>,
     /// All effective values in the order of `default.toml`, each with where it came from.

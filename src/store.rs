@@ -229,6 +229,9 @@ impl Wanted {
 /// How claims name the profile of `[api]`, whatever people call it: they may call it as they like.
 pub const DEFAULT_PROFILE: &str = "";
 
+/// So much of a `traceparent` is read: it has 55 characters, those of later versions may have more.
+pub const TRACEPARENT_MAX: i32 = 256;
+
 /// Lanes behind blocked gates. A job's model is its own, else its queue's, else the default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Blocked {
@@ -614,6 +617,10 @@ pub trait Store: Send + Sync {
 
     /// Counts what is left for a drain.
     async fn backlog(&self, wanted: &Wanted, horizon: Duration) -> Result<Backlog, StoreError>;
+
+    /// Reads the `traceparent` in the metadata of these jobs, where one stands there, up to
+    /// [`TRACEPARENT_MAX`] characters of it. Whether it can be read is for the caller to see.
+    async fn traceparents(&self, jobs: &[JobId]) -> Result<Vec<(JobId, String)>, StoreError>;
 
     /// Returns the time until the next scheduled job is due, if there is one.
     async fn next_due(&self) -> Result<Option<Duration>, StoreError>;

@@ -1,13 +1,16 @@
-//! Logging: text or JSON, on stderr, which never holds up who logs ([`unblocked`]).
+//! Logging: text or JSON, on stderr, which never holds up who logs ([`unblocked`]); and, where it was built
+//! in, the export of spans ([`mod@spans`]).
 //!
 //! Other people's crates print what passes through them at `debug` and `trace`: headers, statements,
 //! bodies. So they are capped here, whatever was asked for, and no key, prompt or password can come
 //! out of them. What our own code may log is its own duty.
 
+mod spans;
 mod unblocked;
 
 use std::io::{self, IsTerminal as _, Write};
 
+pub use spans::Spans;
 pub use unblocked::Lines;
 
 use tracing::level_filters::LevelFilter;

@@ -16,6 +16,7 @@ pub mod record;
 pub mod retention;
 pub mod spool;
 pub mod tools;
+pub mod traces;
 pub mod vitals;
 
 mod delays;
@@ -55,6 +56,7 @@ use record::{Kept, Recorder, Restored, Unwritten};
 use seldom::Seldom;
 use spool::Spool;
 use tools::Tools;
+use traces::Traces;
 use vitals::{Loop, Vitals};
 
 /// Wakes the loop: something may be claimable.
@@ -183,6 +185,7 @@ pub struct Mill {
     asleep: AtomicBool,
     tally: Outcomes,
     vitals: Arc<Vitals>,
+    traces: Traces,
     /// How long jobs were put back for, by our own clock.
     delays: delays::Delays,
     /// When the database last took a beat of ours.
@@ -271,6 +274,8 @@ pub struct Signals {
     pub reload: Arc<Notify>,
     /// And what it shows to the world.
     pub vitals: Arc<Vitals>,
+    /// And where it makes spans.
+    pub traces: Traces,
 }
 
 /// Runs the mill until it is told to stop, or until it is drained.
@@ -314,6 +319,7 @@ pub async fn run(
         asleep: AtomicBool::new(false),
         tally: Outcomes::default(),
         vitals: Arc::clone(&signals.vitals),
+        traces: signals.traces,
         delays: delays::Delays::default(),
         beaten: Mutex::new(Instant::now()),
         outdated: OnceLock::new(),
@@ -674,6 +680,7 @@ impl Turning {
                     tracing::info!("the database is back: could claim");
                 }
                 let many = claimed.len();
+                traces::claimed(&self.mill, &claimed);
                 for job in claimed {
                     self.spawn(job);
                 }
@@ -712,7 +719,11 @@ impl Turning {
         self.suspects += usize::from(tally.is_suspect());
         let work = Work { lease, bytes, tally, lane, rein: rein.clone(), since: Instant::now() };
         // In a box: the runtime would move its kilobytes about with every step from spawned to joined.
-        let task = self.attempts.spawn(Box::pin(async move { attempt(&mill, claimed, &rein).await }));
+        let task = self.attempts.spawn(Box::pin(async move {
+            let ended = attempt(&mill, claimed, &rein).await;
+            traces::ended(&mill, lease, ended);
+            ended
+        }));
         self.works.insert(task.id(), work);
     }
 
@@ -740,12 +751,7 @@ impl Turning {
         self.mill.gates.over(work.lease, &work.lane);
         self.bytes -= work.bytes;
         self.suspects -= usize::from(work.tally.is_suspect());
-        let how = match ended {
-            Ended::Settled(_) => "settled",
-            Ended::Released => "released",
-            Ended::Lost => "lost",
-        };
-        self.mill.vitals.meters.attempted(&work.lane.queue, how, work.since.elapsed());
+        self.mill.vitals.meters.attempted(&work.lane.queue, ended.as_str(), work.since.elapsed());
         if let Ended::Settled(outcome) = ended {
             self.mill.ended(Some(&work.lane.queue), outcome);
         }
@@ -757,8 +763,11 @@ impl Turning {
         let (lease, tally, rein) = (work.lease, work.tally, work.rein.clone());
         tracing::error!(job.id = %lease.job, "the attempt of job {} panicked: {err}", lease.job);
         let mill = Arc::clone(&self.mill);
-        let task =
-            self.attempts.spawn(async move { attempt::settle_panicked(&mill, lease, tally, &rein).await });
+        let task = self.attempts.spawn(async move {
+            let ended = attempt::settle_panicked(&mill, lease, tally, &rein).await;
+            traces::ended(&mill, lease, ended);
+            ended
+        });
         self.works.insert(task.id(), work);
     }
 

@@ -239,6 +239,11 @@ impl Claude for HttpClaude {
         self.count(request, stop).await
     }
 
+    fn server(&self) -> Option<(&str, u16)> {
+        let host = self.messages_url.host_str()?.trim_matches(['[', ']']);
+        Some((host, self.messages_url.port_or_known_default()?))
+    }
+
     fn reload_key(&self) -> bool {
         let known = self.credentials();
         let made = setup::read_key(&self.settings)

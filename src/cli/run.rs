@@ -20,7 +20,7 @@ use crate::claude::http::{ClaudeSettings, HttpClaude};
 use crate::config::{Config, Flags, Surroundings};
 use crate::domain::outcome::Outcome;
 use crate::store::{Backlog, Migrate};
-use crate::telemetry::Lines;
+use crate::telemetry::{Lines, Spans};
 use crate::worker::profiles::{Profile, Profiles};
 use crate::worker::record::Unwritten;
 use crate::worker::{End, Report, Signals};
@@ -103,8 +103,12 @@ async fn run_on(args: &RunArgs, config: &Config, log: &Lines) -> anyhow::Result<
     // What the watch asks is not fit for a pooler in transaction mode.
     let watched = args.drain && std::io::stderr().is_terminal() && !config.database.store.transaction_pooler;
     let watch = watched.then(|| Watch::start(desk_of(&opened)));
+    let spans = Spans::start(&config.otel);
+    let signals = Signals { traces: spans.traces(), ..signals };
+    let hurry = signals.hurry.clone();
     let started = Instant::now();
     let report = crate::worker::run(opened.store, profiles, settings, mill::defaults(config), signals).await;
+    spans.finish(&hurry).await;
     page_stop.cancel();
     face.end().await;
     // Its readers have had their answer, or go without.

@@ -13,6 +13,7 @@ use tracing_subscriber::filter::Targets;
 
 use super::key::{Auth, KeyPlace, KeySource};
 use super::layers::{Merged, Surroundings};
+use super::otel::otel;
 use super::read::{MASK, Reader};
 use super::sections::{
     ApiSettings, BreakerSettings, DatabaseSettings, DefaultSettings, LogFormat, LogSettings, MetricsSettings,
@@ -74,6 +75,7 @@ pub(super) fn build(merged: Merged, around: &Surroundings) -> Result<Config, Con
         web,
         metrics,
         log,
+        otel: otel(around),
         file: merged.file,
         entries: r.entries,
         warnings,

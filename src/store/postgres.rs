@@ -14,6 +14,7 @@ mod migrate;
 mod rates;
 mod retention;
 mod tools;
+mod traces;
 mod upkeep;
 mod write;
 
@@ -388,6 +389,10 @@ impl Store for PostgresStore {
     async fn backlog(&self, wanted: &Wanted, horizon: Duration) -> Result<Backlog, StoreError> {
         let params = (wanted.clone(), horizon);
         self.run(params, |conn, params| Box::pin(upkeep::backlog(conn, &params.0, params.1))).await
+    }
+
+    async fn traceparents(&self, jobs: &[JobId]) -> Result<Vec<(JobId, String)>, StoreError> {
+        self.run(jobs.to_vec(), |conn, jobs| Box::pin(traces::parents(conn, jobs))).await
     }
 
     async fn next_due(&self) -> Result<Option<Duration>, StoreError> {

@@ -24,6 +24,7 @@ mod rates;
 mod reopen;
 mod retention;
 mod tools;
+mod traces;
 mod upkeep;
 mod watch;
 mod write;
@@ -480,6 +481,10 @@ impl Store for SqliteStore {
     async fn backlog(&self, wanted: &Wanted, horizon: Duration) -> Result<Backlog, StoreError> {
         let params = (wanted.clone(), horizon);
         self.read(params, |conn, params| Box::pin(upkeep::backlog(conn, &params.0, params.1))).await
+    }
+
+    async fn traceparents(&self, jobs: &[JobId]) -> Result<Vec<(JobId, String)>, StoreError> {
+        self.read(jobs.to_vec(), |conn, jobs| Box::pin(traces::parents(conn, jobs))).await
     }
 
     async fn next_due(&self) -> Result<Option<Duration>, StoreError> {

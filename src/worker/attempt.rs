@@ -14,6 +14,7 @@ use super::counting::Counted;
 use super::gate::{Permit, Refusal};
 use super::notes::Notes;
 use super::record::Kept;
+use super::traces;
 use crate::claude::Listener;
 use crate::domain::breaker::Health;
 use crate::domain::context::{self, TooLong};
@@ -80,6 +81,17 @@ pub enum Ended {
     Lost,
 }
 
+impl Ended {
+    /// Returns the word for it in metrics and spans.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Settled(_) => "settled",
+            Self::Released => "released",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 /// One call that is not in the ledger yet.
 type Pending = Option<Call>;
 
@@ -134,6 +146,7 @@ pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
         call.checkpointed = rein.notes.end();
         log_call(lease, &request, &exchange);
         meter(mill, &request, &exchange, rein);
+        traces::called(mill, talk.job(), &request, &exchange, &call);
         talk.count(call.usage, call.request_id.as_deref(), call.sent);
         if let Some(limits) = &exchange.limits {
             mill.gates.learn(talk.job(), limits, Instant::now());
@@ -442,6 +455,7 @@ async fn settle(mill: &Mill, lease: Lease, answer: Answer, call: Pending) -> End
     let settlement = Arc::new(Settlement { lease, answer, call });
     match mill.recorder.settle(Arc::clone(&settlement)).await {
         Kept::Done => {
+            traces::answered(mill, lease, &settlement.answer);
             log_end(lease, &settlement.answer, status);
             Ended::Settled(settlement.answer.outcome)
         }

@@ -114,5 +114,6 @@ watched! {
     due(sweep: &Sweep, after: i64, window: i64) -> Due;
     erase(what: Erasure, jobs: &[DoneJob]) -> Option<Erased>;
     backlog(wanted: &Wanted, horizon: Duration) -> Backlog;
+    traceparents(jobs: &[JobId]) -> Vec<(JobId, String)>;
     next_due() -> Option<Duration>;
 }

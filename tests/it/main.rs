@@ -11,6 +11,7 @@ mod examples;
 mod faults;
 mod metrics;
 mod mill;
+mod otel;
 mod pace_sim;
 mod products;
 mod readme;

@@ -25,7 +25,7 @@ const GROWING: [&str; 6] = ["jobs", "job_state", "results", "calls", "tool_calls
 const COUNTING: [&str; 2] = ["WITH counted AS (", "WITH answered AS MATERIALIZED ("];
 
 /// The files whose statements a running daemon sends, all of which have to be seen.
-const SOURCES: [&str; 7] = ["claim", "write", "upkeep", "tools", "gates", "rates", "clock"];
+const SOURCES: [&str; 8] = ["claim", "write", "upkeep", "tools", "gates", "rates", "clock", "traces"];
 
 /// The sources of one store by their names.
 fn sources(database: &str) -> impl Iterator<Item = (&'static str, String)> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use promptmill::domain::job::Lease;
+use promptmill::domain::job::{JobId, Lease};
 use promptmill::domain::ledger::{Back, Call, Checkpoint, Release, Settlement};
 use promptmill::domain::pace::{Each, Take};
 use promptmill::domain::tool::{Asked, ToolCall, ToolContent, ToolResult};
@@ -36,6 +36,8 @@ pub async fn live(ground: &Ground, bench: &Bench, astray: &Bench) {
     let claimed = bench.store.claim(&wanted(bench)).await.expect("a claim");
     assert!(claimed.len() > BATCH / 2, "there is work for a day, not for {} jobs", claimed.len());
     let leases: Vec<Lease> = claimed.iter().map(|job| job.lease).collect();
+    let jobs: Vec<JobId> = leases.iter().map(|lease| lease.job).collect();
+    bench.store.traceparents(&jobs).await.expect("a look");
     stream(bench, &leases).await;
     put_back(bench, &leases[..8]).await;
     run_tools(bench, leases[8]).await;
