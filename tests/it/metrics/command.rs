@@ -60,7 +60,7 @@ async fn health_asks_where_the_configuration_has_the_daemon_listen() {
     let listen = format!("[metrics]\nlisten = \"{}\"\n", watched.url.trim_start_matches("http://"));
     fs::write(&file, listen).expect("the file can be written");
     let ran = mill.run(&["health", "--config", &file.display().to_string()]).await;
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!((ran.code, ran.stderr.ends_with(" is alive\n")), (0, true), "{}", ran.stderr);
     assert_eq!(watched.daemon.stop().await.code, 0);
     ground.close().await;
 }
