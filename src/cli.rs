@@ -13,6 +13,7 @@ mod enqueue;
 mod exit;
 mod files;
 pub(crate) mod gates;
+mod health;
 mod metrics;
 mod migrate;
 mod mill;
@@ -97,6 +98,8 @@ pub enum Command {
     Config(config::ConfigArgs),
     /// Look at everything a run needs, and say what to do about what is amiss
     Doctor(doctor::DoctorArgs),
+    /// Ask the daemon on this host whether it lives, or works
+    Health(health::Args),
     /// Watch a few hundred prompts being drained, without key or network
     Demo(demo::Args),
     /// Show the web page, without working on jobs
@@ -160,6 +163,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             args.json |= context.json;
             Ok(Exit::of_code(doctor::run(args, &context.flags(), &outside::World).await?))
         }
+        Command::Health(args) => health::run(&args, &context).await,
         Command::Demo(args) => run::demo(args).await.map(|()| Exit::Good),
         Command::Web(args) => web::run(&args, &context).await,
         Command::StandIn(args) => stand_in::run(args).await.map(|()| Exit::Good),

@@ -121,9 +121,12 @@ impl Session {
                 self.api.as_ref().map_or_else(own, |api| api.url().trim_start_matches("http://").to_owned());
             fs::write(&stand_in, url).expect("the folder can be written");
             fs::write(self.path(".web"), own()).expect("the folder can be written");
+            fs::write(self.path(".metrics"), own()).expect("the folder can be written");
         }
         let address = |name: &str| fs::read_to_string(self.path(name)).expect("it was written");
-        text.replace("127.0.0.1:8787", &address(".stand-in")).replace("127.0.0.1:8020", &address(".web"))
+        text.replace("127.0.0.1:8787", &address(".stand-in"))
+            .replace("127.0.0.1:8020", &address(".web"))
+            .replace("127.0.0.1:9464", &address(".metrics"))
     }
 
     /// All blocks as one script, so that what is exported, and where one stands, is kept from one to the next.

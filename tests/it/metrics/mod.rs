@@ -3,6 +3,7 @@
 
 #![expect(clippy::float_cmp, reason = "what is counted is whole, and an f64 holds it as it is")]
 
+mod command;
 mod counting;
 mod health;
 mod listener;
