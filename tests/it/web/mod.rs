@@ -9,7 +9,6 @@ mod bulk;
 mod door;
 mod downloads;
 mod hostile;
-mod listen;
 mod lists;
 mod slow;
 mod views;
