@@ -102,25 +102,27 @@ impl Board for PostgresStore {
             }
             Walk::Ended(outcome) => {
                 let query = sqlx::query(results!(
-                    "unnest(ARRAY[$6::text]) w (ended)
-                  CROSS JOIN LATERAL (
-                        SELECT r.seq, r.job_id, r.queue, r.batch, r.outcome, r.stop_reason, r.model, r.error_type
-                          FROM results r
-                         WHERE r.outcome = w.ended AND r.outcome <> 'complete' AND r.seq < $1
-                         ORDER BY r.seq DESC
-                         LIMIT $2) r"
+                    "(SELECT r.seq
+                      FROM unnest(ARRAY[$6::text]) w (ended)
+                     CROSS JOIN LATERAL (SELECT seq
+                                           FROM results
+                                          WHERE outcome = w.ended AND outcome <> 'complete' AND seq < $1
+                                          ORDER BY seq DESC
+                                          LIMIT $2) r) n
+                   JOIN results USING (seq)"
                 ));
                 (query, wish.batch.as_deref(), Some(outcome))
             }
             Walk::Batch(batch, outcome) => {
                 let query = sqlx::query(results!(
-                    "unnest(ARRAY[$7::text], ARRAY[$6::text]) w (label, ended)
-                  CROSS JOIN LATERAL (
-                        SELECT r.seq, r.job_id, r.queue, r.batch, r.outcome, r.stop_reason, r.model, r.error_type
-                          FROM results r
-                         WHERE r.batch = w.label AND r.outcome = w.ended AND r.seq < $1
-                         ORDER BY r.seq DESC
-                         LIMIT $2) r"
+                    "(SELECT r.seq
+                      FROM unnest(ARRAY[$7::text], ARRAY[$6::text]) w (label, ended)
+                     CROSS JOIN LATERAL (SELECT seq
+                                           FROM results
+                                          WHERE batch = w.label AND outcome = w.ended AND seq < $1
+                                          ORDER BY seq DESC
+                                          LIMIT $2) r) n
+                   JOIN results USING (seq)"
                 ));
                 (query, Some(batch), Some(outcome))
             }
@@ -424,13 +426,14 @@ impl Board for PostgresStore {
         most: i64,
     ) -> Result<Vec<(i64, i64)>, StoreError> {
         sqlx::query_as(
-            "SELECT n.seq, (extract(epoch FROM clock_timestamp() - n.finished_at) * 1000)::bigint
+            "SELECT r.seq, (extract(epoch FROM clock_timestamp() - r.finished_at) * 1000)::bigint
                FROM unnest(ARRAY[$1::text], ARRAY[$2::text]) w (label, ended)
-              CROSS JOIN LATERAL (SELECT r.seq, r.finished_at
-                                    FROM results r
-                                   WHERE r.batch = w.label AND r.outcome = w.ended
-                                   ORDER BY r.seq DESC
-                                   LIMIT $3) n",
+              CROSS JOIN LATERAL (SELECT seq
+                                    FROM results
+                                   WHERE batch = w.label AND outcome = w.ended
+                                   ORDER BY seq DESC
+                                   LIMIT $3) n
+               JOIN results r ON r.seq = n.seq",
         )
         .bind(batch)
         .bind(outcome)
@@ -448,14 +451,15 @@ impl Board for PostgresStore {
         limit: i64,
     ) -> Result<Vec<(i64, JobId)>, StoreError> {
         let rows: Vec<(i64, i64)> = sqlx::query_as(
-            "SELECT n.seq, n.job_id
+            "SELECT r.seq, r.job_id
                FROM unnest(ARRAY[$1::text], ARRAY[$2::text]) w (label, ended)
-              CROSS JOIN LATERAL (SELECT r.seq, r.job_id
-                                    FROM results r
-                                   WHERE r.batch = w.label AND r.outcome = w.ended AND r.seq > $3
-                                   ORDER BY r.seq
+              CROSS JOIN LATERAL (SELECT seq
+                                    FROM results
+                                   WHERE batch = w.label AND outcome = w.ended AND seq > $3
+                                   ORDER BY seq
                                    LIMIT $4) n
-              ORDER BY n.seq",
+               JOIN results r ON r.seq = n.seq
+              ORDER BY r.seq",
         )
         .bind(batch)
         .bind(outcome)

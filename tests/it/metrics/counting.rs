@@ -198,7 +198,7 @@ async fn the_tables_are_told_as_they_are(ground: &Ground) {
     ground
         .run("INSERT INTO gates (scope, state) VALUES ('batch:default/b', 'blocked'), ('made-up', 'blocked')")
         .await;
-    ground.run(&format!("{}{}{}", row("still", &past), row("still", &past), row("default", &future))).await;
+    ground.run(&format!("{}{}{}", row("default", &future), row("still", &past), row("still", &past))).await;
     watched.until_sample("promptmill_jobs_in_state{queue=\"still\",state=\"pending\"}", 2.0).await;
     let seen = watched.samples().await;
     assert_eq!(seen.get("promptmill_jobs_in_state{queue=\"default\",state=\"scheduled\"}"), Some(1.0));
