@@ -8,6 +8,12 @@
   const said = document.getElementById('said');
   const plots = new Map();
 
+  // Of a row of names that is wider than the screen, the one that is meant is seen.
+  for (const here of document.querySelectorAll('.top nav [aria-current], .tabs [aria-current]')) {
+    const row = here.closest('.tabs, nav');
+    row.scrollLeft = here.offsetLeft - (row.clientWidth - here.offsetWidth) / 2;
+  }
+
   // ---- charts
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

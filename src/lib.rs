@@ -8,7 +8,8 @@
 //! - floor 0, [`domain`]: pure.
 //! - floor 1, the edges: [`store`] (SQL) and [`claude`] (HTTP); each knows the domain, never each other.
 //! - floor 2, [`worker`]: the only place where store, claude and time meet.
-//! - floor 3, the shell: [`config`], [`cli`], [`telemetry`], [`metrics`], [`systemd`], [`stand_in`], [`web`].
+//! - floor 3, the shell: [`config`], [`cli`], [`telemetry`], [`metrics`], [`systemd`], [`stand_in`], [`web`],
+//!   [`listen`].
 //!
 //! Beside them, [`failpoint`]: where tests end the process.
 
@@ -17,6 +18,7 @@ pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod failpoint;
+pub mod listen;
 pub mod metrics;
 pub mod stand_in;
 pub mod store;

@@ -6,7 +6,6 @@
 //! [`crate::store::gauges`].
 
 mod health;
-mod listen;
 mod page;
 mod shared;
 mod text;
@@ -14,12 +13,14 @@ mod text;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderValue, Method, Response, StatusCode};
+use axum::http::{HeaderValue, Method, Response, StatusCode, Uri};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use self::shared::Shared;
+use crate::listen::{self, Limits};
 use crate::store::gauges::Gauge;
 use crate::worker::vitals::Vitals;
 
@@ -64,11 +65,8 @@ impl Metrics {
 
 /// Answers until the stop.
 pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, stop: CancellationToken) {
-    let answer = move |method: Method, path: String| {
-        let metrics = Arc::clone(&metrics);
-        async move { metrics.answer(&method, &path).await }
-    };
-    listen::serve(listener, answer, stop).await;
+    let answer = async move |method: Method, uri: Uri| metrics.answer(&method, uri.path()).await;
+    listen::serve(listener, Router::new().fallback(answer), Limits::METRICS, stop).await;
 }
 
 fn told(health: &health::Health) -> Response<String> {

@@ -74,7 +74,10 @@ pub enum StoreError {
         /// What was found.
         why: String,
     },
-    /// Anything else the database said: a bug of ours, or a missing right.
+    /// The role that is logged in has no right to this: a person must act.
+    #[error("the database said: {0}: `promptmill roles` prints which role may do what")]
+    Denied(String),
+    /// Anything else the database said: a bug of ours.
     #[error("the database said: {0}")]
     Database(String),
 }

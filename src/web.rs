@@ -15,7 +15,6 @@ mod fault;
 mod fields;
 mod guard;
 mod job;
-pub mod listen;
 mod pages;
 pub(crate) mod words;
 
@@ -32,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::fault::Fault;
 use crate::config::{Config, WebSettings};
+use crate::listen;
 use crate::store::Desk;
 use crate::store::board::Board;
 
@@ -162,7 +162,7 @@ impl Web {
 
 /// Serves until the stop.
 pub async fn serve(listener: TcpListener, web: Arc<Web>, stop: CancellationToken) {
-    listen::serve(listener, router(web), listen::Limits::default(), stop).await;
+    listen::serve(listener, router(web), listen::Limits::PAGE, stop).await;
 }
 
 fn router(web: Arc<Web>) -> Router {

@@ -709,6 +709,9 @@ impl Turning {
         if tally.is_suspect() {
             tracing::warn!(job.id = %lease.job, job.crashes = tally.crashes, "job {} is run as the only suspect: {} worker processes died while they ran it", lease.job, tally.crashes);
         }
+        if let Some(waited) = claimed.waited {
+            self.mill.vitals.meters.waited(&claimed.queue, waited);
+        }
         self.mill.running.lock().insert(lease, rein.clone());
         let mill = Arc::clone(&self.mill);
         let lane = Lane::of_row(&claimed);
@@ -754,6 +757,9 @@ impl Turning {
         self.mill.vitals.meters.attempted(&work.lane.queue, ended.as_str(), work.since.elapsed());
         if let Ended::Settled(outcome) = ended {
             self.mill.ended(Some(&work.lane.queue), outcome);
+            if work.rein.why() == Some(Why::Lost) {
+                self.mill.vitals.meters.was_adopted();
+            }
         }
         ended == Ended::Released
     }

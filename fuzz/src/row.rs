@@ -36,6 +36,7 @@ pub(crate) fn read(policy: &str, params: &str, prompt: &str, queue_policy: Optio
         queue_policy: queue_policy.and_then(given),
         garbled: None,
         bytes: 0,
+        waited: None,
         tally: Tally::default(),
         calls: Vec::new(),
         tools: Vec::new(),

@@ -14,6 +14,7 @@ mod drain;
 mod enqueue;
 mod history;
 mod latency;
+mod page;
 mod place;
 mod prompt;
 mod report;
@@ -49,7 +50,7 @@ use super::out::{Out, say};
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// What to measure [default: all but history]
+    /// What to measure [default: all but history and page]
     #[arg(value_name = "WHAT", value_enum)]
     what: Vec<What>,
     /// Only on this database; may be given twice [default: sqlite, and postgres where --postgres is given]
@@ -64,7 +65,7 @@ pub struct Args {
     /// Runs of each measurement; what is shown is the one in the middle
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// Millions of jobs that `history` fills in, finished and pending each
+    /// Millions of jobs that `history` fills in, finished and pending each, and `page` in all
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     millions: u32,
     /// Smaller and shorter: a look within minutes
@@ -107,13 +108,15 @@ enum What {
     Slow,
     /// Claims and settles with millions of jobs finished, pending and scheduled; only where it is named (40 min)
     History,
+    /// Time of each view of the web page over --millions of jobs; only where it is named (20 min)
+    Page,
     /// 1, 2, 4 and 8 daemons over one Postgres, and where the time goes (3 min)
     Daemons,
 }
 
 impl What {
     /// All, in the order in which they are measured.
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Enqueue,
         Self::Drain,
         Self::Latency,
@@ -125,11 +128,12 @@ impl What {
         Self::Slow,
         Self::Daemons,
         Self::History,
+        Self::Page,
     ];
 
     /// Whether it is measured where this was asked for.
     fn is_among(self, asked: &[Self]) -> bool {
-        asked.contains(&self) || asked.is_empty() && self != Self::History
+        asked.contains(&self) || asked.is_empty() && !matches!(self, Self::History | Self::Page)
     }
 }
 
@@ -281,6 +285,7 @@ impl Bench {
                 What::Slow => slow::measure(self).await?,
                 What::Daemons => daemons::measure(self).await?,
                 What::History => history::measure(self).await?,
+                What::Page => page::measure(self).await?,
             }
         }
         Ok(())

@@ -8,6 +8,7 @@ mod raw;
 mod read;
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -108,6 +109,8 @@ pub struct Claimed {
     pub garbled: Option<&'static str>,
     /// Size of the input in bytes: prompt, system and params.
     pub bytes: i64,
+    /// How long it could have been claimed, by the database's clock; of a first claim.
+    pub waited: Option<Duration>,
     /// Counters of this run.
     pub tally: Tally,
     /// The ledger of this run (`late = false`), oldest first. Empty at a first claim.

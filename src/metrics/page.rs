@@ -3,6 +3,7 @@
 //! `docs/metrics.md` lists the same; a test holds the two together.
 
 use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::shared::Seen;
 use super::text::{Kind, Text};
@@ -62,11 +63,21 @@ fn process(text: &mut Text, vitals: &Vitals, ready: bool) {
         "1 while nothing is claimed because answers wait for the database.",
         &|state| f64::from(u8::from(state.stalled)),
     );
+    let help = "When a job last ended here as complete, since 1970, by this machine's clock.";
+    text.metric(Kind::Gauge, "last_success_timestamp_seconds", help);
+    if let Some(ago) = vitals.success() {
+        text.value(&[], unix_now() - ago.as_secs_f64());
+    }
     text.metric(Kind::Gauge, "spool_answers", "Answers that the database has not taken, by where they wait.");
     if let Some(State { unwritten, .. }) = &state {
         text.value(&[("place", "file")], unwritten.in_file)
             .value(&[("place", "memory")], unwritten.in_memory);
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "told to Prometheus as its kind of time; decides nothing")]
+fn unix_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// What became of jobs here.
@@ -91,12 +102,34 @@ fn work(text: &mut Text, meters: &Meters) {
     for ((queue, result), attempts) in meters.attempts.list() {
         text.value(&[("queue", &queue), ("result", result)], attempts);
     }
+    let help = "Time from when a job could first be claimed to its first claim.";
+    text.metric(Kind::Histogram, "queue_wait_seconds", help);
+    for (queue, spread) in meters.waits.list() {
+        text.spread(&[("queue", &queue)], meters.waits.bounds, &spread);
+    }
     text.metric(Kind::Histogram, "job_attempt_duration_seconds", "Time from a claim to its end.");
     for (queue, spread) in meters.attempt_time.list() {
         text.spread(&[("queue", &queue)], meters.attempt_time.bounds, &spread);
     }
     alone(text, "lease_lost_total", "Times that others took this process for dead.", &meters.leases_lost);
     alone(text, "rescues_total", "Jobs taken from workers that were dead.", &meters.rescues);
+    let help = "Answers that ended jobs although these had been taken away: they were as good as anybody's.";
+    alone(text, "late_results_adopted_total", help, &meters.adopted);
+    text.metric(
+        Kind::Counter,
+        "gate_transitions_total",
+        "Changes of gates that this process made, by state.",
+    );
+    let mut changes: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for (kind, states) in GATES {
+        changes.extend(states.map(|state| ((kind, state), 0)));
+    }
+    changes.extend(meters.gates.list());
+    for ((kind, state), changes) in changes {
+        text.value(&[("kind", kind), ("state", state)], changes);
+    }
+    let help = "Times that a SIGHUP had the key files read again, by whether a key was another one then.";
+    few(text, "key_reloads_total", help, "result", &["changed", "same"], &meters.key_reloads);
     alone(text, "checkpoint_bytes_total", "Bytes of running answers kept.", &meters.checkpoint_bytes);
 }
 
@@ -167,6 +200,7 @@ fn tables(text: &mut Text, meters: &Meters, seen: &Seen) {
     if let Some(gauges) = gauges {
         text.value(&[], gauges.oldest_ms.unwrap_or(0).max(0) as f64 / 1000.0);
     }
+    oldest(text, meters, gauges);
     text.metric(Kind::Gauge, "gates", "Gates by kind and state.");
     if let Some(gauges) = gauges {
         gates(text, gauges);
@@ -207,6 +241,20 @@ fn depths(text: &mut Text, meters: &Meters, gauges: Option<&Gauges>) {
         for state in OpenState::ALL {
             text.value(&[("state", state.as_str())], u8::from(gauges.capped.contains(&state)));
         }
+    }
+}
+
+fn oldest(text: &mut Text, meters: &Meters, gauges: Option<&Gauges>) {
+    text.metric(Kind::Gauge, "queue_oldest_pending_seconds", "The same of each queue.");
+    let Some(gauges) = gauges else { return };
+    let mut many: BTreeMap<_, i64> =
+        meters.queues.list().into_iter().chain([OTHER.into()]).map(|queue| (queue, 0)).collect();
+    for (queue, age) in &gauges.oldest_of {
+        let oldest = many.entry(meters.queues.label(queue)).or_default();
+        *oldest = (*oldest).max(*age);
+    }
+    for (queue, age) in many {
+        text.value(&[("queue", &queue)], age as f64 / 1000.0);
     }
 }
 

@@ -5,7 +5,7 @@
 //! along an index and stops. Where a filter has no index of its own, so many rows are looked at, and
 //! the answer says how far it came ([`Found::next`]).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
@@ -15,8 +15,12 @@ use crate::domain::outcome::{Outcome, Usage};
 
 /// Counts stop here: more is "10,000+".
 pub const COUNT_MAX: i64 = 10_000;
-/// Rows that one search looks at where no index knows the answer.
+/// Rows that one walk looks at where no index knows the answer.
 pub const SCAN_MAX: i64 = 4_000;
+/// The same of each outcome, where a search walks through what ended in any way but one.
+const SCAN_EACH_MAX: i64 = 1_000;
+/// A search that has not filled its page goes on for so long.
+const SEARCH_MAX: Duration = Duration::from_millis(30);
 /// Jobs of one state that are sorted to find the newest: more are met on a walk by id.
 const FEW_MAX: i64 = 2_000;
 /// Pending jobs that are counted over all queues together, if each has its share.
@@ -219,7 +223,7 @@ pub struct Oldest {
 }
 
 /// Results of each outcome that are grouped.
-pub const FAULTS_MAX: i64 = 2_000;
+pub const FAULTS_MAX: i64 = 500;
 
 /// Results that ended alike, among the newest [`FAULTS_MAX`] of each outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -368,8 +372,14 @@ pub trait Board: Send + Sync {
     /// Returns what so long a time brought, by at most `most` results.
     async fn pulse(&self, window: Duration, most: i64) -> Result<Pulse, StoreError>;
 
-    /// Returns the pending job that has been due for longest, among the first of at most 500 lanes.
-    async fn oldest(&self) -> Result<Option<Oldest>, StoreError>;
+    /// Returns the pending jobs that have been due for longest, each the first of one of at most 500 lanes,
+    /// with their queues; the oldest first.
+    async fn heads(&self) -> Result<Vec<(String, Oldest)>, StoreError>;
+
+    /// Returns the one of them that has been due for longest.
+    async fn oldest(&self) -> Result<Option<Oldest>, StoreError> {
+        Ok(self.heads().await?.into_iter().next().map(|(_, oldest)| oldest))
+    }
 
     /// Returns the queues, by name, at most 500, their jobs counted up to `limit`.
     async fn queue_cards(&self, limit: i64) -> Result<Vec<QueueCard>, StoreError>;
@@ -465,11 +475,32 @@ pub async fn speed(board: &dyn Board, batch: &str, most: usize) -> Result<Speed,
 /// What `stop_reason` a complete result has: the others are found among those that are not complete.
 const WHOLE: [&str; 2] = ["end_turn", "stop_sequence"];
 
-/// Returns a page of the jobs that match.
+/// Returns a page of the jobs that match. What is rare among many is looked for a little while; the page may
+/// be short then, or empty, and says where to go on.
 ///
 /// # Errors
 /// Whatever the database says.
 pub async fn find(
+    board: &dyn Board,
+    wish: &Wish,
+    from: Option<Cursor>,
+    limit: usize,
+) -> Result<Found, StoreError> {
+    let began = Instant::now();
+    let mut found = step(board, wish, from, limit).await?;
+    while let Some(next) = found.next
+        && found.jobs.len() < limit
+        && began.elapsed() < SEARCH_MAX
+    {
+        let more = step(board, wish, Some(next), limit - found.jobs.len()).await?;
+        found.jobs.extend(more.jobs);
+        found.next = more.next;
+    }
+    Ok(found)
+}
+
+/// Looks at so many rows as one look may.
+async fn step(
     board: &dyn Board,
     wish: &Wish,
     from: Option<Cursor>,
@@ -577,6 +608,7 @@ async fn find_done(board: &dyn Board, wish: &Wish, before: i64, limit: usize) ->
             stretches.push(board.results_of(Walk::All, wish, before, scan, most).await?);
         }
         None => {
+            let scan = if outcomes.len() > 1 { scan.min(SCAN_EACH_MAX.max(most)) } else { scan };
             for outcome in outcomes {
                 stretches.push(board.results_of(Walk::Ended(outcome), wish, before, scan, most).await?);
             }

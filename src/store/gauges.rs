@@ -22,6 +22,8 @@ pub struct Gauges {
     pub capped: Vec<OpenState>,
     /// How long the job that could start for longest has been waiting, in milliseconds; none: there is none.
     pub oldest_ms: Option<i64>,
+    /// The same by queue, where one waits.
+    pub oldest_of: BTreeMap<String, i64>,
     /// Gates by the first word of their scope and their state.
     pub gates: Vec<(String, String, i64)>,
     /// Queues and workers.
@@ -72,7 +74,11 @@ pub async fn read(store: &dyn Gauge) -> Result<Gauges, StoreError> {
             }
         }
     }
-    gauges.oldest_ms = store.oldest().await?.map(|oldest| oldest.age_ms);
+    for (queue, head) in store.heads().await? {
+        gauges.oldest_ms = gauges.oldest_ms.max(Some(head.age_ms));
+        let oldest = gauges.oldest_of.entry(queue).or_insert(head.age_ms);
+        *oldest = (*oldest).max(head.age_ms);
+    }
     gauges.gates = store.gate_counts(FEW_MAX).await?;
     Ok(gauges)
 }

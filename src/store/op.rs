@@ -176,6 +176,7 @@ fn by_code(code: &str, text: String) -> StoreError {
         (Some("08" | "53"), _) | (_, "25006" | "57014" | "55P03" | "40001" | "40P01") => {
             StoreError::Unavailable(text)
         }
+        (_, "42501") => StoreError::Denied(text),
         _ if code.starts_with("57P") => StoreError::Unavailable(text),
         (Some("28" | "3D"), _) => StoreError::NoEntry(text),
         // Beside the data's own classes: what a trigger or a check of somebody's own says of a row.
@@ -213,6 +214,7 @@ mod tests {
             StoreError::Unavailable(_) => "unavailable",
             StoreError::Refused(_) => "refused",
             StoreError::NoEntry(_) => "no entry",
+            StoreError::Denied(_) => "denied",
             _ => "database",
         };
         for (code, expected) in [
@@ -222,6 +224,8 @@ mod tests {
             ("57014", "unavailable"),
             ("25006", "unavailable"),
             ("40P01", "unavailable"),
+            ("42501", "denied"),
+            ("42601", "database"),
             ("28P01", "no entry"),
             ("28000", "no entry"),
             ("3D000", "no entry"),
@@ -231,7 +235,6 @@ mod tests {
             ("P0001", "refused"),
             ("44000", "refused"),
             ("42P01", "database"),
-            ("42501", "database"),
             ("5", "unavailable"),
             ("261", "unavailable"),
             ("13", "unavailable"),

@@ -385,6 +385,11 @@ pub(crate) fn left(ms: i64) -> Duration {
     Duration::from_millis(u64::try_from(ms).unwrap_or(0))
 }
 
+/// Returns how long a job could have been claimed that is claimed for the first time.
+pub(crate) fn waited(claim: i64, ms: i64) -> Option<Duration> {
+    (claim == 1).then(|| left(ms))
+}
+
 /// Returns the leases as (jobs, claims, runs), for Postgres' `unnest`.
 pub(crate) fn columns(leases: &[Lease]) -> (Vec<i64>, Vec<i64>, Vec<i64>) {
     let jobs = leases.iter().map(|lease| lease.job.0).collect();

@@ -107,6 +107,11 @@ impl Chart {
         }
     }
 
+    /// How long "of late" is, in milliseconds.
+    pub fn late_ms(&self) -> i64 {
+        (self.slot_s * 1000.0) as i64 * (SLOTS / 10) as i64
+    }
+
     /// Jobs a minute, of late.
     pub fn rate(&self) -> f64 {
         self.latest.complete + self.latest.other

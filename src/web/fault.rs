@@ -102,6 +102,7 @@ impl From<StoreError> for Fault {
             StoreError::Refused(_) => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", error.to_string())
             }
+            StoreError::Denied(_) => Self::new(StatusCode::FORBIDDEN, "no_right", error.to_string()),
             StoreError::Schema(_) | StoreError::Corrupt { .. } | StoreError::Database(_) => {
                 // What the database says may hold a row's words: it goes to who asked, not to a log.
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "database", error.to_string())

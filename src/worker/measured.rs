@@ -1,7 +1,8 @@
 //! The store, watched: how long each operation took, how it failed, and when the database was last
 //! heard of. Passes everything on as it is.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -21,11 +22,30 @@ use crate::store::{
 pub(super) struct Measured {
     store: Arc<dyn Store>,
     vitals: Arc<Vitals>,
+    /// Gates that this process brought into a state other than flowing.
+    stopped: Mutex<HashMap<String, &'static str>>,
 }
 
 impl Measured {
     pub(super) fn over(store: Arc<dyn Store>, vitals: Arc<Vitals>) -> Arc<dyn Store> {
-        Arc::new(Self { store, vitals })
+        Arc::new(Self { store, vitals, stopped: Mutex::default() })
+    }
+
+    /// Counts a write that changes how a gate stands; others only change what it counts.
+    fn turned(&self, row: &GateRow) {
+        let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = match row.state.as_str() {
+            "blocked" => "blocked",
+            "probing" => "probing",
+            _ => "flowing",
+        };
+        let before = match state {
+            "flowing" => stopped.remove(&row.scope),
+            _ => stopped.insert(row.scope.clone(), state),
+        };
+        if before.unwrap_or("flowing") != state {
+            self.vitals.meters.turned(&row.scope, state);
+        }
     }
 
     async fn watched<T>(
@@ -55,7 +75,7 @@ const fn class(error: &StoreError) -> &'static str {
         StoreError::Schema(_) => "schema",
         StoreError::Refused(_) => "refused",
         StoreError::Corrupt { .. } => "corrupt",
-        StoreError::Database(_) => "database",
+        StoreError::Denied(_) | StoreError::Database(_) => "database",
     }
 }
 
@@ -73,6 +93,14 @@ macro_rules! watched {
                     self.watched(stringify!($name), self.store.$name($($arg),*)).await
                 }
             )+
+
+            async fn set_gate(&self, row: &GateRow) -> Result<Option<i64>, StoreError> {
+                let written = self.watched("set_gate", self.store.set_gate(row)).await?;
+                if written.is_some() {
+                    self.turned(row);
+                }
+                Ok(written)
+            }
 
             async fn changed(&self, up_to: Duration) {
                 self.store.changed(up_to).await;
@@ -106,7 +134,6 @@ watched! {
     absolve(leases: &[Lease]) -> ();
     gates() -> Vec<GateRow>;
     gate_news(since: Option<Moment>) -> GateNews;
-    set_gate(row: &GateRow) -> Option<i64>;
     set_accounts(accounts: &[AccountRow]) -> ();
     count_refusal(scope: &str, word: &str) -> u32;
     take_rates(scope: &str, take: &Take) -> Each<Option<Grant>>;

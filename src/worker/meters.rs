@@ -22,6 +22,9 @@ const NAME_MAX: usize = 80;
 /// What stands for every name beyond the limit.
 pub const OTHER: &str = "other";
 
+/// Upper bounds of how long jobs wait, in seconds.
+pub const WAIT_BOUNDS: &[f64] =
+    &[0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 43_200.0, 86_400.0];
 /// Upper bounds of what a call takes, in seconds.
 pub const CALL_BOUNDS: &[f64] =
     &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1800.0];
@@ -131,6 +134,8 @@ pub struct Meters {
     pub models: Names,
     errors: Names,
     stops: Names,
+    /// How long jobs waited for their first claim, by queue.
+    pub waits: Spreads<Name>,
     /// Jobs that ended, by queue and outcome.
     pub jobs: Counts<(Name, &'static str)>,
     /// Claims that ended, by queue and how.
@@ -157,6 +162,12 @@ pub struct Meters {
     pub leases_lost: Counts<()>,
     /// Jobs taken from dead workers.
     pub rescues: Counts<()>,
+    /// Answers that ended their jobs although these had been taken away.
+    pub adopted: Counts<()>,
+    /// Changes of gates that this process made, by kind and state.
+    pub gates: Counts<(&'static str, &'static str)>,
+    /// Times that a person had the key files read again, by what came of it.
+    pub key_reloads: Counts<&'static str>,
     /// Bytes written to checkpoints.
     pub checkpoint_bytes: Counts<()>,
     /// How long operations of the database took, by name.
@@ -172,6 +183,7 @@ impl Default for Meters {
             models: Names::default(),
             errors: Names::default(),
             stops: Names::default(),
+            waits: Spreads::new(WAIT_BOUNDS),
             jobs: Counts::default(),
             attempts: Counts::default(),
             attempt_time: Spreads::new(CALL_BOUNDS),
@@ -185,6 +197,9 @@ impl Default for Meters {
             hints: Spreads::new(HINT_BOUNDS),
             leases_lost: Counts::default(),
             rescues: Counts::default(),
+            adopted: Counts::default(),
+            gates: Counts::default(),
+            key_reloads: Counts::default(),
             checkpoint_bytes: Counts::default(),
             database_time: Spreads::new(DATABASE_BOUNDS),
             database_errors: Counts::default(),
@@ -193,6 +208,11 @@ impl Default for Meters {
 }
 
 impl Meters {
+    /// A job was claimed for the first time.
+    pub(super) fn waited(&self, queue: &str, time: Duration) {
+        self.waits.add(self.queues.label(queue), time);
+    }
+
     /// A job ended here. `queue`: where it is not known, [`OTHER`].
     pub(super) fn ended(&self, queue: Option<&str>, outcome: Outcome) {
         let queue = queue.map_or_else(|| OTHER.into(), |queue| self.queues.label(queue));
@@ -268,6 +288,23 @@ impl Meters {
     /// Jobs were taken from a dead worker.
     pub(super) fn rescued(&self, jobs: usize) {
         self.rescues.add((), jobs as u64);
+    }
+
+    /// An answer was taken although its job had been taken away.
+    pub(super) fn was_adopted(&self) {
+        self.adopted.add((), 1);
+    }
+
+    /// A gate was brought into another state.
+    pub(super) fn turned(&self, scope: &str, state: &'static str) {
+        let kind = scope.split_once(':').map_or(OTHER, |(kind, _)| kind);
+        let kind = ["batch", "key", "model", "rate"].into_iter().find(|known| *known == kind);
+        self.gates.add((kind.unwrap_or(OTHER), state), 1);
+    }
+
+    /// The key files were read again, as a person wished.
+    pub(super) fn keys_read(&self, changed: bool) {
+        self.key_reloads.add(if changed { "changed" } else { "same" }, 1);
     }
 
     /// Text of running streams was kept.

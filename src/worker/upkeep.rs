@@ -61,7 +61,9 @@ pub async fn beat(mill: Arc<Mill>, stop: CancellationToken) {
 /// Reads the key files again whenever told to (SIGHUP), until told to stop.
 pub async fn reload(mill: Arc<Mill>, again: Arc<Notify>, stop: CancellationToken) {
     while stop.run_until_cancelled(again.notified()).await.is_some() {
-        if mill.reload_keys().is_empty() {
+        let changed = !mill.reload_keys().is_empty();
+        mill.vitals.meters.keys_read(changed);
+        if !changed {
             tracing::info!("the key files were read again: the keys are the same");
         }
     }

@@ -106,6 +106,8 @@ pub struct Vitals {
     /// When each loop last turned, and when the database last said something, in milliseconds of our life.
     turned: [AtomicU64; Loop::ALL.len()],
     heard: AtomicU64,
+    /// When a job last ended as complete; 0: none did.
+    succeeded: AtomicU64,
 }
 
 impl std::fmt::Debug for Vitals {
@@ -123,6 +125,7 @@ impl Default for Vitals {
             mill: OnceLock::new(),
             turned: Default::default(),
             heard: AtomicU64::new(0),
+            succeeded: AtomicU64::new(0),
         }
     }
 }
@@ -146,6 +149,11 @@ impl Vitals {
     /// Time since the database last answered anything.
     pub fn silence(&self) -> Duration {
         self.since(&self.heard)
+    }
+
+    /// Time since a job ended here as complete; `None`: none did.
+    pub fn success(&self) -> Option<Duration> {
+        (self.succeeded.load(Ordering::Relaxed) > 0).then(|| self.since(&self.succeeded))
     }
 
     /// Says that nothing more comes.
@@ -232,6 +240,9 @@ impl Mill {
     /// Counts a job that ended, whatever its queue was.
     pub(super) fn ended(&self, queue: Option<&str>, outcome: Outcome) {
         self.tally.count(outcome);
+        if outcome == Outcome::Complete {
+            self.vitals.succeeded.store(self.vitals.now().max(1), Ordering::Relaxed);
+        }
         self.vitals.meters.ended(queue, outcome);
     }
 }

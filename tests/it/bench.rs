@@ -190,3 +190,21 @@ fn the_help_says_what_each_measures_and_how_long_it_takes() {
     }
     assert!(!help.contains("--bare-loop"), "{help}");
 }
+
+#[tokio::test]
+async fn each_view_of_the_page_is_measured_on_both_databases() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut command = on_both(&dir, &["page", "--jobs", "2000", "--runs", "1", "--json"]);
+    let output = ended(&dir, command.spawn().expect("the binary starts")).await;
+    assert!(output.status.success(), "{}", said(&output));
+    let all: Value = serde_json::from_slice(&output.stdout).expect("stdout is JSON alone");
+    for database in ["sqlite", "postgres"] {
+        let of = |line: &&Value| line["what"] == "page, p50" && line["database"] == database;
+        let views: Vec<&Value> = all["results"].as_array().into_iter().flatten().filter(of).collect();
+        assert!(views.len() > 40, "{database}: {}", views.len());
+        for view in ["/", "/jobs?batch=evening", "/batch?name=catalogue", "/errors", "/api/v1/overview"] {
+            let conditions = format!("2,000 jobs, {view}");
+            assert!(views.iter().any(|line| line["conditions"] == conditions.as_str()), "{database}: {view}");
+        }
+    }
+}

@@ -9,6 +9,7 @@ mod demo;
 mod docs;
 mod examples;
 mod faults;
+mod listen;
 mod metrics;
 mod mill;
 mod otel;

@@ -25,7 +25,7 @@ const FEW: usize = 10_000;
 /// What is scheduled where much is, as a part of what is pending.
 const SCHEDULED: usize = 10;
 /// Rows of one statement.
-const CHUNK: usize = 250_000;
+pub(super) const CHUNK: usize = 250_000;
 
 /// What one step adds, and what it is called.
 struct Step {
@@ -167,6 +167,11 @@ async fn fill(database: &Database, step: &Step) -> anyhow::Result<()> {
     database.rest().await
 }
 
+/// The SQL of the database's time.
+pub(super) const fn sql_now(kind: Kind) -> &'static str {
+    kind.either("CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)", "now()")
+}
+
 /// Adds rows in one state, in one transaction.
 async fn add(database: &Database, state: &str, rows: usize) -> anyhow::Result<()> {
     let from = database.number("SELECT coalesce(max(id), 0) FROM jobs").await?;
@@ -179,8 +184,7 @@ async fn add(database: &Database, state: &str, rows: usize) -> anyhow::Result<()
         }
         Kind::Postgres => format!("(SELECT generate_series({from} + 1, {from} + {rows}) AS i)"),
     };
-    let now =
-        database.kind.either("CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)", "now()");
+    let now = sql_now(database.kind);
     let due = match (state, database.kind) {
         ("scheduled", Kind::Sqlite) => format!("{now} + 86400000"),
         ("scheduled", Kind::Postgres) => format!("{now} + interval '1 day'"),
@@ -197,6 +201,12 @@ async fn add(database: &Database, state: &str, rows: usize) -> anyhow::Result<()
     if state == "done" {
         sql.push_str(&ended(&numbers, now));
     }
+    transaction(database, &sql, from as usize + rows).await
+}
+
+/// Runs what fills the tables as one transaction; `last` is the highest id that it gives.
+pub(super) async fn transaction(database: &Database, sql: &str, last: usize) -> anyhow::Result<()> {
+    let sql = sql.to_owned();
     match &database.pool {
         Pool::Sqlite(pool) => {
             // Nothing of this has to survive a power cut.
@@ -210,7 +220,6 @@ async fn add(database: &Database, state: &str, rows: usize) -> anyhow::Result<()
         Pool::Postgres(pool) => {
             let mut transaction = pool.begin().await?;
             transaction.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await?;
-            let last = from + rows as i64;
             let restart = format!("SELECT setval(pg_get_serial_sequence('jobs', 'id'), {last})");
             transaction.execute(AssertSqlSafe(restart)).await?;
             transaction.commit().await?;

@@ -543,6 +543,7 @@ mod tests {
             queue_policy: None,
             garbled: None,
             bytes: 9,
+            waited: None,
             tally: Tally::default(),
             calls: Vec::new(),
             tools: Vec::new(),

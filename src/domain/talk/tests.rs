@@ -36,6 +36,7 @@ fn job(params: &str, policy: &str) -> Job {
         queue_policy: None,
         garbled: None,
         bytes: 7,
+        waited: None,
         tally: Tally::default(),
         calls: Vec::new(),
         tools: Vec::new(),

@@ -47,18 +47,19 @@ macro_rules! jobs {
     };
 }
 
-/// Takes rows of `results` as the clause says, then narrows them.
+/// Takes rows of `results` as the source says, then narrows them.
+///
+/// Walks along an index of more than `seq` take its other columns from a list beside it. Of a batch that it knows to be
+/// a third of all the server thinks that its rows stand everywhere, and looks for them along `seq` alone, which takes
+/// seconds where they are all old; of one that it does not know it takes the index.
 macro_rules! results {
-    ($where:literal) => {
+    ($from:literal) => {
         concat!(
             "WITH seen AS MATERIALIZED (
                  SELECT seq, job_id, queue, batch, outcome, stop_reason, model, error_type
-                   FROM results
-                  WHERE ",
-            $where,
-            " AND seq < $1
-                  ORDER BY seq DESC
-                  LIMIT $2)
+                   FROM ",
+            $from,
+            ")
              SELECT m.looked, m.reached, h.seq AS at, h.job_id
                FROM (SELECT count(*) AS looked, min(seq) AS reached FROM seen) m
                LEFT JOIN (SELECT s.seq, s.job_id
@@ -95,14 +96,35 @@ impl Board for PostgresStore {
         limit: i64,
     ) -> Result<Stretch, StoreError> {
         let (query, batch, outcome) = match walk {
-            Walk::All => (sqlx::query(results!("true")), wish.batch.as_deref(), wish.outcome.as_deref()),
-            Walk::Ended(outcome) => (
-                sqlx::query(results!("outcome = $6 AND outcome <> 'complete'")),
-                wish.batch.as_deref(),
-                Some(outcome),
-            ),
+            Walk::All => {
+                let query = sqlx::query(results!("results WHERE seq < $1 ORDER BY seq DESC LIMIT $2"));
+                (query, wish.batch.as_deref(), wish.outcome.as_deref())
+            }
+            Walk::Ended(outcome) => {
+                let query = sqlx::query(results!(
+                    "(SELECT r.seq
+                      FROM unnest(ARRAY[$6::text]) w (ended)
+                     CROSS JOIN LATERAL (SELECT seq
+                                           FROM results
+                                          WHERE outcome = w.ended AND outcome <> 'complete' AND seq < $1
+                                          ORDER BY seq DESC
+                                          LIMIT $2) r) n
+                   JOIN results USING (seq)"
+                ));
+                (query, wish.batch.as_deref(), Some(outcome))
+            }
             Walk::Batch(batch, outcome) => {
-                (sqlx::query(results!("batch = $7 AND outcome = $6")), Some(batch), Some(outcome))
+                let query = sqlx::query(results!(
+                    "(SELECT r.seq
+                      FROM unnest(ARRAY[$7::text], ARRAY[$6::text]) w (label, ended)
+                     CROSS JOIN LATERAL (SELECT seq
+                                           FROM results
+                                          WHERE batch = w.label AND outcome = w.ended AND seq < $1
+                                          ORDER BY seq DESC
+                                          LIMIT $2) r) n
+                   JOIN results USING (seq)"
+                ));
+                (query, Some(batch), Some(outcome))
             }
         };
         let rows = query
@@ -300,8 +322,8 @@ impl Board for PostgresStore {
         Ok(Pulse { beats, step })
     }
 
-    async fn oldest(&self) -> Result<Option<Oldest>, StoreError> {
-        self.run_on(self.pool.plain(), (), |conn, ()| Box::pin(oldest(conn))).await
+    async fn heads(&self) -> Result<Vec<(String, Oldest)>, StoreError> {
+        self.run_on(self.pool.plain(), (), |conn, ()| Box::pin(heads(conn))).await
     }
 
     async fn queue_cards(&self, limit: i64) -> Result<Vec<QueueCard>, StoreError> {
@@ -404,11 +426,14 @@ impl Board for PostgresStore {
         most: i64,
     ) -> Result<Vec<(i64, i64)>, StoreError> {
         sqlx::query_as(
-            "SELECT seq, (extract(epoch FROM clock_timestamp() - finished_at) * 1000)::bigint
-               FROM results
-              WHERE batch = $1 AND outcome = $2
-              ORDER BY seq DESC
-              LIMIT $3",
+            "SELECT r.seq, (extract(epoch FROM clock_timestamp() - r.finished_at) * 1000)::bigint
+               FROM unnest(ARRAY[$1::text], ARRAY[$2::text]) w (label, ended)
+              CROSS JOIN LATERAL (SELECT seq
+                                    FROM results
+                                   WHERE batch = w.label AND outcome = w.ended
+                                   ORDER BY seq DESC
+                                   LIMIT $3) n
+               JOIN results r ON r.seq = n.seq",
         )
         .bind(batch)
         .bind(outcome)
@@ -426,11 +451,15 @@ impl Board for PostgresStore {
         limit: i64,
     ) -> Result<Vec<(i64, JobId)>, StoreError> {
         let rows: Vec<(i64, i64)> = sqlx::query_as(
-            "SELECT seq, job_id
-               FROM results
-              WHERE batch = $1 AND outcome = $2 AND seq > $3
-              ORDER BY seq
-              LIMIT $4",
+            "SELECT r.seq, r.job_id
+               FROM unnest(ARRAY[$1::text], ARRAY[$2::text]) w (label, ended)
+              CROSS JOIN LATERAL (SELECT seq
+                                    FROM results
+                                   WHERE batch = w.label AND outcome = w.ended AND seq > $3
+                                   ORDER BY seq
+                                   LIMIT $4) n
+               JOIN results r ON r.seq = n.seq
+              ORDER BY r.seq",
         )
         .bind(batch)
         .bind(outcome)
@@ -633,8 +662,8 @@ impl Board for PostgresStore {
     }
 }
 
-async fn oldest(conn: &mut PgConnection) -> sqlx::Result<Option<Oldest>> {
-    let row: Option<(i64, i64)> = sqlx::query_as(
+async fn heads(conn: &mut PgConnection) -> sqlx::Result<Vec<(String, Oldest)>> {
+    let rows: Vec<(String, i64, i64)> = sqlx::query_as(
         "WITH RECURSIVE lane (job_id, n) AS (
              (SELECT job_id, 1 FROM job_state WHERE state = 'pending'
                ORDER BY queue, model, priority DESC, batch DESC, (job_id + 0)
@@ -661,15 +690,14 @@ async fn oldest(conn: &mut PgConnection) -> sqlx::Result<Option<Oldest>> {
                FROM lane
                JOIN job_state s ON s.job_id = lane.job_id
               WHERE lane.n < 500)
-         SELECT s.job_id, (extract(epoch FROM clock_timestamp() - s.available_at) * 1000)::bigint
+         SELECT s.queue, s.job_id, (extract(epoch FROM clock_timestamp() - s.available_at) * 1000)::bigint
            FROM lane
            JOIN job_state s ON s.job_id = lane.job_id
-          ORDER BY s.available_at, s.job_id
-          LIMIT 1",
+          ORDER BY s.available_at, s.job_id",
     )
-    .fetch_optional(conn)
+    .fetch_all(conn)
     .await?;
-    Ok(row.map(|(job, age_ms)| Oldest { job: JobId(job), age_ms }))
+    Ok(rows.into_iter().map(|(queue, job, age_ms)| (queue, Oldest { job: JobId(job), age_ms })).collect())
 }
 
 async fn queue_cards(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<QueueCard>> {

@@ -20,6 +20,7 @@ use crate::store::{StoreError, Wanted, row};
 macro_rules! wide {
     () => {
         " SELECT c.job_id, c.claims, c.run, c.failures, c.deferrals, c.crashes, c.bytes, c.queue, c.lane,
+                 (extract(epoch FROM clock_timestamp() - c.available_at) * 1000)::bigint AS waited_ms,
                  j.batch, j.prompt, j.system, coalesce(j.model, nullif(c.model, '')) AS model, j.max_tokens, j.params::text AS params,
                  j.policy::text AS policy, q.model AS queue_model, q.policy::text AS queue_policy
             FROM claimed c
@@ -401,7 +402,7 @@ async fn take_now(conn: &mut PgConnection, order: &Order, room: i64) -> sqlx::Re
                FROM fit f
               WHERE s.job_id = f.job_id AND s.job_id = ANY (ARRAY(SELECT job_id FROM fit))
              RETURNING s.job_id, s.claims, s.run, s.failures, s.deferrals, s.crashes, s.bytes, s.queue,
-                       s.model, f.lane
+                       s.model, s.available_at, f.lane
          )",
         wide!(),
     ))
@@ -444,7 +445,7 @@ async fn strays(
 ) -> sqlx::Result<Vec<Claimed>> {
     let rows = sqlx::query(concat!(
         "WITH claimed AS (
-             SELECT job_id, claims, run, failures, deferrals, crashes, bytes, queue, model, 0 AS lane
+             SELECT job_id, claims, run, failures, deferrals, crashes, bytes, queue, model, available_at, 0 AS lane
                FROM job_state
               WHERE state = 'running' AND claimed_by = $1
                 AND NOT (job_id, claims) IN (SELECT * FROM unnest($2::bigint[], $3::bigint[]))
@@ -477,6 +478,7 @@ fn claimed(found: &PgRow) -> sqlx::Result<Claimed> {
         queue_policy: found.try_get("queue_policy")?,
         garbled: None,
         bytes: found.try_get("bytes")?,
+        waited: row::waited(found.try_get("claims")?, found.try_get("waited_ms")?),
         tally: Tally {
             failures: found.try_get("failures")?,
             deferrals: found.try_get("deferrals")?,

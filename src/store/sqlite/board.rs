@@ -294,8 +294,8 @@ impl Board for SqliteStore {
         Ok(Pulse { beats, step })
     }
 
-    async fn oldest(&self) -> Result<Option<Oldest>, StoreError> {
-        self.read_for_people((), |conn, ()| Box::pin(oldest(conn))).await
+    async fn heads(&self) -> Result<Vec<(String, Oldest)>, StoreError> {
+        self.read_for_people((), |conn, ()| Box::pin(heads(conn))).await
     }
 
     async fn queue_cards(&self, limit: i64) -> Result<Vec<QueueCard>, StoreError> {
@@ -643,8 +643,8 @@ impl Board for SqliteStore {
     }
 }
 
-async fn oldest(conn: &mut SqliteConnection) -> sqlx::Result<Option<Oldest>> {
-    let row: Option<(i64, i64)> = sqlx::query_as(
+async fn heads(conn: &mut SqliteConnection) -> sqlx::Result<Vec<(String, Oldest)>> {
+    let rows: Vec<(String, i64, i64)> = sqlx::query_as(
         concat!("WITH RECURSIVE lane (job_id, n) AS (
              SELECT *
                FROM (SELECT job_id, 1 FROM job_state WHERE state = 'pending'
@@ -672,15 +672,14 @@ async fn oldest(conn: &mut SqliteConnection) -> sqlx::Result<Option<Oldest>> {
                FROM lane
                JOIN job_state s ON s.job_id = lane.job_id
               WHERE lane.n < 500)
-         SELECT s.job_id, ", now!(), " - s.available_at
+         SELECT s.queue, s.job_id, ", now!(), " - s.available_at
            FROM lane
            JOIN job_state s ON s.job_id = lane.job_id
-          ORDER BY s.available_at, s.job_id
-          LIMIT 1"),
+          ORDER BY s.available_at, s.job_id"),
     )
-    .fetch_optional(conn)
+    .fetch_all(conn)
     .await?;
-    Ok(row.map(|(job, age_ms)| Oldest { job: JobId(job), age_ms }))
+    Ok(rows.into_iter().map(|(queue, job, age_ms)| (queue, Oldest { job: JobId(job), age_ms })).collect())
 }
 
 async fn queue_cards(conn: &mut SqliteConnection, limit: i64) -> sqlx::Result<Vec<QueueCard>> {

@@ -307,19 +307,22 @@ async fn read(conn: &mut SqliteConnection, picked: &[Picked]) -> sqlx::Result<Ve
         };
         let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
         rest = later;
-        let rows = sqlx::query(
+        let rows = sqlx::query(concat!(
             "WITH claimed AS MATERIALIZED (
                  SELECT value ->> 0 AS job_id, value ->> 1 AS lane FROM json_each($1)
              )
              SELECT s.job_id, s.claims, s.run, s.failures, s.deferrals, s.crashes, s.bytes, s.queue, c.lane,
+                    ",
+            now!(),
+            " - s.available_at AS waited_ms,
                     j.batch, j.prompt, j.system, coalesce(j.model, nullif(s.model, '')) AS model,
                     j.max_tokens, j.params, j.policy,
                     q.model AS queue_model, q.policy AS queue_policy
                FROM claimed c
               CROSS JOIN job_state s ON s.job_id = c.job_id
               CROSS JOIN jobs j ON j.id = s.job_id
-               LEFT JOIN queues q ON q.name = s.queue",
-        )
+               LEFT JOIN queues q ON q.name = s.queue"
+        ))
         .bind(row::texts(now))
         .fetch_all(&mut *conn)
         .await?;
@@ -383,6 +386,7 @@ fn claimed(found: &SqliteRow) -> sqlx::Result<Claimed> {
         queue_policy: text(found, "queue_policy")?,
         garbled: garbled(found)?,
         bytes: found.try_get("bytes")?,
+        waited: row::waited(found.try_get("claims")?, found.try_get("waited_ms")?),
         tally: Tally {
             failures: found.try_get("failures")?,
             deferrals: found.try_get("deferrals")?,

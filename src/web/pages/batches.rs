@@ -5,6 +5,7 @@ use std::sync::Arc;
 use askama::Template;
 use axum::extract::State;
 use axum::response::Response;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 
 use crate::cli::gates::scope::Scope;
@@ -15,13 +16,15 @@ use crate::web::Web;
 use crate::web::fault::Fault;
 use crate::web::fields::{Fields, link};
 use crate::web::guard::is_there;
-use crate::web::pages::places::{GATES_MAX, Gate, look_at_gates};
+use crate::web::pages::places::{GATES_MAX, Gate, look_at_gates, stopped_batches};
 use crate::web::words::{self, Frame, brief, page};
 
 /// Batches on a page.
 const PAGE: usize = 20;
 /// Jobs of one batch are counted up to here, by state and outcome; in a list up to [`COUNT_MAX`].
 const ONE_MAX: i64 = 100_000;
+/// Batches that are counted at once.
+const AT_ONCE: usize = 3;
 /// Results that tell how fast a batch goes.
 const SPEED_OF: usize = 200;
 
@@ -31,6 +34,8 @@ pub struct Batch {
     tally: BatchTally,
     limit: i64,
     speed: Speed,
+    /// How its gate stands, where it does not flow in one of its queues.
+    gate: Option<String>,
 }
 
 impl Batch {
@@ -79,10 +84,17 @@ impl Batch {
             .then(|| self.speed.results as f64 * 60_000.0 / span as f64)
     }
 
-    /// How long the rest may take, in words.
+    /// Jobs that a daemon works on or takes next: no rate says when the others are due, or answered.
+    fn next(&self) -> i64 {
+        let near = |state: &str| ["pending", "running"].contains(&state);
+        self.tally.open.iter().filter(|(state, _)| near(state)).map(|(_, n)| n).sum()
+    }
+
+    /// How long the rest may take, in words, where it flows.
     fn eta(&self) -> Option<String> {
-        let rate = self.rate().filter(|_| !self.capped() && self.open() > 0)?;
-        Some(brief((self.open() as f64 / rate * 60_000.0) as i64))
+        let flows = self.gate.is_none() && !self.capped() && self.next() > 0;
+        let rate = self.rate().filter(|_| flows)?;
+        Some(brief((self.next() as f64 / rate * 60_000.0) as i64))
     }
 
     fn link(&self) -> String {
@@ -105,11 +117,11 @@ impl Batch {
     }
 }
 
-async fn count(web: &Web, name: String, limit: i64) -> Result<Batch, Fault> {
+async fn count(web: &Web, name: String, limit: i64, gate: Option<String>) -> Result<Batch, Fault> {
     let tally = web.board()?.batch_tally(&name, limit + 1).await?;
     let speed =
         if tally.open.is_empty() { Speed::default() } else { speed(web.board()?, &name, SPEED_OF).await? };
-    Ok(Batch { name, tally, limit, speed })
+    Ok(Batch { name, tally, limit, speed, gate })
 }
 
 /// A page of batches.
@@ -131,10 +143,12 @@ async fn load_list(web: &Web, fields: &Fields) -> Result<Batches, Fault> {
     let more = names.len() > PAGE;
     names.truncate(PAGE);
     let next = names.last().filter(|_| more).cloned();
-    let mut batches = Vec::with_capacity(names.len());
-    for name in names {
-        batches.push(count(web, name, COUNT_MAX).await?);
-    }
+    let mut stopped = stopped_batches(web).await?;
+    let counted = names.into_iter().map(|name| {
+        let gate = stopped.remove(&name);
+        count(web, name, COUNT_MAX, gate)
+    });
+    let batches = stream::iter(counted.collect::<Vec<_>>()).buffered(AT_ONCE).try_collect().await?;
     Ok(Batches { batches, next })
 }
 
@@ -170,7 +184,10 @@ pub async fn list_json(web: &Web, fields: &Fields) -> Result<Value, Fault> {
 
 async fn load_one(web: &Web, fields: &Fields) -> Result<(Batch, Vec<FaultLine>, Vec<Gate>), Fault> {
     let name = fields.get("name").ok_or_else(|| Fault::bad("name says which batch"))?;
-    let batch = count(web, name.to_owned(), ONE_MAX).await?;
+    let of_it = |scope: &Scope| matches!(scope, Scope::Batch { batch, .. } if batch == name);
+    let (gates, _) = look_at_gates(web, Listed::Stopped, GATES_MAX, of_it).await?;
+    let gate = gates.first().map(|gate| gate.state.clone());
+    let batch = count(web, name.to_owned(), ONE_MAX, gate).await?;
     if batch.total() == 0 {
         return Err(Fault::missing(format!("no job has batch {name}")));
     }
@@ -180,8 +197,6 @@ async fn load_one(web: &Web, fields: &Fields) -> Result<(Batch, Vec<FaultLine>, 
     } else {
         Vec::new()
     };
-    let of_it = |scope: &Scope| matches!(scope, Scope::Batch { batch, .. } if batch == name);
-    let (gates, _) = look_at_gates(web, Listed::Stopped, GATES_MAX, of_it).await?;
     Ok((batch, faults, gates))
 }
 

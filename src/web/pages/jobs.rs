@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use crate::cli::out::time_rfc3339;
 use crate::domain::outcome::Outcome;
+use crate::store::Moment;
 use crate::store::board::{COUNT_MAX, Cursor, JobLine, Tally, Wish, find};
-use crate::store::{Moment, board};
 use crate::web::Web;
 use crate::web::fault::Fault;
 use crate::web::fields::{Fields, link};

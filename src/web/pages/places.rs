@@ -1,5 +1,6 @@
 //! Queues, workers and gates: where jobs are kept, who works, and what is stopped.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use askama::Template;
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use crate::cli::gates::House;
 use crate::cli::gates::scope::Scope;
 use crate::store::board::{QueueCard, queue_count_max};
-use crate::store::{Listed, Moment, WorkerLine};
+use crate::store::{GateLine, Listed, Moment, WorkerLine};
 use crate::web::Web;
 use crate::web::fault::Fault;
 use crate::web::fields::Fields;
@@ -74,6 +75,16 @@ pub async fn look_at_gates(
         json: shown.json(),
     };
     Ok((shown.iter().map(gate).collect(), more))
+}
+
+/// Returns the labels of batches whose gate does not flow in one of their queues, and how it stands there.
+pub async fn stopped_batches(web: &Web) -> Result<HashMap<String, String>, Fault> {
+    let lines = web.desk()?.gate_lines(Listed::Stopped).await?;
+    let of_batch = |line: GateLine| match Scope::parse(&line.scope) {
+        Scope::Batch { batch, .. } => Some((batch, line.state)),
+        _ => None,
+    };
+    Ok(lines.into_iter().filter_map(of_batch).collect())
 }
 
 #[derive(Template)]

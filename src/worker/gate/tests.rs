@@ -102,6 +102,7 @@ fn job(id: i64, model: &str, batch: Option<&str>) -> Job {
         queue_policy: None,
         garbled: None,
         bytes: 1,
+        waited: None,
         tally: Tally::default(),
         calls: Vec::new(),
         tools: Vec::new(),

@@ -107,6 +107,7 @@ fn talk() -> Talk {
         queue_policy: None,
         garbled: None,
         bytes: 7,
+        waited: None,
         tally: Tally::default(),
         calls: Vec::new(),
         tools: Vec::new(),

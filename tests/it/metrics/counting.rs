@@ -5,6 +5,8 @@ use crate::mill::harness::Mill;
 use crate::support::{Ground, on_both};
 
 on_both! {
+    a_gate_is_counted_when_its_state_is_another_one,
+    only_the_wait_for_the_first_claim_is_told,
     after_fifty_jobs_each_count_is_right_to_the_job,
     what_fails_is_counted_by_what_it_was,
     ten_thousand_queues_and_models_make_a_bounded_page,
@@ -62,6 +64,12 @@ async fn after_fifty_jobs_each_count_is_right_to_the_job(ground: &Ground) {
         let label = format!("stop_reason=\"{stop}\"");
         assert_eq!(Some(seen.sum("promptmill_stop_reasons_total", &[&label])), calls.parse().ok(), "{stop}");
     }
+    assert_eq!(seen.sum("promptmill_queue_wait_seconds_count", &[]), 50.0);
+    assert!(seen.sum("promptmill_queue_wait_seconds_sum", &[]) > 0.0);
+    let seconds = ground.either("max(finished_at) / 1000", "extract(epoch FROM max(finished_at))");
+    let last = number(ground, &format!("SELECT {seconds} FROM results WHERE outcome = 'complete'")).await;
+    let told = seen.get("promptmill_last_success_timestamp_seconds").expect("it is told");
+    assert!((told - last).abs() < 30.0, "{told}, not {last}");
     assert_eq!(seen.sum("promptmill_wasted_tokens_total", &[]), 0.0);
     assert_eq!(seen.sum("promptmill_db_errors_total", &[]), 0.0);
     assert!(seen.sum("promptmill_db_op_duration_seconds_count", &["op=\"claim\""]) >= 1.0);
@@ -98,6 +106,41 @@ async fn what_fails_is_counted_by_what_it_was(ground: &Ground) {
             .await;
     assert!(wasted > 0.0);
     assert_eq!(seen.sum("promptmill_wasted_tokens_total", &["cause=\"cut\""]), wasted);
+    assert_eq!(watched.daemon.stop().await.code, 0);
+}
+
+async fn a_gate_is_counted_when_its_state_is_another_one(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    let prompts: Vec<String> = (0..25).map(|job| format!("{job} [[error 400]]")).collect();
+    for prompt in &prompts {
+        ground.run(&format!("INSERT INTO jobs (batch, prompt) VALUES ('mistake', '{prompt}')")).await;
+    }
+    let watched = Watched::start(&mut mill).await;
+    let blocked = "promptmill_gate_transitions_total{kind=\"batch\",state=\"blocked\"}";
+    watched.until_sample(blocked, 1.0).await;
+    // What the gate of a batch counts meanwhile is written too, and is no change of its state.
+    assert_eq!(watched.samples().await.sum("promptmill_gate_transitions_total", &[]), 1.0);
+    watched.daemon.signal("-HUP");
+    watched.until_sample("promptmill_key_reloads_total{result=\"same\"}", 1.0).await;
+    assert_eq!(watched.daemon.stop().await.code, 0);
+}
+
+async fn only_the_wait_for_the_first_claim_is_told(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    let past = ground.at(-500);
+    ground
+        .run(&format!(
+            "INSERT INTO jobs (queue, prompt, run_at) VALUES ('late', '[[error 529 x1 retry-after-ms=20]]', {past})"
+        ))
+        .await;
+    let watched = Watched::start(&mut mill).await;
+    mill.until("SELECT count(*) FROM results", "1").await;
+    watched.until_sample("promptmill_in_flight", 0.0).await;
+    let seen = watched.samples().await;
+    assert_eq!(seen.sum("promptmill_job_attempts_total", &["queue=\"late\""]), 2.0);
+    assert_eq!(seen.get("promptmill_queue_wait_seconds_count{queue=\"late\"}"), Some(1.0));
+    let waited = seen.get("promptmill_queue_wait_seconds_sum{queue=\"late\"}").expect("it is told");
+    assert!((500.0..560.0).contains(&waited), "{waited}");
     assert_eq!(watched.daemon.stop().await.code, 0);
 }
 
@@ -151,10 +194,11 @@ async fn the_tables_are_told_as_they_are(ground: &Ground) {
     let row = |queue: &str, at: &str| {
         format!("INSERT INTO jobs (queue, prompt, run_at) VALUES ('{queue}', 'x', {at});")
     };
-    ground.run(&format!("{}{}{}", row("still", &past), row("still", &past), row("default", &future))).await;
+    // The jobs last: they are waited for, and what was read with them holds the rest.
     ground
         .run("INSERT INTO gates (scope, state) VALUES ('batch:default/b', 'blocked'), ('made-up', 'blocked')")
         .await;
+    ground.run(&format!("{}{}{}", row("default", &future), row("still", &past), row("still", &past))).await;
     // What one page shows was not read in one moment.
     for (series, value) in [
         ("promptmill_jobs_in_state{queue=\"still\",state=\"pending\"}", 2.0),
@@ -170,6 +214,8 @@ async fn the_tables_are_told_as_they_are(ground: &Ground) {
     let seen = watched.samples().await;
     let oldest = seen.get("promptmill_oldest_pending_seconds").expect("it is told");
     assert!((500.0..560.0).contains(&oldest), "{oldest}");
+    assert_eq!(seen.get("promptmill_queue_oldest_pending_seconds{queue=\"still\"}"), Some(oldest));
+    assert_eq!(seen.get("promptmill_queue_oldest_pending_seconds{queue=\"default\"}"), Some(0.0));
     // A queue that is empty again says so.
     ground.run("DELETE FROM jobs").await;
     watched.until_sample("promptmill_jobs_in_state{queue=\"still\",state=\"pending\"}", 0.0).await;

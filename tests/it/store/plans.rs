@@ -7,6 +7,7 @@
 
 mod day;
 mod grown;
+mod page;
 mod postgres;
 mod seen;
 mod sqlite;

@@ -9,8 +9,8 @@ mod bulk;
 mod door;
 mod downloads;
 mod hostile;
-mod listen;
 mod lists;
+mod roles;
 mod slow;
 mod views;
 

@@ -10,6 +10,7 @@ on_both!(
     the_text_of_a_running_stream_comes_part_by_part,
     a_job_that_did_not_change_is_not_sent_again,
     batches_tell_their_progress_and_are_downloaded,
+    what_is_left_of_a_batch_has_no_time_while_it_stands,
     queues_workers_gates_and_errors_are_listed,
     empty_tables_make_pages_that_say_so,
     secrets_are_masked_in_the_configuration,
@@ -166,6 +167,28 @@ async fn batches_tell_their_progress_and_are_downloaded(ground: &Ground) {
     assert!(csv.text.contains(",'=1+1,"), "{}", csv.text);
     let only = site.get("/batch/results?name=monday/1&outcome=failed").await.good();
     assert_eq!(only.lines().count(), 1);
+}
+
+async fn what_is_left_of_a_batch_has_no_time_while_it_stands(ground: &Ground) {
+    ground.run("INSERT INTO jobs (batch, prompt) VALUES ('b', '1'), ('b', '2'), ('b', '3'), ('b', '4'), ('b', '5')").await;
+    for job in 1..=3 {
+        settle(ground, job, "complete", "x").await;
+    }
+    ground.run(&format!("UPDATE results SET finished_at = {} WHERE job_id = 1", ground.at(-60))).await;
+    let site = Site::on(ground).await;
+    let rest = "the rest in about";
+    assert!(site.get("/batch?name=b").await.good().contains(rest));
+    ground.run("INSERT INTO gates (scope, state) VALUES ('batch:default/b', 'blocked')").await;
+    assert!(!site.get("/batch?name=b").await.good().contains(rest));
+    let list = site.get("/batches").await.good();
+    assert!(list.contains("<span class=\"badge bad\">blocked</span>"), "{list}");
+    ground.run("DELETE FROM gates").await;
+    // When these are due is no matter of pace.
+    ground
+        .run(&format!("UPDATE job_state SET available_at = {} WHERE state = 'pending'", ground.at(3600)))
+        .await;
+    assert_eq!(ground.line("SELECT count(*) FROM job_state WHERE state = 'scheduled'").await, "2");
+    assert!(!site.get("/batch?name=b").await.good().contains(rest));
 }
 
 async fn queues_workers_gates_and_errors_are_listed(ground: &Ground) {

@@ -13,8 +13,8 @@ use crate::support::Ground;
 /// A statement runs so often before the server keeps a plan for it: five times it makes a new one.
 const UNTIL_KEPT: usize = 6;
 
-/// A store whose server notices the plan of every statement.
-async fn explained(ground: &Ground) -> Bench {
+/// A URL by which the server notices the plan of every statement.
+pub(super) fn noticed(ground: &Ground) -> String {
     let options = [
         ("session_preload_libraries", "auto_explain"),
         ("auto_explain.log_min_duration", "0"),
@@ -26,7 +26,12 @@ async fn explained(ground: &Ground) -> Bench {
     ];
     let options: Vec<String> =
         options.iter().map(|(name, value)| format!("options[{name}]={value}")).collect();
-    let url = format!("{}?{}", ground.url(), options.join("&"));
+    format!("{}?{}", ground.url(), options.join("&"))
+}
+
+/// A store whose server notices the plan of every statement.
+async fn explained(ground: &Ground) -> Bench {
+    let url = noticed(ground);
     let opened =
         open(&url, &settings(ground.schema()), Migrate::Never).await.expect("the ground has the tables");
     let worker = opened.store.enlist(&me()).await.expect("a worker enlists");
@@ -34,14 +39,14 @@ async fn explained(ground: &Ground) -> Bench {
 }
 
 /// A statement and its plan.
-fn plan(notice: &str) -> Option<(String, Value)> {
+pub(super) fn plan(notice: &str) -> Option<(String, Value)> {
     let (_, json) = notice.split_once("plan:\n")?;
     let mut explained: Value = serde_json::from_str(json).expect("a plan is JSON");
     Some((explained["Query Text"].as_str()?.to_owned(), explained["Plan"].take()))
 }
 
 /// Returns what is wrong with the steps of a plan.
-fn faults(sql: &str, step: &Value) -> Vec<String> {
+pub(super) fn faults(sql: &str, step: &Value) -> Vec<String> {
     let text = |name: &str| step[name].as_str().unwrap_or_default();
     let number = |name: &str| step[name].as_f64().unwrap_or_default();
     let (kind, table, index) = (text("Node Type"), text("Relation Name"), text("Index Name"));

@@ -1,7 +1,8 @@
-//! Listening for HTTP with a bound on everything that somebody who connects could hold for ever.
+//! Listening for HTTP with a bound on everything that somebody who connects could hold for ever: the page,
+//! the metrics.
 //!
-//! It knows nothing of the page: any router of this process can be served so. How long a body may take
-//! to come, and an answer to begin, is the router's own affair.
+//! It knows nothing of what is served. How long a body may take to come, and an answer to begin, is the
+//! router's own affair.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,8 +25,6 @@ use tokio::task::JoinSet;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
-/// Bytes of the head of a request.
-const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Pause after a connection could not be taken: most often for want of files.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -37,21 +36,44 @@ pub struct Limits {
     /// How long the head of a request may take to come, from when it is waited for: a connection that
     /// says nothing ends then.
     pub head: Duration,
+    /// Bytes of a head.
+    pub head_bytes: usize,
+    /// How long a connection lives.
+    pub lasting: Lasting,
     /// How long somebody may read nothing of an answer.
     pub stall: Duration,
     /// How long answers that are on their way get when the listener stops.
     pub last: Duration,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 256,
-            head: Duration::from_secs(15),
-            stall: Duration::from_secs(30),
-            last: Duration::from_millis(300),
-        }
-    }
+/// How long a connection lives.
+#[derive(Debug, Clone, Copy)]
+pub enum Lasting {
+    /// While requests come.
+    Kept,
+    /// For one request, and so long in all.
+    One(Duration),
+}
+
+impl Limits {
+    /// For people's browsers, which keep their connections.
+    pub const PAGE: Self = Self {
+        connections: 256,
+        head: Duration::from_secs(15),
+        head_bytes: 64 << 10,
+        lasting: Lasting::Kept,
+        stall: Duration::from_secs(30),
+        last: Duration::from_millis(300),
+    };
+    /// For machines that ask one thing now and then.
+    pub const METRICS: Self = Self {
+        connections: 32,
+        head: Duration::from_secs(5),
+        head_bytes: 16 << 10,
+        lasting: Lasting::One(Duration::from_secs(15)),
+        stall: Duration::from_secs(15),
+        last: Duration::from_millis(200),
+    };
 }
 
 /// Serves until the stop. Handlers find who asks in `ConnectInfo<SocketAddr>`.
@@ -94,15 +116,21 @@ async fn converse(socket: TcpStream, peer: SocketAddr, app: Router, limits: Limi
         request.extensions_mut().insert(ConnectInfo(peer));
         app.call(request)
     });
+    let (kept, whole) = match limits.lasting {
+        Lasting::Kept => (true, Duration::MAX),
+        Lasting::One(whole) => (false, whole),
+    };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
-        .max_buf_size(HEAD_BYTES_MAX)
+        .max_buf_size(limits.head_bytes)
+        .keep_alive(kept)
         .serve_connection(TokioIo::new(Patient::new(socket, limits.stall)), service);
     let mut connection = std::pin::pin!(connection);
     // How a connection ends is the other side's affair.
     tokio::select! {
         done = &mut connection => drop(done),
+        () = tokio::time::sleep(whole) => {}
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await.ok();

@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::routing::get;
 use bytes::Bytes;
 use futures_util::stream;
-use promptmill::web::listen::{Limits, serve};
+use promptmill::listen::{Lasting, Limits, serve};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 const SHORT: Duration = Duration::from_millis(200);
 const LONG: Duration = Duration::from_secs(10);
 
-const LIMITS: Limits = Limits { connections: 1, head: LONG, stall: LONG, last: SHORT };
+const LIMITS: Limits = Limits { connections: 1, head: LONG, stall: LONG, last: SHORT, ..Limits::PAGE };
 
 /// A listener that serves until it is dropped.
 struct Served {
@@ -63,6 +63,18 @@ async fn a_head_that_does_not_come_ends_its_connection() {
         let answer = rest(&mut socket).await;
         assert_eq!(answer.ends_with("here"), said.ends_with("\r\n\r\n"), "{said}: {answer}");
     }
+}
+
+#[tokio::test]
+async fn a_connection_for_one_request_ends_behind_it_and_when_its_time_is_over() {
+    let one = |whole| Limits { lasting: Lasting::One(whole), ..LIMITS };
+    let served = Served::with(plain(), one(LONG)).await;
+    let mut socket =
+        served.says("GET / HTTP/1.1\r\nhost: here\r\n\r\nGET / HTTP/1.1\r\nhost: here\r\n\r\n").await;
+    assert_eq!(rest(&mut socket).await.matches("\r\n\r\nhere").count(), 1);
+    let served = Served::with(plain(), one(SHORT)).await;
+    let mut socket = served.says("GET / HTTP/1.1\r\n").await;
+    assert_eq!(rest(&mut socket).await, "");
 }
 
 #[tokio::test]
