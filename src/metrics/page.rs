@@ -62,7 +62,8 @@ fn process(text: &mut Text, vitals: &Vitals, ready: bool) {
         "1 while nothing is claimed because answers wait for the database.",
         &|state| f64::from(u8::from(state.stalled)),
     );
-    text.metric(Kind::Gauge, "spool_answers", "Answers that the database has not taken, by where they wait.");
+    let help = "Answers that the database has not taken for two seconds, by where they wait.";
+    text.metric(Kind::Gauge, "spool_answers", help);
     if let Some(State { unwritten, .. }) = &state {
         text.value(&[("place", "file")], unwritten.in_file)
             .value(&[("place", "memory")], unwritten.in_memory);

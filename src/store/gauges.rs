@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 
 use super::StoreError;
-use super::board::{Board, OpenState, Tally, queue_count_max};
+use super::board::{Board, Oldest, OpenState, Tally, queue_count_max};
 
 /// How many jobs of one state are counted.
 pub const DEPTH_MAX: i64 = 50_000;
@@ -48,6 +48,10 @@ pub trait Gauge: Board {
     /// Counts gates by kind and state, as far as `most` of them.
     async fn gate_counts(&self, most: i64) -> Result<Vec<(String, String, i64)>, StoreError>;
 
+    /// Returns the pending job that has been due for longest and that nothing keeps back, among the first of
+    /// at most 500 lanes.
+    async fn oldest_free(&self) -> Result<Option<Oldest>, StoreError>;
+
     /// Counts queues and workers, each as far as `most`.
     async fn crew(&self, most: i64) -> Result<Crew, StoreError>;
 }
@@ -72,7 +76,7 @@ pub async fn read(store: &dyn Gauge) -> Result<Gauges, StoreError> {
             }
         }
     }
-    gauges.oldest_ms = store.oldest().await?.map(|oldest| oldest.age_ms);
+    gauges.oldest_ms = store.oldest_free().await?.map(|oldest| oldest.age_ms);
     gauges.gates = store.gate_counts(FEW_MAX).await?;
     Ok(gauges)
 }

@@ -10,7 +10,7 @@ use super::PostgresStore;
 use crate::domain::job::JobId;
 use crate::domain::outcome::{Outcome, Usage};
 use crate::store::board::{
-    BatchTally, Beat, Board, Deed, FAULTS_MAX, FaultCard, JobLine, Mark, Oldest, OpenState, OpenWalk,
+    BatchTally, Beat, Board, Deed, FAULTS_MAX, FaultCard, JobLine, Lanes, Mark, Oldest, OpenState, OpenWalk,
     Partial, Pulse, QueueCard, Said, Stretch, Tally, Walk, Wish, stretch,
 };
 use crate::store::desk::{fields, usage};
@@ -301,7 +301,7 @@ impl Board for PostgresStore {
     }
 
     async fn oldest(&self) -> Result<Option<Oldest>, StoreError> {
-        self.run_on(self.pool.plain(), (), |conn, ()| Box::pin(oldest(conn))).await
+        self.run_on(self.pool.plain(), (), |conn, ()| Box::pin(oldest(conn, Lanes::All))).await
     }
 
     async fn queue_cards(&self, limit: i64) -> Result<Vec<QueueCard>, StoreError> {
@@ -633,7 +633,7 @@ impl Board for PostgresStore {
     }
 }
 
-async fn oldest(conn: &mut PgConnection) -> sqlx::Result<Option<Oldest>> {
+pub(super) async fn oldest(conn: &mut PgConnection, lanes: Lanes) -> sqlx::Result<Option<Oldest>> {
     let row: Option<(i64, i64)> = sqlx::query_as(
         "WITH RECURSIVE lane (job_id, n) AS (
              (SELECT job_id, 1 FROM job_state WHERE state = 'pending'
@@ -664,9 +664,21 @@ async fn oldest(conn: &mut PgConnection) -> sqlx::Result<Option<Oldest>> {
          SELECT s.job_id, (extract(epoch FROM clock_timestamp() - s.available_at) * 1000)::bigint
            FROM lane
            JOIN job_state s ON s.job_id = lane.job_id
+           LEFT JOIN queues q ON q.name = s.queue
+           LEFT JOIN accounts a ON a.queue = CASE WHEN EXISTS (SELECT 1 FROM accounts WHERE queue = s.queue) THEN s.queue ELSE '' END
+          WHERE NOT $1
+             OR NOT coalesce(q.paused OR q.max_running = 0, FALSE)
+            AND NOT EXISTS (SELECT 1 FROM gates g
+                             WHERE g.state <> 'flowing'
+                               AND g.scope IN ('key:' || a.key,
+                                               'model:' || a.profile || '/'
+                                                   || coalesce(nullif(s.model, ''), q.model,
+                                                               (SELECT w.default_model FROM workers w ORDER BY w.id DESC LIMIT 1)),
+                                               'batch:' || replace(replace(s.queue, '%', '%25'), '/', '%2F') || '/' || s.batch))
           ORDER BY s.available_at, s.job_id
           LIMIT 1",
     )
+    .bind(lanes == Lanes::Free)
     .fetch_optional(conn)
     .await?;
     Ok(row.map(|(job, age_ms)| Oldest { job: JobId(job), age_ms }))
