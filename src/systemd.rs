@@ -9,10 +9,15 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::task::JoinSet;
 
-use crate::worker::vitals::{Phase, Vitals};
+use crate::worker::vitals::{Loop, Phase, Vitals};
 
 /// How often the line that `systemctl status` shows is told anew, where there is no watchdog.
 const STATUS_EVERY: Duration = Duration::from_secs(10);
+/// How often a loop that stands still is looked at: one that goes on is to be told of while there is time.
+const STUCK_EVERY: Duration = Duration::from_secs(1);
+/// A start is given so many times as long as it takes to speak again. It waits for a database that is
+/// away for as long as that lasts.
+const START_PATIENCE: u32 = 4;
 
 /// Tells it until the mill is over. `patience`: how long a loop may stand still.
 pub fn follow(vitals: Arc<Vitals>, patience: Duration) -> JoinSet<()> {
@@ -27,6 +32,8 @@ enum Word {
     Ready,
     Stopping,
     Alive,
+    /// It starts, and needs so long to speak again.
+    Wait(Duration),
 }
 
 async fn tell_all(vitals: Arc<Vitals>, patience: Duration) {
@@ -43,6 +50,9 @@ async fn tell_all(vitals: Arc<Vitals>, patience: Duration) {
             _ => {}
         }
         known = now;
+        if now == Phase::Starting {
+            words.push(Word::Wait(every * START_PATIENCE));
+        }
         let stuck = vitals.stuck(patience);
         if let Some((of, still)) = stuck.first()
             && !was_stuck
@@ -59,8 +69,13 @@ async fn tell_all(vitals: Arc<Vitals>, patience: Duration) {
             return;
         }
         // The time is an ordinary end; that nobody is there to change it any more, too.
-        tokio::time::timeout(every, phase.changed()).await.ok();
+        tokio::time::timeout(rest(every, &stuck), phase.changed()).await.ok();
     }
+}
+
+/// How long it is until the loops are looked at again.
+fn rest(every: Duration, stuck: &[(Loop, Duration)]) -> Duration {
+    if stuck.is_empty() { every } else { every.min(STUCK_EVERY) }
 }
 
 /// The line that `systemctl status` shows.
@@ -90,6 +105,9 @@ async fn tell(words: Vec<Word>, status: String) {
             Word::Ready => NotifyState::Ready,
             Word::Stopping => NotifyState::Stopping,
             Word::Alive => NotifyState::Watchdog,
+            Word::Wait(time) => {
+                NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX))
+            }
         });
         let said: Vec<NotifyState<'_>> = words.chain([NotifyState::Status(&status)]).collect();
         sd_notify::notify(&said)
@@ -98,5 +116,23 @@ async fn tell(words: Vec<Word>, status: String) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "systemd could not be told: {error}"),
         Err(error) => tracing::debug!(%error, "systemd could not be told: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_that_stands_still_is_looked_at_long_before_the_watchdogs_time_is_over() {
+        let half = Duration::from_secs(30);
+        let stuck = [(Loop::ALL[0], Duration::from_mins(2))];
+        assert_eq!(rest(half, &[]), half);
+        assert_eq!(rest(half, &stuck), Duration::from_secs(1));
+        assert_eq!(
+            rest(Duration::from_millis(200), &stuck),
+            Duration::from_millis(200),
+            "no seldomer than else"
+        );
     }
 }

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::exit::{Exit, Stop};
+use super::exit::Stop;
 use crate::config::Config;
 use crate::metrics::{Metrics, serve};
 use crate::store::Database;
@@ -39,11 +39,12 @@ impl Face {
         }
         let mut metrics = None;
         if let Some(listen) = config.metrics.listen {
-            let listener = TcpListener::bind(listen).await.map_err(|error| Stop {
-                exit: Exit::Config,
-                sentence: format!(
+            // Not the configuration's code: at boot the host may not have the address yet, and what
+            // starts daemons does not try again what the configuration got wrong.
+            let listener = TcpListener::bind(listen).await.map_err(|error| {
+                Stop::failure(format!(
                     "metrics cannot listen on {listen}: {error}; choose another metrics.listen"
-                ),
+                ))
             })?;
             let listen = listener.local_addr().context("failed to read the address of the metrics")?;
             tracing::info!("metrics are at http://{listen}/metrics, health at /livez and /readyz");

@@ -246,11 +246,12 @@ fn say_unwritten(log: &Lines, left: &Unwritten) {
             answers(left.in_file)
         ));
     }
-    if left.in_memory > 0 {
-        let whose = if left.in_memory == 1 { "its job" } else { "their jobs" };
-        log.say(&format!("{} could not be kept: {whose} will be run again", answers(left.in_memory)));
+    let lost = left.in_no_file();
+    if lost > 0 {
+        let whose = if lost == 1 { "its job" } else { "their jobs" };
+        log.say(&format!("{} could not be kept: {whose} will be run again", answers(lost)));
     }
-    if left.in_file + left.in_memory == 0 {
+    if left.in_file + lost == 0 {
         log.say("some calls could not be ended in time: their jobs will be run again");
     }
 }

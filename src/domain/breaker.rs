@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::gate::{Gate, State};
+use super::gate::{Admission, Gate, State};
 
 /// When to block, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,7 +23,7 @@ pub struct BreakerSettings {
     pub open: Duration,
     /// No block lasts longer.
     pub open_max: Duration,
-    /// A probe that has not reported for so long counts as hung: another may go.
+    /// A probe that has not reported for so long has failed.
     pub probe_lease: Duration,
 }
 
@@ -54,12 +54,18 @@ pub struct Breaker {
     born: Instant,
     in_a_row: u32,
     slices: [Slice; SLICES],
+    /// The last probe that was not waited for any longer, and the block that this brought.
+    given_up: Option<(u64, State)>,
 }
+
+/// Why it blocks after a probe that did not report.
+const UNANSWERED: &str = "the probe was not answered within its time";
 
 impl Breaker {
     /// Returns a breaker that flows.
     pub fn new(settings: BreakerSettings, now: Instant) -> Self {
-        Self { settings, gate: Gate::default(), born: now, in_a_row: 0, slices: [Slice::default(); SLICES] }
+        let (gate, slices) = (Gate::default(), [Slice::default(); SLICES]);
+        Self { settings, gate, born: now, in_a_row: 0, slices, given_up: None }
     }
 
     /// Its gate.
@@ -72,10 +78,33 @@ impl Breaker {
         &mut self.gate
     }
 
+    /// Whether a call may be made. After a probe that did not report none may: it is
+    /// [given up](Self::give_up), and blocks anew, before the next.
+    pub fn peek(&self, now: Instant) -> Admission {
+        match self.gate.state() {
+            State::Probing { .. } => Admission::Blocked,
+            State::Flowing | State::Blocked { .. } => self.gate.peek(now),
+        }
+    }
+
+    /// Counts a probe as failed that has not reported within its lease, whoever made it: a provider that
+    /// says nothing at all is as unwell as one that says so. Returns whether there was one.
+    pub fn give_up(&mut self, now: Instant, dice: f64) -> bool {
+        let State::Probing { number, until } = self.gate.state() else { return false };
+        if now < until {
+            return false;
+        }
+        self.block(UNANSWERED, now, dice);
+        self.given_up = Some((number, self.gate.state()));
+        true
+    }
+
     /// Takes the report of a call that was admitted. `probe` is its number, if it was one; `dice` in
     /// [0, 1) spreads the end of a block by ± 20 %.
     ///
-    /// While it is blocked or probing only the probe's report counts: the others set out before.
+    /// While it is blocked or probing only the probe's report counts: the others set out before. One that
+    /// was given up may still say that all is well, as long as nothing else happened: an answer that is
+    /// slower than the lease is one.
     pub fn report(&mut self, health: Health, reason: &str, probe: Option<u64>, now: Instant, dice: f64) {
         match self.gate.state() {
             State::Probing { .. } if self.gate.awaits(probe) => match health {
@@ -91,7 +120,14 @@ impl Breaker {
                     self.block(reason, now, dice);
                 }
             }
-            State::Blocked { .. } | State::Probing { .. } => {}
+            now_blocked @ State::Blocked { .. } => {
+                let is_late = probe.is_some_and(|number| self.given_up == Some((number, now_blocked)));
+                if is_late && health == Health::Well {
+                    self.gate.flow();
+                    self.count_anew();
+                }
+            }
+            State::Probing { .. } => {}
         }
     }
 
@@ -160,7 +196,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::gate::Admission;
 
     fn settings() -> BreakerSettings {
         BreakerSettings {
@@ -183,8 +218,7 @@ mod tests {
     }
 
     fn probe(breaker: &mut Breaker, now: Instant) -> Option<u64> {
-        (breaker.gate().peek(now) == Admission::Probe)
-            .then(|| breaker.gate_mut().probe(settings().probe_lease, now))
+        (breaker.peek(now) == Admission::Probe).then(|| breaker.gate_mut().probe(settings().probe_lease, now))
     }
 
     #[test]
@@ -194,9 +228,9 @@ mod tests {
         for _ in 0..9 {
             breaker.report(Health::Sick, "sick", None, now, 0.5);
         }
-        assert_eq!(breaker.gate().peek(now), Admission::Flow);
+        assert_eq!(breaker.peek(now), Admission::Flow);
         breaker.report(Health::Sick, "sick", None, now, 0.5);
-        assert_eq!(breaker.gate().peek(now), Admission::Blocked);
+        assert_eq!(breaker.peek(now), Admission::Blocked);
         assert_eq!(breaker.gate().state(), State::Blocked { until: Some(now + Duration::from_secs(15)) });
     }
 
@@ -208,7 +242,7 @@ mod tests {
             breaker.report(Health::Well, "", None, now, 0.5);
             breaker.report(Health::Sick, "sick", None, now, 0.5);
         }
-        assert_eq!(breaker.gate().peek(now), Admission::Blocked);
+        assert_eq!(breaker.peek(now), Admission::Blocked);
 
         let mut breaker = Breaker::new(settings(), now);
         for _ in 0..5 {
@@ -220,7 +254,7 @@ mod tests {
         }
         breaker.report(Health::Sick, "sick", None, later, 0.5);
         breaker.report(Health::Sick, "sick", None, later, 0.5);
-        assert_eq!(breaker.gate().peek(later), Admission::Flow);
+        assert_eq!(breaker.peek(later), Admission::Flow);
     }
 
     #[test]
@@ -234,27 +268,71 @@ mod tests {
             );
             now += Duration::from_secs(wait);
             let number = probe(&mut breaker, now).expect("a probe is due");
-            assert_eq!(breaker.gate().peek(now), Admission::Blocked, "one probe at a time");
+            assert_eq!(breaker.peek(now), Admission::Blocked, "one probe at a time");
             breaker.report(Health::Sick, "sick", Some(number), now, 0.5);
         }
         now += Duration::from_mins(1);
         let number = probe(&mut breaker, now).expect("a probe is due");
         breaker.report(Health::Well, "", Some(number), now, 0.5);
-        assert_eq!(breaker.gate().peek(now), Admission::Flow);
+        assert_eq!(breaker.peek(now), Admission::Flow);
     }
 
     #[test]
-    fn a_hung_probe_cannot_wedge_the_breaker_nor_speak_later() {
-        let now = Instant::now();
+    fn a_probe_that_hangs_has_failed_at_the_end_of_its_lease_and_doubles_the_wait() {
+        let mut now = Instant::now();
         let mut breaker = blocked(now);
-        let first = now + Duration::from_secs(15);
-        let hung = probe(&mut breaker, first).expect("a probe is due");
-        let second = first + Duration::from_mins(1);
-        let number = probe(&mut breaker, second).expect("a probe is due");
-        breaker.report(Health::Well, "", Some(hung), second, 0.5);
-        assert_eq!(breaker.gate().peek(second), Admission::Blocked, "only the newest probe decides");
-        breaker.report(Health::Well, "", Some(number), second, 0.5);
-        assert_eq!(breaker.gate().peek(second), Admission::Flow);
+        for wait in [15, 30, 60, 60] {
+            assert_eq!(
+                breaker.gate().state(),
+                State::Blocked { until: Some(now + Duration::from_secs(wait)) }
+            );
+            now += Duration::from_secs(wait);
+            probe(&mut breaker, now).expect("a probe is due");
+            now += Duration::from_secs(59);
+            assert!(!breaker.give_up(now, 0.5), "it has its lease");
+            now += Duration::from_secs(1);
+            assert_eq!(breaker.peek(now), Admission::Blocked, "not before it is counted");
+            assert!(breaker.give_up(now, 0.5));
+            assert!(!breaker.give_up(now, 0.5), "once");
+        }
+        now += Duration::from_mins(1);
+        let number = probe(&mut breaker, now).expect("it is never wedged");
+        breaker.report(Health::Well, "", Some(number), now, 0.5);
+        assert_eq!(breaker.peek(now), Admission::Flow);
+    }
+
+    #[test]
+    fn a_probe_that_was_given_up_may_say_that_all_is_well_until_something_else_happens() {
+        let given_up = || {
+            let now = Instant::now();
+            let mut breaker = blocked(now);
+            let hung = probe(&mut breaker, now + Duration::from_secs(15)).expect("a probe is due");
+            let late = now + Duration::from_secs(75);
+            assert!(breaker.give_up(late, 0.5));
+            (breaker, hung, late)
+        };
+        let (mut breaker, hung, late) = given_up();
+        breaker.report(Health::Sick, "timeout", Some(hung), late, 0.5);
+        assert_eq!(
+            (breaker.peek(late), breaker.gate().blocks()),
+            (Admission::Blocked, 2),
+            "it counted already"
+        );
+        breaker.report(Health::Well, "", None, late, 0.5);
+        assert_eq!(breaker.peek(late), Admission::Blocked, "who set out before is not asked");
+        breaker.report(Health::Well, "", Some(hung), late, 0.5);
+        assert_eq!(breaker.peek(late), Admission::Flow, "slow is not unwell");
+
+        let (mut breaker, hung, late) = given_up();
+        breaker.gate_mut().blocked_elsewhere("by hand".to_owned(), None, 0);
+        breaker.report(Health::Well, "", Some(hung), late, 0.5);
+        assert_eq!(breaker.peek(late), Admission::Blocked, "a person's word stands");
+
+        let (mut breaker, hung, late) = given_up();
+        let next = late + Duration::from_secs(30);
+        probe(&mut breaker, next).expect("a probe is due");
+        breaker.report(Health::Well, "", Some(hung), next, 0.5);
+        assert_eq!(breaker.peek(next), Admission::Blocked, "only the newest probe decides");
     }
 
     #[test]
@@ -272,6 +350,7 @@ mod tests {
         Admit,
         Report { sick: bool, which: usize },
         GiveBack { which: usize },
+        GiveUp,
         Pass(u64),
     }
 
@@ -280,6 +359,7 @@ mod tests {
             Just(Event::Admit),
             (any::<bool>(), 0_usize..8).prop_map(|(sick, which)| Event::Report { sick, which }),
             (0_usize..8).prop_map(|which| Event::GiveBack { which }),
+            Just(Event::GiveUp),
             (0_u64..40).prop_map(Event::Pass),
         ];
         proptest::collection::vec(event, 0..200)
@@ -295,6 +375,15 @@ mod tests {
             for event in events {
                 match event {
                     Event::Pass(seconds) => now += Duration::from_secs(seconds),
+                    Event::GiveUp => {
+                        let before = breaker.gate().blocks();
+                        if breaker.give_up(now, 0.5) {
+                            let (_, since) = probe.take().expect("there was one");
+                            prop_assert!(now >= since + settings().probe_lease);
+                            prop_assert_eq!(breaker.gate().blocks(), before + 1);
+                            prop_assert_eq!(breaker.peek(now), Admission::Blocked);
+                        }
+                    }
                     Event::Admit => if let Some(number) = self::probe(&mut breaker, now) {
                         if let Some((other, since)) = probe {
                             prop_assert!(now >= since + settings().probe_lease, "{other} and {number} are out");

@@ -95,7 +95,7 @@ pub(super) fn faults(vitals: &Vitals) -> Vec<Fault> {
         faults.push(fault("heartbeat", format!("the database has taken no heartbeat for {seconds} s")));
     }
     if state.stalled {
-        let many = state.unwritten.in_file + state.unwritten.in_memory;
+        let many = state.unwritten.in_file + state.unwritten.in_no_file();
         faults.push(fault(
             "unwritten",
             format!("the database does not take what was answered ({many} waiting)"),

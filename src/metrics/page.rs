@@ -68,7 +68,8 @@ fn process(text: &mut Text, vitals: &Vitals, ready: bool) {
     if let Some(ago) = vitals.success() {
         text.value(&[], unix_now() - ago.as_secs_f64());
     }
-    text.metric(Kind::Gauge, "spool_answers", "Answers that the database has not taken, by where they wait.");
+    let help = "Answers that the database has not taken for two seconds, by where they wait.";
+    text.metric(Kind::Gauge, "spool_answers", help);
     if let Some(State { unwritten, .. }) = &state {
         text.value(&[("place", "file")], unwritten.in_file)
             .value(&[("place", "memory")], unwritten.in_memory);

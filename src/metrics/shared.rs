@@ -12,6 +12,8 @@ use crate::store::gauges::{Gauge, Gauges, read};
 
 /// How long whoever asks waits for a read.
 const WAIT_MAX: Duration = Duration::from_secs(2);
+/// A read that takes longer is no read. One that is merely slow brings what is a little older.
+const OVERDUE: Duration = Duration::from_mins(1);
 /// What is older than this is told no more.
 const OLD: Duration = Duration::from_mins(5);
 
@@ -104,12 +106,31 @@ impl Shared {
 
     fn seen(&self) -> Seen {
         let held = self.lock();
-        let overdue = !held.reading.is_empty() && held.began.is_some_and(|began| began.elapsed() >= WAIT_MAX);
+        let overdue = !held.reading.is_empty() && held.began.is_some_and(|began| began.elapsed() >= OVERDUE);
         let gauges = held.gauges.as_ref().map(|(gauges, at)| (Arc::clone(gauges), at.elapsed()));
         Seen { gauges: gauges.filter(|(_, age)| *age < OLD), took: held.took, up: held.up && !overdue }
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_read_that_is_merely_slow_is_not_overdue() {
+        let shared = Shared::new(Duration::from_secs(10));
+        for (seconds, up) in [(0, true), (10, true), (59, true), (60, false)] {
+            let mut held = shared.lock();
+            held.up = true;
+            held.began = Instant::now().checked_sub(Duration::from_secs(seconds));
+            held.reading.abort_all();
+            held.reading.spawn(std::future::pending());
+            drop(held);
+            assert_eq!(shared.seen().up, up, "after {seconds} s");
+        }
     }
 }

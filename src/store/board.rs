@@ -213,6 +213,15 @@ pub struct Pulse {
     pub step: i64,
 }
 
+/// Which lanes are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lanes {
+    /// All of them.
+    All,
+    /// Those that nothing keeps back: no pause, and no gate of a key, a model or a batch.
+    Free,
+}
+
 /// The job that has been due for longest, among those that are next in their lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Oldest {

@@ -202,7 +202,7 @@ impl Gates {
                 continue;
             }
             for (model, breaker) in &account.models {
-                match breaker.gate().peek(now) {
+                match breaker.peek(now) {
                     Admission::Flow => {}
                     Admission::Probe => drop(rooms.models.insert((id.word(), model.clone()), 1)),
                     Admission::Blocked => blocked.models.push((id.word(), model.clone())),
@@ -374,7 +374,7 @@ impl Gates {
         match scope {
             // A key that is not in use any more is nobody's hindrance: its calls are refused, and asked again.
             Scope::Key(key) => inner.keys.get(key).map_or(Admission::Flow, |key| key.gate.peek(now)),
-            Scope::Model(profile, model) => inner.model(*profile, model, self.settings, now).gate().peek(now),
+            Scope::Model(profile, model) => inner.model(*profile, model, self.settings, now).peek(now),
             Scope::Batch(lane) => inner.batches.get(lane).map_or(Admission::Flow, |gate| gate.peek(now)),
             // Many may go when a pause is over: it is never probed.
             Scope::Rate(tier) if inner.paces.row(tier, now).is_some() => Admission::Blocked,

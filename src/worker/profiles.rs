@@ -85,6 +85,11 @@ impl<T> Profiles<T> {
         self.all.iter().enumerate().map(|(at, profile)| (ProfileId(at), profile))
     }
 
+    /// Each of them, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (ProfileId, &mut T)> {
+        self.all.iter_mut().enumerate().map(|(at, profile)| (ProfileId(at), profile))
+    }
+
     /// Something else of each.
     pub fn map<U>(&self, of: impl FnMut(&T) -> U) -> Profiles<U> {
         Profiles { all: self.all.iter().map(of).collect(), queues: self.queues.clone() }

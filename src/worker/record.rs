@@ -55,6 +55,7 @@ struct Standing {
     stalled: AtomicBool,
     in_file: AtomicUsize,
     in_memory: AtomicUsize,
+    under_way: AtomicUsize,
     file: Mutex<Option<PathBuf>>,
     /// The process is about to end: what the database has not taken is kept without waiting.
     at_once: AtomicBool,
@@ -70,8 +71,17 @@ pub struct Unwritten {
     pub in_file: usize,
     /// So many do not: there was no file that could be written.
     pub in_memory: usize,
+    /// So many came a moment ago, and are on their way: they wait for nothing.
+    pub under_way: usize,
     /// The spool file.
     pub file: Option<PathBuf>,
+}
+
+impl Unwritten {
+    /// Returns how many there are that no file holds.
+    pub const fn in_no_file(&self) -> usize {
+        self.in_memory + self.under_way
+    }
 }
 
 impl Recorder {
@@ -125,6 +135,7 @@ impl Recorder {
         Unwritten {
             in_file,
             in_memory: self.standing.in_memory.load(Ordering::Acquire),
+            under_way: self.standing.under_way.load(Ordering::Acquire),
             file: file.clone().filter(|_| in_file > 0),
         }
     }

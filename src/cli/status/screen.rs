@@ -2,6 +2,9 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::panic::{self, PanicHookInfo};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use console::Term;
 
@@ -12,23 +15,26 @@ const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 /// What stands between these is shown at once, where the terminal knows how to.
 const TOGETHER: [&str; 2] = ["\x1b[?2026h", "\x1b[?2026l"];
 
+/// Whether the other screen is shown: what tells of a panic must know, and a process has one terminal.
+static ENTERED: AtomicBool = AtomicBool::new(false);
+
 /// The terminal, until it is dropped.
 #[derive(Debug)]
 pub struct Screen {
     term: Term,
-    entered: bool,
+    entered: &'static AtomicBool,
 }
 
 impl Screen {
     /// Returns the terminal of standard output, if there is one that can be drawn on.
     pub fn of_stdout() -> Option<Self> {
         let term = Term::stdout();
-        (term.is_term() && !console::is_dumb()).then_some(Self { term, entered: false })
+        (term.is_term() && !console::is_dumb()).then_some(Self { term, entered: &ENTERED })
     }
 
     /// Gives it back, until something is drawn again.
     pub fn leave(&mut self) -> io::Result<()> {
-        if std::mem::take(&mut self.entered) { write(LEAVE) } else { Ok(()) }
+        if self.entered.swap(false, Ordering::AcqRel) { write(LEAVE) } else { Ok(()) }
     }
 
     /// Whether colours are wanted.
@@ -46,7 +52,8 @@ impl Screen {
 
     /// Draws lines, none of them longer than the screen is wide, in place of what is there.
     pub fn draw(&mut self, lines: &[String]) -> io::Result<()> {
-        if !std::mem::replace(&mut self.entered, true) {
+        if !self.entered.swap(true, Ordering::AcqRel) {
+            tell_panics_on_the_first_screen();
             write(ENTER)?;
         }
         let mut text = TOGETHER[0].to_owned();
@@ -69,8 +76,47 @@ impl Drop for Screen {
     }
 }
 
+/// What a panic says is gone with the other screen, if it is said there.
+fn tell_panics_on_the_first_screen() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| panic::set_hook(leaving_first(panic::take_hook())));
+}
+
+type Hook = Box<dyn Fn(&PanicHookInfo<'_>) + Send + Sync>;
+
+fn leaving_first(then: Hook) -> Hook {
+    Box::new(move |info| {
+        if ENTERED.swap(false, Ordering::AcqRel) {
+            // Past the lock of standard output: whoever panics may have it.
+            rustix::io::write(io::stdout(), LEAVE.as_bytes()).ok();
+        }
+        then(info);
+    })
+}
+
 fn write(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn what_a_panic_says_is_said_on_the_first_screen() {
+        let was_left = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&was_left);
+        let before = panic::take_hook();
+        panic::set_hook(leaving_first(Box::new(move |_| {
+            told.store(!ENTERED.load(Ordering::Acquire), Ordering::Release);
+        })));
+        ENTERED.store(true, Ordering::Release);
+        assert!(panic::catch_unwind(|| panic!("while it is shown")).is_err());
+        panic::set_hook(before);
+        assert!(was_left.load(Ordering::Acquire));
+    }
 }

@@ -269,6 +269,7 @@ enum Told {
 
 struct Signals {
     interrupt: unix::Signal,
+    quit: unix::Signal,
     terminate: unix::Signal,
     hang_up: unix::Signal,
     resize: unix::Signal,
@@ -279,6 +280,7 @@ impl Signals {
     fn listen() -> io::Result<Self> {
         Ok(Self {
             interrupt: unix::signal(SignalKind::interrupt())?,
+            quit: unix::signal(SignalKind::quit())?,
             terminate: unix::signal(SignalKind::terminate())?,
             hang_up: unix::signal(SignalKind::hangup())?,
             resize: unix::signal(SignalKind::window_change())?,
@@ -289,6 +291,7 @@ impl Signals {
     async fn next(&mut self) -> Told {
         tokio::select! {
             _ = self.interrupt.recv() => Told::Stop,
+            _ = self.quit.recv() => Told::Stop,
             _ = self.terminate.recv() => Told::Stop,
             _ = self.hang_up.recv() => Told::Stop,
             _ = self.resize.recv() => Told::Resized,

@@ -10,7 +10,7 @@ use super::{SqliteStore, text};
 use crate::domain::job::JobId;
 use crate::domain::outcome::{Outcome, Usage};
 use crate::store::board::{
-    BatchTally, Beat, Board, Deed, FAULTS_MAX, FaultCard, JobLine, Mark, Oldest, OpenState, OpenWalk,
+    BatchTally, Beat, Board, Deed, FAULTS_MAX, FaultCard, JobLine, Lanes, Mark, Oldest, OpenState, OpenWalk,
     Partial, Pulse, QueueCard, Said, Stretch, Tally, Walk, Wish, stretch,
 };
 use crate::store::desk::{fields, list, usage};
@@ -295,7 +295,7 @@ impl Board for SqliteStore {
     }
 
     async fn heads(&self) -> Result<Vec<(String, Oldest)>, StoreError> {
-        self.read_for_people((), |conn, ()| Box::pin(heads(conn))).await
+        self.read_for_people((), |conn, ()| Box::pin(heads(conn, Lanes::All))).await
     }
 
     async fn queue_cards(&self, limit: i64) -> Result<Vec<QueueCard>, StoreError> {
@@ -643,7 +643,7 @@ impl Board for SqliteStore {
     }
 }
 
-async fn heads(conn: &mut SqliteConnection) -> sqlx::Result<Vec<(String, Oldest)>> {
+pub(super) async fn heads(conn: &mut SqliteConnection, lanes: Lanes) -> sqlx::Result<Vec<(String, Oldest)>> {
     let rows: Vec<(String, i64, i64)> = sqlx::query_as(
         concat!("WITH RECURSIVE lane (job_id, n) AS (
              SELECT *
@@ -675,8 +675,20 @@ async fn heads(conn: &mut SqliteConnection) -> sqlx::Result<Vec<(String, Oldest)
          SELECT s.queue, s.job_id, ", now!(), " - s.available_at
            FROM lane
            JOIN job_state s ON s.job_id = lane.job_id
+           LEFT JOIN queues q ON q.name = s.queue
+           LEFT JOIN accounts a ON a.queue = CASE WHEN EXISTS (SELECT 1 FROM accounts WHERE queue = s.queue) THEN s.queue ELSE '' END
+          WHERE NOT $1
+             OR NOT coalesce(q.paused OR q.max_running = 0, 0)
+            AND NOT EXISTS (SELECT 1 FROM gates g
+                             WHERE g.state <> 'flowing'
+                               AND g.scope IN ('key:' || a.key,
+                                               'model:' || a.profile || '/'
+                                                   || coalesce(nullif(s.model, ''), q.model,
+                                                               (SELECT w.default_model FROM workers w ORDER BY w.id DESC LIMIT 1)),
+                                               'batch:' || replace(replace(s.queue, '%', '%25'), '/', '%2F') || '/' || s.batch))
           ORDER BY s.available_at, s.job_id"),
     )
+    .bind(lanes == Lanes::Free)
     .fetch_all(conn)
     .await?;
     Ok(rows.into_iter().map(|(queue, job, age_ms)| (queue, Oldest { job: JobId(job), age_ms })).collect())

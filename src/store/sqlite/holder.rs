@@ -2,9 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+/// The kernel's list of locks. A process that sees only processes in `/proc` does not see it.
+const LOCKS: &str = "/proc/locks";
 /// The byte of the log's index that a writer locks.
 const WRITER: u64 = 120;
 
@@ -21,16 +24,24 @@ pub(super) struct Holder {
 /// here (another container).
 pub(super) fn of(index: &Path) -> Option<Holder> {
     let inode = fs::metadata(index).ok()?.ino();
-    let pid = writer(&fs::read_to_string("/proc/locks").ok()?, inode)?;
+    let pid = writer(&fs::read_to_string(LOCKS).ok()?, inode)?;
     if pid == std::process::id() { None } else { Some(Holder::named(pid)) }
 }
 
 /// Finds who has the file open, ourselves among them: each connection to it keeps a lock on the
-/// log's index for as long as it lives.
-pub(super) fn users(index: &Path) -> Vec<Holder> {
-    let Ok(found) = fs::metadata(index) else { return Vec::new() };
-    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    pids(&locks, found.ino()).into_iter().map(Holder::named).collect()
+/// log's index for as long as it lives. Fails where that cannot be seen, which is not nobody.
+pub(super) fn users(index: &Path) -> io::Result<Vec<Holder>> {
+    users_by(LOCKS, index)
+}
+
+fn users_by(locks: &str, index: &Path) -> io::Result<Vec<Holder>> {
+    let inode = match fs::metadata(index) {
+        Ok(found) => found.ino(),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let locks = fs::read_to_string(locks)?;
+    Ok(pids(&locks, inode).into_iter().map(Holder::named).collect())
 }
 
 impl Holder {
@@ -96,6 +107,18 @@ mod tests {
         assert_eq!(writer("1: POSIX  ADVISORY  WRITE 0 00:2f:77 120 120", 77), None);
         assert_eq!(writer("1: POSIX ADVISORY WRITE 17 00:2f:77 0 EOF", 77), Some(17));
     }
+
+    #[test]
+    fn a_list_that_cannot_be_read_does_not_mean_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = folder.path().join("mill.db-shm");
+        let absent = folder.path().join("locks").display().to_string();
+        assert!(users_by(&absent, &index).unwrap().is_empty(), "nothing is there to be open");
+        fs::write(&index, "").unwrap();
+        assert_eq!(users_by(&absent, &index).unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(users_by(LOCKS, &index).unwrap().is_empty());
+    }
+
     #[test]
     fn whoever_has_any_lock_on_it_has_it_open() {
         let locks = "1: POSIX  ADVISORY  READ  11 00:2f:77 128 128\n\

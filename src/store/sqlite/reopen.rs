@@ -99,14 +99,9 @@ impl SqliteStore {
             self.checkpoint(&old).await?;
             self.close(&old).await;
         }
-        let others = holder::users(&self.place.index());
         // One that stands there anew belongs to whoever was the first after the last.
-        if let Some(other) = others.first().filter(|_| self.place.has_its_index()) {
-            return Err(self.gone(&format!(
-                "lost its log while promptmill had it open, and process {} ({}) has it open still: nothing is \
-                 done before it has let go",
-                other.pid, other.name
-            )));
+        if self.place.has_its_index() {
+            self.is_nobodys()?;
         }
         self.place.take(id);
         tracing::warn!(
@@ -114,6 +109,23 @@ impl SqliteStore {
             self.place.log().display()
         );
         Ok(self.open_anew())
+    }
+
+    /// Refuses where another process has the file open still, or where nobody can say.
+    fn is_nobodys(&self) -> Result<(), StoreError> {
+        let what = match holder::users(&self.place.index()).as_deref() {
+            Ok([]) => return Ok(()),
+            Ok([other, ..]) => {
+                format!(
+                    "process {} ({}) has it open still: nothing is done before it has let go",
+                    other.pid, other.name
+                )
+            }
+            Err(error) => format!(
+                "who else has it open cannot be seen ({error}): stop all that have it open, then start again"
+            ),
+        };
+        Err(self.gone(&format!("lost its log while promptmill had it open, and {what}")))
     }
 
     /// Another file stands at the path: goes on with it where it holds our database.

@@ -53,6 +53,7 @@ impl Gates {
             self.read_all(store, now).await?;
         }
         self.end_pauses(now);
+        self.give_up_probes(now);
         let changed: Vec<Scope> = self.lock().changed.iter().cloned().collect();
         for scope in changed {
             // Taken out before it is read: what changes while it is written is written again.
@@ -133,6 +134,21 @@ impl Gates {
         let mut inner = self.lock();
         let over = inner.paces.end_pauses(now);
         inner.changed.extend(over.into_iter().map(Scope::Rate));
+    }
+
+    /// Probes of models that did not report in time have failed. All daemons see that at the same moment:
+    /// the first that writes it decides how long the next block is.
+    fn give_up_probes(&self, now: Instant) {
+        let mut inner = self.lock();
+        let Inner { accounts, changed, .. } = &mut *inner;
+        for (profile, account) in accounts.iter_mut() {
+            for (model, breaker) in &mut account.models {
+                if breaker.give_up(now, fastrand::f64()) {
+                    tracing::warn!(gate.model = %model, "model {model} did not answer its probe in time: blocked on");
+                    changed.insert(Scope::Model(profile, model.clone()));
+                }
+            }
+        }
     }
 
     /// A row that was known and is gone flows: a person deleted it, or the upkeep did because nothing

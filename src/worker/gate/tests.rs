@@ -186,6 +186,33 @@ async fn of_two_daemons_one_probes_and_the_other_hears_what_came_of_it() {
 }
 
 #[tokio::test]
+async fn a_probe_that_hangs_blocks_anew_and_once_whoever_sees_it_first() {
+    let (_folder, store) = store().await;
+    let (here, there) = (gates(), gates());
+    fall(&here, &*store, "m").await;
+    here.sync(&*store, Instant::now()).await.expect("shared");
+    let_time_pass(&here);
+    let probe = admit(&here, &*store, &job(1, "m", None)).await.expect("a probe is due");
+    there.sync(&*store, Instant::now()).await.expect("shared");
+    let late = Instant::now() + Duration::from_secs(61);
+    assert_eq!(refused(&there, late), ["m"], "it is counted first");
+    there.sync(&*store, late).await.expect("shared");
+    here.sync(&*store, late).await.expect("shared");
+    for gates in [&here, &there] {
+        let inner = gates.lock();
+        let gate = inner.accounts[ProfileId::DEFAULT].models["m"].gate();
+        let State::Blocked { until: Some(until) } = gate.state() else { panic!("{gate:?}") };
+        let left = until.saturating_duration_since(late);
+        assert!(left > OPEN.mul_f64(1.5) && left < OPEN.mul_f64(2.5), "twice as long as before: {left:?}");
+        assert_eq!(gate.blocks(), 2);
+    }
+    let row = store.gates().await.expect("gates").remove(0);
+    assert_eq!((row.scope.as_str(), row.state.as_str()), ("model:default/m", "blocked"));
+    drop(probe);
+    assert_eq!(refused(&here, Instant::now()), ["m"], "nobody asks for what it finds out");
+}
+
+#[tokio::test]
 async fn an_answer_to_one_daemon_ends_the_pause_of_the_overload_for_all() {
     let (_folder, store) = store().await;
     let (here, there) = (gates(), gates());

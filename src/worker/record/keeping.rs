@@ -135,17 +135,18 @@ impl Recording {
 
     /// Says to the others how it stands, and to the log where that changed.
     pub(super) fn tell_standing(&mut self) {
-        let (mut in_file, mut stalled) = (0, false);
+        let (mut in_file, mut in_memory, mut stalled) = (0, 0, false);
         // Asked with every batch, when nearly always nothing is kept.
         let kept = if self.kept == 0 { None } else { Some(self.pending.values()) };
         for pending in kept.into_iter().flatten() {
-            let kept = matches!(pending.place, Place::File | Place::Left(_));
-            in_file += usize::from(kept);
+            in_file += usize::from(matches!(pending.place, Place::File | Place::Left(_)));
+            in_memory += usize::from(pending.place == Place::Memory);
             stalled |= pending.place != Place::Nowhere && !pending.is_aside;
         }
         let standing = &self.standing;
         standing.in_file.store(in_file, Ordering::Release);
-        standing.in_memory.store(self.pending.len() - in_file, Ordering::Release);
+        standing.in_memory.store(in_memory, Ordering::Release);
+        standing.under_way.store(self.pending.len() - in_file - in_memory, Ordering::Release);
         standing.stalled.store(stalled, Ordering::Release);
         if self.pending.is_empty() {
             standing.emptied.notify_waiters();

@@ -24,6 +24,7 @@ on_both! {
 
 /// Keys of a terminal.
 const CTRL_C: &str = "\x03";
+const CTRL_BACKSLASH: &str = "\x1c";
 const FOUR_JOBS: &str = "INSERT INTO jobs (prompt, batch) VALUES ('a', 'orders'), ('b', 'orders'), ('c', 'orders'), ('d', 'orders')";
 
 /// A command without a terminal, what it says in files.
@@ -172,6 +173,20 @@ async fn a_screen_shows_bars_and_gates_and_is_given_back(ground: &Ground) {
     let (left, modes) = terminal.ended().await;
     assert_eq!((left.code, modes), (0, (false, true)), "{}", left.screen);
     assert!(left.screen.contains("50%"), "what was seen last stays:\n{}", left.screen);
+}
+
+#[tokio::test]
+async fn who_quits_is_given_the_screen_back() {
+    let ground = Ground::sqlite().await;
+    ground.run(FOUR_JOBS).await;
+    let desk = Desk::new(&ground);
+    let mut terminal = Terminal::start(&desk, &["status", "--watch", "--interval", "0.1"], (24, 80), &[]);
+    terminal.until(|screen| screen.contains("4 pending")).await;
+    terminal.press(CTRL_BACKSLASH);
+    let (left, modes) = terminal.ended().await;
+    assert_eq!((left.code, modes), (0, (false, true)), "{}", left.screen);
+    drop(desk);
+    ground.close().await;
 }
 
 async fn a_watched_batch_ends_by_itself_and_its_last_view_stays(ground: &Ground) {

@@ -1,8 +1,13 @@
 //! What is counted is what happened, and no more series come of it than were promised.
 
-use super::{Samples, Watched};
+use std::time::Instant;
+
+use sqlx::Executor as _;
+
+use super::{Answer, STEP_MAX, Samples, Watched};
+use crate::faults::Held;
 use crate::mill::harness::Mill;
-use crate::support::{Ground, on_both};
+use crate::support::{Ground, Kind, on_both};
 
 on_both! {
     a_gate_is_counted_when_its_state_is_another_one,
@@ -11,6 +16,7 @@ on_both! {
     what_fails_is_counted_by_what_it_was,
     ten_thousand_queues_and_models_make_a_bounded_page,
     the_tables_are_told_as_they_are,
+    an_answer_that_is_on_its_way_does_not_wait,
 }
 
 /// The number that a query gives.
@@ -188,16 +194,31 @@ async fn ten_thousand_queues_and_models_make_a_bounded_page(ground: &Ground) {
 
 async fn the_tables_are_told_as_they_are(ground: &Ground) {
     let mut mill = Mill::new(ground).await;
-    let watched = Watched::start(&mut mill).await;
-    ground.run("INSERT INTO queues (name, paused) VALUES ('still', true)").await;
+    let watched = Watched::start_by(&mut mill, &["run", "--queue", "default"]).await;
+    ground
+        .run(
+            "INSERT INTO queues (name, paused, max_running) VALUES ('still', true, NULL), ('none', false, 0)",
+        )
+        .await;
     let (past, future) = (ground.at(-500), ground.at(500));
     let row = |queue: &str, at: &str| {
         format!("INSERT INTO jobs (queue, prompt, run_at) VALUES ('{queue}', 'x', {at});")
     };
     // The jobs last: they are waited for, and what was read with them holds the rest.
     ground
-        .run("INSERT INTO gates (scope, state) VALUES ('batch:default/b', 'blocked'), ('made-up', 'blocked')")
+        .run(
+            "INSERT INTO gates (scope, state) VALUES ('batch:default/b', 'blocked'), ('made-up', 'blocked'),
+                ('model:default/sick', 'blocked'), ('batch:elsewhere/b', 'blocked')",
+        )
         .await;
+    ground
+        .run(&format!(
+            "INSERT INTO jobs (queue, batch, model, prompt, run_at) VALUES
+                ('elsewhere', 'b', NULL, 'x', {0}), ('elsewhere', NULL, 'sick', 'x', {0}), ('none', NULL, NULL, 'x', {0})",
+            ground.at(-900)
+        ))
+        .await;
+    ground.run(&row("elsewhere", &ground.at(-300))).await;
     ground.run(&format!("{}{}{}", row("default", &future), row("still", &past), row("still", &past))).await;
     // What one page shows was not read in one moment.
     for (series, value) in [
@@ -206,18 +227,59 @@ async fn the_tables_are_told_as_they_are(ground: &Ground) {
         ("promptmill_queues_paused", 1.0),
         ("promptmill_workers", 1.0),
         ("promptmill_shared_up", 1.0),
-        ("promptmill_gates{kind=\"batch\",state=\"blocked\"}", 1.0),
+        ("promptmill_gates{kind=\"batch\",state=\"blocked\"}", 2.0),
+        ("promptmill_gates{kind=\"model\",state=\"blocked\"}", 1.0),
         ("promptmill_gates{kind=\"other\",state=\"blocked\"}", 1.0),
     ] {
         watched.until_sample(series, value).await;
     }
+    // What waits for longer is kept back, and could not have started.
+    let oldest = |answer: &Answer| Samples::read(&answer.text).get("promptmill_oldest_pending_seconds");
+    let is_free = |answer: &Answer| oldest(answer).is_some_and(|age| (300.0..400.0).contains(&age));
+    watched.until("/metrics", "the age of what nothing keeps back", is_free).await;
     let seen = watched.samples().await;
-    let oldest = seen.get("promptmill_oldest_pending_seconds").expect("it is told");
-    assert!((500.0..560.0).contains(&oldest), "{oldest}");
-    assert_eq!(seen.get("promptmill_queue_oldest_pending_seconds{queue=\"still\"}"), Some(oldest));
-    assert_eq!(seen.get("promptmill_queue_oldest_pending_seconds{queue=\"default\"}"), Some(0.0));
+    let of = |queue: &str| seen.get(&format!("promptmill_queue_oldest_pending_seconds{{queue=\"{queue}\"}}"));
+    assert!(of("elsewhere").is_some_and(|age| (300.0..400.0).contains(&age)), "{:?}", of("elsewhere"));
+    assert_eq!((of("still"), of("default")), (Some(0.0), Some(0.0)), "nothing of these could have started");
     // A queue that is empty again says so.
     ground.run("DELETE FROM jobs").await;
     watched.until_sample("promptmill_jobs_in_state{queue=\"still\",state=\"pending\"}", 0.0).await;
     assert_eq!(watched.daemon.stop().await.code, 0);
+}
+
+async fn an_answer_that_is_on_its_way_does_not_wait(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.insert(&["[[delay 500ms]] hello"]).await;
+    let watched = Watched::start(&mut mill).await;
+    mill.until_asked(1).await;
+    if ground.kind() == Kind::Sqlite {
+        let lock = Held::of(&ground.file());
+        until_it_waits(&watched).await;
+        lock.lets_go();
+    } else {
+        let schema = ground.schema().to_owned();
+        let person =
+            Ground::postgres_pool(|options| options.options([("search_path", schema.as_str())])).await;
+        let mut lock = person.begin().await.expect("a transaction");
+        lock.execute("SELECT 1 FROM job_state FOR UPDATE").await.expect("locked");
+        until_it_waits(&watched).await;
+        lock.rollback().await.expect("free again");
+        person.close().await;
+    }
+    watched.until_sample("promptmill_spool_answers{place=\"file\"}", 0.0).await;
+    assert_eq!(watched.daemon.stop().await.code, 0);
+}
+
+/// Asks until the answer is in the file, as it is after two seconds; it waits nowhere before.
+async fn until_it_waits(watched: &Watched) {
+    let deadline = Instant::now() + STEP_MAX;
+    loop {
+        let seen = watched.samples().await;
+        let place = |place: &str| seen.get(&format!("promptmill_spool_answers{{place=\"{place}\"}}"));
+        assert_eq!(place("memory"), Some(0.0), "there is a file");
+        if place("file") == Some(1.0) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{}", watched.daemon.said());
+    }
 }

@@ -9,14 +9,14 @@ use crate::mill::harness::Mill;
 use crate::support::Ground;
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_one_sentence_and_the_code_of_the_configuration() {
+async fn an_address_that_cannot_be_taken_is_one_sentence_and_a_code_that_is_tried_again() {
     let ground = Ground::sqlite().await;
     let mut mill = Mill::new(&ground).await;
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = taken.local_addr().expect("it is bound").to_string();
     mill.set("PROMPTMILL_METRICS__LISTEN", &address);
     let ran = mill.run(&["run"]).await;
-    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
     let sentence = format!("promptmill: metrics cannot listen on {address}: Address already in use");
     assert!(ran.stderr.contains(&sentence), "{}", ran.stderr);
     assert!(ran.stderr.contains("choose another metrics.listen"), "{}", ran.stderr);

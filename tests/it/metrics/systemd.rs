@@ -71,9 +71,12 @@ async fn it_is_ready_when_it_is_among_the_workers_and_stops_when_it_drains(groun
     mill.set("FAILPOINTS", &format!("enlist=return(wait {})", file.display()));
     let daemon = Daemon::by(mill.command(&["run"]));
     mill.until("SELECT count(*) FROM workers", "1").await;
+    let mut is_waited_for = false;
     while let Some(before) = manager.hears(Duration::from_millis(300)).await {
         assert!(!before.contains("READY=1"), "{before}");
+        is_waited_for |= before.contains("EXTEND_TIMEOUT_USEC=40000000");
     }
+    assert!(is_waited_for, "the start ends at systemd's limit");
     std::fs::write(&file, "").expect("a folder of ours");
     let heard = manager.until("READY=1").await;
     assert!(status(&heard[heard.len() - 1]).starts_with("working: "), "{heard:?}");
@@ -143,6 +146,14 @@ async fn the_watchdog_is_told_twice_in_its_time_and_nothing_of_a_loop_that_stand
     watched.until("/livez", "alive", |answer| answer.status == 200).await;
     assert_eq!(watched.daemon.stop().await.code, 0);
     ground.close().await;
+}
+
+/// What the daemon reads of `/proc`, which stands in no process's own folder.
+#[test]
+fn the_unit_hides_nothing_from_the_daemon_that_it_reads() {
+    let unit = include_str!("../../../deploy/systemd/promptmill.service");
+    let hidden = unit.lines().any(|line| line.starts_with("ProcSubset="));
+    assert!(!hidden, "/proc/sys/kernel/random/boot_id and /proc/locks would be gone");
 }
 
 #[tokio::test]
