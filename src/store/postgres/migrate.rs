@@ -61,7 +61,7 @@ pub(super) async fn prepare(
 /// Sorts what was said to somebody who knocked. A database may be closed to a role by its rights.
 fn let_in(error: sqlx::Error) -> StoreError {
     match said(error) {
-        StoreError::Database(text) => StoreError::NoEntry(text),
+        StoreError::Database(text) | StoreError::Denied(text) => StoreError::NoEntry(text),
         other => other,
     }
 }
