@@ -49,6 +49,8 @@ use crate::domain::tool::{Asked, ToolResult};
 pub struct PostgresStore {
     /// For people: its plans are the server's own affair.
     pool: Timed<Postgres>,
+    /// For the page and for metrics.
+    looks: Timed<Postgres>,
     work: PgPool,
     beats: PgPool,
     meta: Arc<Meta>,
@@ -76,6 +78,9 @@ impl PostgresStore {
         let options = with_start_up(options, settings);
         let connections_max = settings.connections_max.max(2);
         let people = pool(&options, &meta, connections_max, settings.operation_max);
+        let looking =
+            if settings.transaction_pooler { options.clone() } else { in_order(by_index(options.clone())) };
+        let looks = pool(&looking, &meta, connections_max, settings.operation_max);
         let ours = if settings.transaction_pooler { options.clone() } else { by_index(options.clone()) };
         let work = pool(&ours, &meta, connections_max, settings.operation_max);
         let beats = pool(&ours, &meta, 1, settings.operation_max);
@@ -87,6 +92,7 @@ impl PostgresStore {
             listen.map(|options| Listener::start(options, &settings.schema, settings.operation_max));
         Ok(Self {
             pool: Timed::new(people),
+            looks: Timed::new(looks),
             work,
             beats,
             meta,
@@ -105,8 +111,13 @@ impl PostgresStore {
         &self.pool
     }
 
-    /// Returns the same connections for writes of one statement. No limit of ours cuts these: the server
-    /// would finish what nobody waits for any more, and whoever asked would ask again.
+    /// Returns the pool of the page and of metrics, whose reads show the first few rows of many.
+    fn looks(&self) -> &Timed<Postgres> {
+        &self.looks
+    }
+
+    /// Returns the connections of people's commands for writes of one statement. No limit of ours cuts
+    /// these: the server would finish what nobody waits for any more, and whoever asked would ask again.
     fn writes(&self) -> &PgPool {
         self.pool.plain()
     }
@@ -159,6 +170,12 @@ fn begin_pinned(limit: Duration) -> Arc<str> {
 /// kept: one that was made while a table was empty would read it from end to end when it is not any more.
 fn by_index(options: PgConnectOptions) -> PgConnectOptions {
     options.options([("enable_seqscan", "off")])
+}
+
+/// Tells the server to read an index in its order, and to stop where enough was seen. Of a batch that it
+/// takes for a small one it would else fetch all rows first, to sort them: half of all results may be one.
+fn in_order(options: PgConnectOptions) -> PgConnectOptions {
+    options.options([("enable_bitmapscan", "off")])
 }
 
 /// Runs an operation in one transaction, and leaves nothing behind on the server connection.

@@ -81,7 +81,7 @@ macro_rules! results {
 impl Board for PostgresStore {
     async fn now(&self) -> Result<Moment, StoreError> {
         sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
-            .fetch_one(self.pool())
+            .fetch_one(self.looks())
             .await
             .map(Moment)
             .map_err(said)
@@ -137,7 +137,7 @@ impl Board for PostgresStore {
             .bind(batch)
             .bind(&wish.stop_reason)
             .bind(&wish.error_type)
-            .fetch_all(self.pool())
+            .fetch_all(self.looks())
             .await
             .map_err(said)?;
         walked(&rows, scan, limit).map_err(said)
@@ -184,7 +184,7 @@ impl Board for PostgresStore {
             .bind(&wish.model)
             .bind(state)
             .bind(batch)
-            .fetch_all(self.pool())
+            .fetch_all(self.looks())
             .await
             .map_err(said)?;
         // The few are sorted when all of them are seen: a full page is no reason to look further.
@@ -209,7 +209,7 @@ impl Board for PostgresStore {
               WHERE j.id = ANY ($1)",
         )
         .bind(ids(jobs))
-        .fetch_all(self.pool())
+        .fetch_all(self.looks())
         .await
         .map_err(said)?;
         let line = |row: &PgRow| {
@@ -263,14 +263,14 @@ impl Board for PostgresStore {
             .bind(limit)
             .bind(batch),
         };
-        let row = query.fetch_one(self.pool()).await.map_err(said)?;
+        let row = query.fetch_one(self.looks()).await.map_err(said)?;
         tally(&row).map_err(said)
     }
 
     async fn results_count(&self, limit: i64) -> Result<i64, StoreError> {
         sqlx::query_scalar("SELECT count(*) FROM (SELECT FROM results ORDER BY seq DESC LIMIT $1) r")
             .bind(limit)
-            .fetch_one(self.pool())
+            .fetch_one(self.looks())
             .await
             .map_err(said)
     }
@@ -289,7 +289,7 @@ impl Board for PostgresStore {
                FROM (SELECT max(seq) AS top FROM results) t",
         )
         .bind(window_ms)
-        .fetch_one(self.pool())
+        .fetch_one(self.looks())
         .await
         .map_err(said)?;
         let (Some(top), Some(steps)) = (top, steps) else { return Ok(Pulse { beats: Vec::new(), step: 1 }) };
@@ -312,7 +312,7 @@ impl Board for PostgresStore {
         .bind(steps)
         .bind(step)
         .bind(window_ms)
-        .fetch_all(self.pool())
+        .fetch_all(self.looks())
         .await
         .map_err(said)?;
         let beat = |row: &PgRow| {
@@ -323,11 +323,11 @@ impl Board for PostgresStore {
     }
 
     async fn heads(&self) -> Result<Vec<(String, Oldest)>, StoreError> {
-        self.run_on(self.pool.plain(), (), |conn, ()| Box::pin(heads(conn, Lanes::All))).await
+        self.run_on(self.looks.plain(), (), |conn, ()| Box::pin(heads(conn, Lanes::All))).await
     }
 
     async fn queue_cards(&self, limit: i64) -> Result<Vec<QueueCard>, StoreError> {
-        self.run_on(self.pool.plain(), limit, |conn, limit| Box::pin(queue_cards(conn, *limit))).await
+        self.run_on(self.looks.plain(), limit, |conn, limit| Box::pin(queue_cards(conn, *limit))).await
     }
 
     async fn paused_queues(&self, limit: i64) -> Result<Vec<String>, StoreError> {
@@ -339,7 +339,7 @@ impl Board for PostgresStore {
               LIMIT $1",
         )
         .bind(limit)
-        .fetch_all(self.pool())
+        .fetch_all(self.looks())
         .await
         .map_err(said)
     }
@@ -361,7 +361,7 @@ impl Board for PostgresStore {
         )
         .bind(after)
         .bind(limit)
-        .fetch_all(self.pool())
+        .fetch_all(self.looks())
         .await
         .map_err(said)
     }
@@ -380,7 +380,7 @@ impl Board for PostgresStore {
         )
         .bind(after)
         .bind(limit)
-        .fetch_all(self.pool())
+        .fetch_all(self.looks())
         .await
         .map_err(said)
     }
@@ -398,7 +398,7 @@ impl Board for PostgresStore {
         .bind(batch)
         .bind(OpenState::ALL.map(OpenState::as_str))
         .bind(limit)
-        .fetch_all(self.pool())
+        .fetch_all(self.looks())
         .await
         .map_err(said)?;
         let done: Vec<(String, i64)> = sqlx::query_as(
@@ -413,7 +413,7 @@ impl Board for PostgresStore {
         .bind(batch)
         .bind(Outcome::ALL.map(Outcome::as_str))
         .bind(limit)
-        .fetch_all(self.pool())
+        .fetch_all(self.looks())
         .await
         .map_err(said)?;
         Ok(BatchTally { open, done })
@@ -438,7 +438,7 @@ impl Board for PostgresStore {
         .bind(batch)
         .bind(outcome)
         .bind(most)
-        .fetch_all(self.pool())
+        .fetch_all(self.looks())
         .await
         .map_err(said)
     }
@@ -465,7 +465,7 @@ impl Board for PostgresStore {
         .bind(outcome)
         .bind(after)
         .bind(limit)
-        .fetch_all(self.pool())
+        .fetch_all(self.looks())
         .await
         .map_err(said)?;
         Ok(rows.into_iter().map(|(seq, job)| (seq, JobId(job))).collect())
@@ -489,7 +489,7 @@ impl Board for PostgresStore {
         )
         .bind(Outcome::ALL.map(Outcome::as_str))
         .bind(FAULTS_MAX)
-        .fetch_all(self.pool())
+        .fetch_all(self.looks())
         .await
         .map_err(said)?;
         let card = |row: &PgRow| {
@@ -509,7 +509,7 @@ impl Board for PostgresStore {
               WHERE id = $1",
         )
         .bind(job.0)
-        .fetch_optional(self.pool())
+        .fetch_optional(self.looks())
         .await
         .map_err(said)?;
         let asked = |row: &PgRow| {
@@ -531,7 +531,7 @@ impl Board for PostgresStore {
         )
         .bind(job.0)
         .bind(i32::try_from(most).unwrap_or(i32::MAX))
-        .fetch_all(self.pool())
+        .fetch_all(self.looks())
         .await
         .map_err(said)?;
         let one = |row: &PgRow| Ok(fields!(row => Said { claim, seq, content }));
@@ -550,7 +550,7 @@ impl Board for PostgresStore {
               WHERE s.job_id = $1",
         )
         .bind(job.0)
-        .fetch_optional(self.pool())
+        .fetch_optional(self.looks())
         .await
         .map_err(said)?;
         let mark = |row: &PgRow| {
@@ -576,7 +576,7 @@ impl Board for PostgresStore {
         .bind(after.0)
         .bind(after.1)
         .bind(after.2)
-        .fetch_all(self.pool())
+        .fetch_all(self.looks())
         .await
         .map_err(said)?;
         Ok(crate::store::board::parts(rows, after))
@@ -650,7 +650,7 @@ impl Board for PostgresStore {
         )
         .bind(before)
         .bind(limit)
-        .fetch_all(self.pool())
+        .fetch_all(self.looks())
         .await
         .map_err(said)?;
         let deed = |row: &PgRow| {

@@ -28,19 +28,19 @@ macro_rules! depth {
 #[async_trait]
 impl Gauge for PostgresStore {
     async fn depth(&self, state: OpenState, most: i64) -> Result<Vec<(String, i64)>, StoreError> {
-        self.run_on(self.pool.plain(), (state, most), |conn, p| Box::pin(depth(conn, p.0, p.1))).await
+        self.run_on(self.looks.plain(), (state, most), |conn, p| Box::pin(depth(conn, p.0, p.1))).await
     }
 
     async fn gate_counts(&self, most: i64) -> Result<Vec<(String, String, i64)>, StoreError> {
-        self.run_on(self.pool.plain(), most, |conn, most| Box::pin(gate_counts(conn, *most))).await
+        self.run_on(self.looks.plain(), most, |conn, most| Box::pin(gate_counts(conn, *most))).await
     }
 
     async fn free_heads(&self) -> Result<Vec<(String, Oldest)>, StoreError> {
-        self.run_on(self.pool.plain(), (), |conn, ()| Box::pin(heads(conn, Lanes::Free))).await
+        self.run_on(self.looks.plain(), (), |conn, ()| Box::pin(heads(conn, Lanes::Free))).await
     }
 
     async fn crew(&self, most: i64) -> Result<Crew, StoreError> {
-        self.run_on(self.pool.plain(), most, |conn, most| Box::pin(crew(conn, *most))).await
+        self.run_on(self.looks.plain(), most, |conn, most| Box::pin(crew(conn, *most))).await
     }
 }
 
