@@ -14,7 +14,7 @@ use crate::stand_in::{Counts, Options, StandIn};
 #[derive(Debug, Clone, clap::Args)]
 #[command(
     after_help = "Markers in a prompt script the answer: [[tokens 5000]], [[error 529 x2]], [[cut after=30 x1]], \
-                        [[stop refusal]], … The README lists them all.\nAny key is accepted but \"bad-key\". \
+                        [[stop refusal]], … docs/stand-in.md lists them all.\nAny key is accepted but \"bad-key\". \
                         GET /stand-in/calls shows what was asked, POST /stand-in/reset forgets it."
 )]
 pub struct Args {

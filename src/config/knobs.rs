@@ -1,6 +1,6 @@
 //! The knobs: every setting there is, read from `default.toml`, which is their only list.
 //!
-//! Says which keys exist, which of them was probably meant, and how the README's table reads.
+//! Says which keys exist, which of them was probably meant, and how the book's table of them reads.
 //! Knows nothing of values that people set: see [`super::layers`].
 
 use std::fmt::Write as _;
@@ -69,7 +69,7 @@ pub fn knobs() -> &'static [Knob] {
     &KNOBS
 }
 
-/// Returns the knobs as a Markdown table, as it stands in the README.
+/// Returns the knobs as a Markdown table, as it stands in `docs/settings.md`.
 pub fn table() -> String {
     let mut text = String::from("| setting | default | meaning |\n|---|---|---|\n");
     for knob in knobs() {

@@ -2,7 +2,7 @@
 //!
 //! Two sorts. *Settings* say what the answer is like. *Faults* spoil calls: with `xN` the first N
 //! calls of this prompt (`skip=N`: the N after so many), without it every one; the first fault in
-//! the prompt that has calls left is the one that happens. README lists every marker.
+//! the prompt that has calls left is the one that happens. `docs/stand-in.md` lists every marker.
 
 use std::time::Duration;
 

@@ -593,7 +593,7 @@ fn every_knob_is_read_by_somebody() {
 
 #[test]
 fn the_documented_table_is_the_one_of_the_file() {
-    let documented = include_str!("../../README.md");
+    let documented = include_str!("../../docs/settings.md");
     assert!(documented.contains(&table()), "write this into it:\n\n{}", table());
 }
 

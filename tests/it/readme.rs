@@ -1,5 +1,4 @@
-//! The README says what is so: its two commands, the tests it names, and tables that leave nothing out.
-//! So does the table of faults.
+//! The README and the book say what is so: the two commands, the tests they name, and tables that leave nothing out.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,13 +9,16 @@ use promptmill::cli::{Cli, Exit};
 use promptmill::domain::outcome::Outcome;
 
 const README: &str = include_str!("../../README.md");
+const COMMANDS: &str = include_str!("../../docs/commands.md");
+const CONTRACT: &str = include_str!("../../docs/contract.md");
 const FAULTS: &str = include_str!("../../docs/faults.md");
+const GUARANTEES: &str = include_str!("../../docs/guarantees.md");
 const SQLITE: &str = include_str!("../../migrations/sqlite/0001_create_tables.sql");
 
-/// The text from a heading to the next one of its level or above.
-fn section(heading: &str) -> &'static str {
-    let start = README.find(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no section {heading}")) + 1;
-    let rest = &README[start + heading.len()..];
+/// The part of a text from a heading to the next one of its level or above.
+fn section(text: &'static str, heading: &str) -> &'static str {
+    let start = text.find(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no section {heading}")) + 1;
+    let rest = &text[start + heading.len()..];
     let level = heading.find(' ').expect("a heading has marks and words");
     let end = (2..=level)
         .filter_map(|level| rest.find(&format!("\n{} ", "#".repeat(level))))
@@ -89,25 +91,25 @@ pub fn columns(table: &str) -> BTreeSet<&'static str> {
 
 #[test]
 fn the_readme_begins_with_exactly_two_commands() {
-    let section = section("## Two commands");
+    let section = section(README, "## Two commands");
     let blocks: Vec<&str> = section.split("```").skip(1).step_by(2).collect();
     assert_eq!(blocks, ["sh\ncargo run --release -- demo\ntests/run\n"]);
     assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/run").exists());
 }
 
 #[test]
-fn every_test_that_the_readme_names_is_there() {
+fn every_test_that_the_guarantees_name_is_there() {
     let sources = sources();
-    let named = cells(section("## Guarantees and limits"), 1);
+    let named = cells(section(GUARANTEES, "## What is promised"), 1);
     assert!(named.len() >= 20, "the table of guarantees names its tests: {named:?}");
     let absent: Vec<_> = named.iter().filter(|name| !is_there(&sources, name)).collect();
     assert!(absent.is_empty(), "no such tests: {absent:?}");
 }
 
 #[test]
-fn every_promise_of_the_readme_names_a_test() {
-    let table =
-        section("## Guarantees and limits").lines().skip_while(|line| !line.starts_with("| promised |"));
+fn every_promise_names_a_test() {
+    let section = section(GUARANTEES, "## What is promised");
+    let table = section.lines().skip_while(|line| !line.starts_with("| promised |"));
     let promises: Vec<&str> = table.take_while(|line| line.starts_with('|')).skip(2).collect();
     assert!(promises.len() >= 20, "the table of guarantees has {} rows", promises.len());
     for promise in promises {
@@ -137,12 +139,12 @@ fn every_fault_names_its_tests_with_their_modules_and_they_are_there() {
 fn the_table_of_commands_is_the_help() {
     let commands = Cli::command();
     let helped: BTreeSet<&str> = commands.get_subcommands().map(clap::Command::get_name).collect();
-    assert_eq!(cells(section("## Commands"), 0), helped);
+    assert_eq!(cells(COMMANDS.split("\n## ").next().unwrap_or_default(), 0), helped);
 }
 
 #[test]
 fn the_table_of_exit_codes_is_whole() {
-    let section = section("## Commands");
+    let section = section(COMMANDS, "## Exit codes");
     let codes = (0..=u8::MAX).filter(|&code| Exit::of_code(code) as u8 == code);
     let documented = section.lines().filter_map(|line| line.split('|').nth(1)?.trim().parse::<u8>().ok());
     assert_eq!(documented.collect::<Vec<_>>(), codes.collect::<Vec<_>>());
@@ -150,7 +152,7 @@ fn the_table_of_exit_codes_is_whole() {
 
 #[test]
 fn the_table_of_outcomes_is_whole() {
-    let documented = section("### `results`: what you get")
+    let documented = section(README, "## Outcomes")
         .lines()
         .skip_while(|line| !line.starts_with("| outcome |"))
         .filter_map(|line| quoted(line.split('|').nth(1)?).next());
@@ -160,13 +162,13 @@ fn the_table_of_outcomes_is_whole() {
 #[test]
 fn the_tables_of_columns_are_whole() {
     for (heading, table) in [
-        ("### `jobs`: what you ask", "jobs"),
-        ("### `job_state`: where each job is", "job_state"),
-        ("### `results`: what you get", "results"),
+        ("## `jobs`: what you ask", "jobs"),
+        ("## `job_state`: where each job is", "job_state"),
+        ("## `results`: what you get", "results"),
     ] {
-        let documented = cells(section(heading), 0);
+        let documented = cells(section(CONTRACT, heading), 0);
         let absent: Vec<_> =
             columns(table).into_iter().filter(|column| !documented.contains(column)).collect();
-        assert!(absent.is_empty(), "columns of {table} that the README leaves out: {absent:?}");
+        assert!(absent.is_empty(), "columns of {table} that the contract leaves out: {absent:?}");
     }
 }

@@ -69,15 +69,21 @@ fn dangling(folder: &Path, name: &str, text: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_link_of_the_book_and_the_readme_leads_somewhere() {
+fn every_link_of_the_book_and_the_readmes_leads_somewhere() {
     let mut dangle = Vec::new();
     for name in names().into_iter().chain(["SUMMARY.md".to_owned()]) {
         dangle.extend(dangling(&docs(), &name, &read(&name)));
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for name in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"] {
-        let text = std::fs::read_to_string(root.join(name)).expect("it is there");
-        dangle.extend(dangling(root, name, &text));
+    let of_examples =
+        ["images", "products", "templates", "tool-server"].map(|name| format!("examples/{name}/README.md"));
+    for name in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"]
+        .into_iter()
+        .chain(of_examples.iter().map(String::as_str))
+    {
+        let path = root.join(name);
+        let text = std::fs::read_to_string(&path).expect("it is there");
+        dangle.extend(dangling(path.parent().expect("a folder"), name, &text));
     }
     assert!(dangle.is_empty(), "these lead nowhere: {dangle:#?}");
 }

@@ -70,13 +70,20 @@ macro_rules! pages {
 // the stand-in is the API. Start::Server: as that, on a Postgres of its own, for roles belong to a server.
 pages! {
     api: Start::Tables, "api.md";
+    commands: Start::Tables, "commands.md";
     comparison: Start::Tables, "comparison.md";
     consuming: Start::Tables, "consuming.md";
+    continuation: Start::Tables, "continuation.md";
     contract: Start::Tables, "contract.md";
+    daemons: Start::Tables, "daemons.md";
     deploy: Start::Tables, "deploy.md";
+    documents: Start::Tables, "documents.md";
     enqueuing: Start::Tables, "enqueuing.md";
     failing: Start::Tables, "failing.md";
     faults: Start::Tables, "faults.md";
+    gates: Start::Tables, "gates.md";
+    glossary: Start::Tables, "glossary.md";
+    guarantees: Start::Tables, "guarantees.md";
     introduction: Start::Tables, "introduction.md";
     metrics: Start::Tables, "metrics.md";
     opentelemetry: Start::Tables, "opentelemetry.md";
@@ -86,10 +93,16 @@ pages! {
     retention: Start::Tables, "retention.md";
     runbook: Start::Tables, "runbook.md";
     security: Start::Server, "security.md";
+    settings: Start::Tables, "settings.md";
+    stand_in: Start::Tables, "stand-in.md";
     status: Start::Tables, "status.md";
+    structured_output: Start::Tables, "structured-output.md";
     supply_chain: Start::Tables, "supply-chain.md";
+    templates: Start::Tables, "templates.md";
+    tools: Start::Tables, "tools.md";
     tuning: Start::Tables, "tuning.md";
     upgrade: Start::Tables, "upgrade.md";
+    web: Start::Tables, "web.md";
 }
 
 async fn run(file: &str, start: Start, kind: Kind) {
@@ -100,28 +113,37 @@ async fn run(file: &str, start: Start, kind: Kind) {
     session.end().await;
 }
 
-/// The quick start of the README, on one of the databases.
-async fn run_readme(heading: &str, kind: Kind) {
+/// A section of the README, on one of the databases. Returns how many blocks ran.
+async fn run_readme(heading: &str, start: Start, kind: Kind) -> usize {
     let readme = read("../README.md");
     let (_, section) = readme.split_once(&format!("\n{heading}\n")).expect("the README has this section");
+    let section = section.split("\n## ").next().unwrap_or_default();
     let section = section.split("\n### ").next().unwrap_or_default();
     // Many tests run at once: the port must not be the one that everybody has.
     let section = section.replace("promptmill stand-in &", "promptmill stand-in --listen 127.0.0.1:8787 &");
     let page = Page::parse("../README.md", &section);
-    assert_eq!((page.faults.len(), page.blocks.len()), (0, 1), "{:?}", page.faults);
-    let session = Session::start(kind, Start::Bare, &page).await;
+    assert!(page.faults.is_empty(), "{:?}", page.faults);
+    let session = Session::start(kind, start, &page).await;
     session.run(&page);
     session.end().await;
+    page.blocks.len()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_quick_start_of_the_readme_runs_on_sqlite() {
-    run_readme("### SQLite", Kind::Sqlite).await;
+    assert_eq!(run_readme("### SQLite", Start::Bare, Kind::Sqlite).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_quick_start_of_the_readme_runs_on_postgres() {
-    run_readme("### Postgres", Kind::Postgres).await;
+    assert_eq!(run_readme("### Postgres", Start::Bare, Kind::Postgres).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sql_of_the_readme_runs_on_both_databases() {
+    for kind in [Kind::Sqlite, Kind::Postgres] {
+        assert_eq!(run_readme("## The SQL contract", Start::Tables, kind).await, 2);
+    }
 }
 
 #[test]
