@@ -101,10 +101,12 @@ pub fn should_retry(headers: &HeaderMap) -> Option<bool> {
     }
 }
 
-/// Returns the `request-id` header.
+/// Returns the `request-id` header, else `x-request-id`, which is what most other servers call it.
 pub fn request_id(headers: &HeaderMap) -> Option<String> {
-    let id = String::from_utf8_lossy(headers.get("request-id")?.as_bytes()).trim().to_owned();
-    Some(cut_request_id(id)).filter(|id| !id.is_empty())
+    ["request-id", "x-request-id"].into_iter().find_map(|name| {
+        let id = String::from_utf8_lossy(headers.get(name)?.as_bytes()).trim().to_owned();
+        Some(cut_request_id(id)).filter(|id| !id.is_empty())
+    })
 }
 
 /// Returns the rate limits that the headers tell; `None` where they tell none. `at`: when they came.

@@ -256,12 +256,20 @@ pub struct TooLong {
     pub maximum: i64,
 }
 
-/// Reads the message of a 400: `prompt is too long: 200251 tokens > 200000 maximum`. Only at its very
-/// start: further in, the same words may be a quotation of the prompt.
+/// Reads the message of a 400: `prompt is too long: 200251 tokens > 200000 maximum`, or as llama.cpp says it,
+/// `request (700 tokens) exceeds the available context size (512 tokens)`. Only at its very start: further
+/// in, the same words may be a quotation of the prompt.
 pub fn too_long(message: &str) -> Option<TooLong> {
-    let said = message.trim_start().strip_prefix("prompt is too long:")?;
-    let (tokens, rest) = number(said)?;
-    let rest = rest.trim_start().strip_prefix("tokens")?.trim_start().strip_prefix('>')?;
+    let message = message.trim_start();
+    let (said, between) = if let Some(said) = message.strip_prefix("prompt is too long:") {
+        (said, ["tokens", ">"])
+    } else {
+        (message.strip_prefix("request (")?, ["tokens)", "exceeds the available context size ("])
+    };
+    let (tokens, mut rest) = number(said)?;
+    for words in between {
+        rest = rest.trim_start().strip_prefix(words)?;
+    }
     let (maximum, _) = number(rest)?;
     Some(TooLong { tokens, maximum })
 }
@@ -348,6 +356,12 @@ mod tests {
                 "prompt is too long: 1,000,432 tokens > 1,000,000 maximum for this model",
                 both(1_000_432, 1_000_000),
             ),
+            (
+                "request (700 tokens) exceeds the available context size (512 tokens), try increasing it",
+                both(700, 512),
+            ),
+            ("request (700 tokens) exceeds the available context size", None),
+            ("request (700 tokens) > 512", None),
             ("prompt is too long: many tokens > 200000 maximum", None),
             ("prompt is too long", None),
             ("prompt is too long: 200251 tokens", None),

@@ -127,6 +127,17 @@ fn request_ids_are_bounded() {
 }
 
 #[test]
+fn another_servers_request_id_is_read_where_the_api_has_given_none() {
+    for (set, read) in [
+        (&[("x-request-id", "theirs")][..], "theirs"),
+        (&[("x-request-id", "a proxy's"), ("request-id", "the API's")], "the API's"),
+        (&[("x-request-id", "theirs"), ("request-id", " ")], "theirs"),
+    ] {
+        assert_eq!(request_id(&headers(set)).as_deref(), Some(read));
+    }
+}
+
+#[test]
 fn the_errors_shape_is_read() {
     let body = br#"{"type":"error","error":{"type":"rate_limit_error","message":"slow \ud83d down",
         "details":{"error_code":"ramp_limit_exceeded"}},"request_id":"req_9"}"#;
