@@ -398,6 +398,9 @@ async fn enlist(
     }
 }
 
+/// How often the gates are written at the end, where somebody else writes the same rows.
+const GATES_TRIES: usize = 5;
+
 /// Tells the database what others may want to know, as long as it listens: they find out by themselves
 /// that we are gone.
 async fn take_leave(mill: &Mill, upkeep: JoinSet<()>, hurry: &CancellationToken) {
@@ -417,9 +420,15 @@ async fn take_leave(mill: &Mill, upkeep: JoinSet<()>, hurry: &CancellationToken)
 
 async fn last_words(mill: &Mill, mut upkeep: JoinSet<()>) {
     while upkeep.join_next().await.is_some() {}
-    // What blocks is to be read in the table also after we are gone.
-    if let Err(err) = mill.gates.sync(&*mill.store, Instant::now()).await {
-        tracing::warn!(error = %err, "failed to write the gates");
+    // What blocks is to be read in the table also after we are gone. Somebody else may write the same rows.
+    for _ in 0..GATES_TRIES {
+        if let Err(err) = mill.gates.sync(&*mill.store, Instant::now()).await {
+            tracing::warn!(error = %err, "failed to write the gates");
+            break;
+        }
+        if !mill.gates.has_changes() {
+            break;
+        }
     }
     if let Err(err) = upkeep::tell_accounts(mill).await {
         tracing::warn!(error = %err, "failed to say whose gates are whose");

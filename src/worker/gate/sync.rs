@@ -54,16 +54,28 @@ impl Gates {
         }
         self.end_pauses(now);
         self.give_up_probes(now);
+        self.write_changes(store, now).await
+    }
+
+    /// Whether something changed here that the table does not say yet.
+    pub fn has_changes(&self) -> bool {
+        !self.lock().changed.is_empty()
+    }
+
+    /// Writes what changed here. Where somebody was first it stays a change, until what they wrote is read:
+    /// that is taken over then, or, where they only counted a refusal, written over.
+    pub(super) async fn write_changes(&self, store: &dyn Store, now: Instant) -> Result<(), StoreError> {
         let changed: Vec<Scope> = self.lock().changed.iter().cloned().collect();
         for scope in changed {
             // Taken out before it is read: what changes while it is written is written again.
             if !self.lock().changed.remove(&scope) {
                 continue;
             }
-            if let Err(err) = self.write(store, &scope, now).await {
+            let written = self.write(store, &scope, now).await;
+            if !matches!(written, Ok(true)) {
                 self.lock().changed.insert(scope);
-                return Err(err);
             }
+            written?;
         }
         Ok(())
     }
@@ -94,8 +106,7 @@ impl Gates {
         Ok(())
     }
 
-    /// Writes a gate as it is here. Returns whether that was possible: where somebody was first, the
-    /// next round reads what they wrote.
+    /// Writes a gate as it is here. Returns whether that was possible: somebody else may have been first.
     async fn write(&self, store: &dyn Store, scope: &Scope, now: Instant) -> Result<bool, StoreError> {
         let row = self.row(scope, now);
         let written = store.set_gate(&row).await?;

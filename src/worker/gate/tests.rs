@@ -355,6 +355,23 @@ async fn a_typing_error_in_a_labelled_batch_stops_that_batch_after_twenty_over_a
 }
 
 #[tokio::test]
+async fn a_stop_is_written_although_others_count_refusals_at_the_same_time() {
+    let (_folder, store) = store().await;
+    let here = gates();
+    for _ in 0..20 {
+        refuse(&here, &*store, Some("b")).await;
+    }
+    // A call that was under way elsewhere: it is counted between our last look and our word.
+    store.count_refusal("batch:q/b", "400|same").await.expect("counted");
+    here.write_changes(&*store, Instant::now()).await.expect("an answer");
+    assert_eq!(store.gates().await.expect("gates")[0].state, "flowing", "somebody was first");
+    assert!(here.has_changes());
+    here.sync(&*store, Instant::now()).await.expect("shared");
+    assert_eq!(store.gates().await.expect("gates")[0].state, "blocked");
+    assert!(!here.has_changes());
+}
+
+#[tokio::test]
 async fn jobs_without_a_label_that_are_all_refused_are_tried_one_at_a_time_and_ever_more_seldom() {
     let (gates, (_folder, store)) = (gates(), store().await);
     for _ in 0..20 {
