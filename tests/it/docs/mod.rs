@@ -14,9 +14,6 @@ use session::{Session, Start};
 
 use crate::support::Kind;
 
-/// Pages whose blocks do not run here yet, and which the book does not list: each is tested elsewhere.
-const ELSEWHERE: [&str; 0] = [];
-
 /// Where the pages are.
 fn docs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("docs")
@@ -33,7 +30,7 @@ fn names() -> Vec<String> {
     let names = entries.map(|entry| entry.expect("a file").file_name().to_string_lossy().into_owned());
     let is_page = |name: &String| {
         let is_markdown = Path::new(name).extension().is_some_and(|extension| extension == "md");
-        is_markdown && name != "SUMMARY.md" && !ELSEWHERE.contains(&name.as_str())
+        is_markdown && name != "SUMMARY.md"
     };
     let mut names: Vec<String> = names.filter(is_page).collect();
     names.sort();
