@@ -40,6 +40,11 @@ pub trait Ends: Database {
 
     /// Whether an error says that a read was ended.
     fn was_ended(code: &str) -> bool;
+
+    /// Gives up a connection that is in the middle of a read.
+    fn give_up(conn: PoolConnection<Self>)
+    where
+        Self: Sized;
 }
 
 impl Ends for Sqlite {
@@ -57,6 +62,12 @@ impl Ends for Sqlite {
     fn was_ended(code: &str) -> bool {
         code == "9"
     }
+
+    /// It keeps its place in the pool until it is closed: a file is opened anew only once nobody of ours has
+    /// the one before.
+    fn give_up(mut conn: PoolConnection<Self>) {
+        conn.close_on_drop();
+    }
 }
 
 impl Ends for Postgres {
@@ -66,6 +77,11 @@ impl Ends for Postgres {
 
     fn was_ended(code: &str) -> bool {
         code == "57014"
+    }
+
+    /// Its socket is closed at once: to take leave of a server that still works would take as long as that.
+    fn give_up(conn: PoolConnection<Self>) {
+        drop(conn.detach());
     }
 }
 
@@ -101,14 +117,12 @@ pub(super) fn late(error: &sqlx::Error) -> Option<StoreError> {
 
 /// A connection that is closed unless what was asked of it was answered: nobody would know what it is in
 /// the middle of.
-struct Lent<DB: Database>(Option<PoolConnection<DB>>);
+struct Lent<DB: Ends>(Option<PoolConnection<DB>>);
 
-impl<DB: Database> Drop for Lent<DB> {
+impl<DB: Ends> Drop for Lent<DB> {
     fn drop(&mut self) {
-        // It keeps its place in the pool until it is closed: a file is opened anew only once nobody of ours
-        // has the one before.
-        if let Some(mut conn) = self.0.take() {
-            conn.close_on_drop();
+        if let Some(conn) = self.0.take() {
+            DB::give_up(conn);
         }
     }
 }
