@@ -116,6 +116,7 @@ const LAST_MOMENT: Duration = Duration::from_millis(100);
 /// Runs the process: reads the command line, does what it says, and reports how it ended.
 pub fn main() -> ExitCode {
     crate::failpoint::arm();
+    files::leave_no_core();
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -1,4 +1,4 @@
-//! How many calls fit into the files that this process may open.
+//! How many calls fit into the files that this process may open, and that it leaves none of its memory.
 
 use std::fs;
 
@@ -22,6 +22,13 @@ pub(super) fn raise() {
     let limit = getrlimit(Resource::Nofile);
     // Where that is refused it is as before.
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).ok();
+}
+
+/// Lets no core of this process be written, nor of those that it starts: keys and prompts are in it. Who
+/// needs one raises the limit of the running process: `prlimit --core=unlimited --pid PID`.
+pub(super) fn leave_no_core() {
+    let limit = getrlimit(Resource::Core);
+    setrlimit(Resource::Core, Rlimit { current: Some(0), ..limit }).ok();
 }
 
 fn calls(open_max: usize, database: u32) -> usize {

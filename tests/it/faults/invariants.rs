@@ -88,7 +88,7 @@ impl Invariants {
             let insert = note("NEW", what);
             let sqlite = format!("CREATE TRIGGER {name} AFTER {event} WHEN {when} BEGIN {insert}; END");
             let postgres = format!(
-                "CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {insert}; RETURN NULL; END $$;
+                "CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN {insert}; RETURN NULL; END $$;
                  CREATE TRIGGER {name} AFTER {event} FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION {name}()"
             );
             ground.run(ground.either(&sqlite, &postgres)).await;

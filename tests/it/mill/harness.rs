@@ -47,7 +47,8 @@ impl<'g> Mill<'g> {
         mill.set("PROMPTMILL_BREAKER__OPEN_MAX_MS", "200");
         mill.set("ANTHROPIC_API_KEY", "sk-ant-test");
         mill.set("ANTHROPIC_BASE_URL", &mill.api.url());
-        mill.set("DATABASE_URL", &ground.url());
+        // With the rights that a daemon is to have, and no more.
+        mill.set("DATABASE_URL", &ground.worker_url().await);
         let state = mill.state().display().to_string();
         mill.set("PROMPTMILL_WORKER__STATE_DIR", &state);
         if ground.kind() == Kind::Postgres {

@@ -11,5 +11,6 @@ mod living;
 mod models;
 mod profiles;
 mod retention;
+mod secrets;
 mod speaking;
 mod spool;

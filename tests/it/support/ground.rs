@@ -121,6 +121,20 @@ impl Ground {
         server::admin_at(&self.url, sql).await;
     }
 
+    /// Like [`Ground::url`], for a login that is in the worker's role and may do no more.
+    pub async fn worker_url(&self) -> String {
+        if self.kind == Kind::Sqlite {
+            return self.url();
+        }
+        let roles = promptmill::store::roles::roles(self.schema(), "promptmill");
+        let login = "DO $$ BEGIN CREATE ROLE promptmill_e2e LOGIN IN ROLE promptmill_worker;
+                     EXCEPTION WHEN duplicate_object THEN NULL; END $$";
+        let sql = format!("SELECT pg_advisory_lock(1); {roles}; {login}; SELECT pg_advisory_unlock(1)");
+        server::admin_at(&self.url, sql).await;
+        let separator = if self.url.contains('?') { '&' } else { '?' };
+        format!("{}{separator}user=promptmill_e2e", self.url)
+    }
+
     /// Which database this is.
     pub const fn kind(&self) -> Kind {
         self.kind
