@@ -47,8 +47,10 @@ impl<'g> Mill<'g> {
         mill.set("PROMPTMILL_BREAKER__OPEN_MAX_MS", "200");
         mill.set("ANTHROPIC_API_KEY", "sk-ant-test");
         mill.set("ANTHROPIC_BASE_URL", &mill.api.url());
-        // With the rights that a daemon is to have, and no more.
-        mill.set("DATABASE_URL", &ground.worker_url().await);
+        // PROMPTMILL_TEST_ROLE=worker: with the rights that a daemon is to have, and no more.
+        let as_worker = std::env::var("PROMPTMILL_TEST_ROLE").is_ok_and(|role| role == "worker");
+        let url = if as_worker { ground.worker_url().await } else { ground.url() };
+        mill.set("DATABASE_URL", &url);
         let state = mill.state().display().to_string();
         mill.set("PROMPTMILL_WORKER__STATE_DIR", &state);
         if ground.kind() == Kind::Postgres {
