@@ -184,12 +184,13 @@ async fn an_overload_costs_no_job_and_one_probe_an_interval_over_all_daemons(gro
 
 async fn a_small_batch_behind_a_large_one_waits_no_more_than_two_claims(ground: &Ground) {
     const CONCURRENCY: usize = 16;
-    let options = Options { delay: Duration::from_millis(100), ..Options::default() };
+    // A round of calls takes longer than a look at the lanes is believed, as it does at any API.
+    let options = Options { delay: Duration::from_millis(500), ..Options::default() };
     let mut mill = Mill::with(ground, options).await;
     mill.set("PROMPTMILL_WORKER__CONCURRENCY", &CONCURRENCY.to_string());
     fill(ground, ROWS, "prompt, batch", "'row ' || i, 'large'").await;
     let daemon = mill.start();
-    mill.until_asked(300).await;
+    mill.until_asked(64).await;
     // One whose lane comes before the large one's, and one behind it: no order of lanes may decide.
     fill(ground, 20, "prompt, batch", "'row ' || i, CASE WHEN i <= 10 THEN 'a' ELSE 'z' END").await;
     let before = mill.api.counts().total as usize;
