@@ -17,7 +17,7 @@ use axum::routing::{get, post};
 use serde_json::{Value, json};
 
 use super::Web;
-use super::act::Change;
+use super::act::{Change, form_name};
 use super::fault::Fault;
 use super::fields::Fields;
 use super::guard::Actor;
@@ -358,8 +358,7 @@ async fn form(
     if count.more {
         hidden.push(("more", "true".to_owned()));
     }
-    // Not a secret: it tells one form that was sent twice from two.
-    hidden.push(("key", format!("form-{:016x}", fastrand::u64(..))));
+    hidden.push(("key", form_name()));
     let priority =
         if let Change::Prioritise(priority) = change { priority.to_string() } else { String::new() };
     let frame = Frame::new(&web, "Are these the jobs?", "/jobs");

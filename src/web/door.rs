@@ -327,7 +327,8 @@ async fn enter(State(web): State<Arc<Web>>, request: Request) -> Result<Response
 #[derive(Debug, Clone, Copy)]
 pub struct Pause(pub Duration);
 
-fn after(pause: Duration, mut answer: Response) -> Response {
+/// Returns an answer that waits for so long.
+pub fn after(pause: Duration, mut answer: Response) -> Response {
     answer.extensions_mut().insert(Pause(pause));
     answer
 }

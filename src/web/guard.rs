@@ -40,54 +40,34 @@ pub async fn guard(
     let answer = match admit(&web, peer.ip(), &request) {
         Ok(actor) => {
             request.extensions_mut().insert(actor);
-            let answer = answer(&web, request, next).await;
-            if let Some(door::Pause(pause)) = answer.extensions().get::<door::Pause>() {
-                tokio::time::sleep(*pause).await;
-            }
-            answer
+            answer(&web, request, next).await
         }
-        Err(Refusal { answer, pause }) => {
-            tokio::time::sleep(pause).await;
-            *answer
-        }
+        Err(refusal) => *refusal,
     };
+    // Whoever waits here holds no place.
+    if let Some(door::Pause(pause)) = answer.extensions().get() {
+        tokio::time::sleep(*pause).await;
+    }
     let answer = finish(&web, answer, json);
     with_headers(answer, web.settings.listen.ip().is_loopback())
 }
 
-/// An answer to who does not get in, and how long that waits.
-struct Refusal {
-    answer: Box<Response>,
-    pause: Duration,
-}
-
-impl Refusal {
-    fn after(pause: Duration, answer: Response) -> Self {
-        Self { answer: Box::new(answer), pause }
-    }
-}
-
-impl From<Fault> for Refusal {
-    fn from(fault: Fault) -> Self {
-        Self::after(Duration::ZERO, fault.into_response())
-    }
-}
-
 /// Decides whether a request may go on.
-fn admit(web: &Web, peer: IpAddr, request: &Request) -> Result<Actor, Refusal> {
+fn admit(web: &Web, peer: IpAddr, request: &Request) -> Result<Actor, Box<Response>> {
+    let fault = |status, kind, what: &str| Err(Box::new(Fault::new(status, kind, what).into_response()));
     let headers = request.headers();
     if !answers_to(web, host(request)) {
         let what = "this server does not answer to that name; list it in web.hosts, if it is yours";
-        return Err(Fault::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", what).into());
+        return fault(StatusCode::MISDIRECTED_REQUEST, "misdirected", what);
     }
     let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
     if changes && !is_from_here(web, headers, host(request)) {
         let what = "the request comes from another site, and was not obeyed";
-        return Err(Fault::new(StatusCode::FORBIDDEN, "forged", what).into());
+        return fault(StatusCode::FORBIDDEN, "forged", what);
     }
     if !changes && !is_led_here(headers) {
         let what = "another site asks for this; open the page itself";
-        return Err(Fault::new(StatusCode::FORBIDDEN, "forged", what).into());
+        return fault(StatusCode::FORBIDDEN, "forged", what);
     }
     let path = request.uri().path();
     if path == door::PATH || path.starts_with("/assets/") {
@@ -97,19 +77,20 @@ fn admit(web: &Web, peer: IpAddr, request: &Request) -> Result<Actor, Refusal> {
         Entry::Open => Actor(format!("whoever, from {peer}")),
         Entry::Token => Actor(format!("token, from {peer}")),
         Entry::Session => Actor(format!("session, from {peer}")),
-        Entry::TooMany(pause) => return Err(Refusal::after(pause, door::too_many())),
+        Entry::TooMany(pause) => return Err(Box::new(door::after(pause, door::too_many()))),
         Entry::Shut(pause) if path.starts_with("/api/") => {
             let what = "give the token of web.token_file as Authorization: Bearer";
             let fault = Fault::new(StatusCode::UNAUTHORIZED, "unauthorised", what);
-            return Err(Refusal::after(pause, fault.into_response()));
+            return Err(Box::new(door::after(pause, fault.into_response())));
         }
         Entry::Shut(pause) => {
-            return Err(Refusal::after(pause, door::show_the_way(request.method(), request.uri())));
+            let shown = door::show_the_way(request.method(), request.uri());
+            return Err(Box::new(door::after(pause, shown)));
         }
     };
     if changes && web.settings.read_only && path != door::OUT {
         let what = "this page is read-only (web.read_only)";
-        return Err(Fault::new(StatusCode::FORBIDDEN, "read_only", what).into());
+        return fault(StatusCode::FORBIDDEN, "read_only", what);
     }
     Ok(actor)
 }

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use self::talk::Turn;
 use super::Web;
+use super::act::form_name;
 use super::fault::Fault;
 use super::fields::{Fields, link};
 use super::guard::is_there;
@@ -313,7 +314,5 @@ async fn again(State(web): State<Arc<Web>>, Path(id): Path<i64>) -> Result<Respo
     let kept = texts.into_iter().filter(|(_, text)| long(text)).map(|(name, _)| name).collect();
     let max_tokens = asked.max_tokens.map(|n| n.to_string()).unwrap_or_default();
     let frame = Frame::new(&web, format!("Ask again, like job {id}"), "/jobs");
-    // Not a secret: it tells one form that was sent twice from two.
-    let form = format!("form-{:016x}", fastrand::u64(..));
-    Ok(page(&AgainPage { frame, id, form, asked, max_tokens, kept }))
+    Ok(page(&AgainPage { frame, id, form: form_name(), asked, max_tokens, kept }))
 }
