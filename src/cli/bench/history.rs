@@ -13,7 +13,6 @@ use super::place::{Database, Kind, Pool};
 use super::prompt;
 use super::report::{Floor, Of, median};
 use super::{Bench, bare_sql};
-use crate::cli::exit::Stop;
 use crate::cli::out::{number, say};
 
 /// Slots of a claim.
@@ -69,14 +68,7 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
         let database = bench.place.fresh(kind, &bench.mill).await?;
         let (finished, waiting) = bytes(kind);
         let needed = most * finished + (most + most / SCHEDULED) * waiting;
-        if let Some(free) = bench.place.free(&database).await?.filter(|&free| free < needed as u64) {
-            return Err(Stop::failure(format!(
-                "{} needs about {} MB on the disk for this, and {} MB are free: fewer --millions need less",
-                kind.as_str(),
-                number(needed as i64 / 1_000_000),
-                number(free as i64 / 1_000_000)
-            )));
-        }
+        bench.place.has_room(&database, needed).await?;
         // The queue's row comes with the first job.
         database.fill(1, 0).await?;
         let mut floors = None;

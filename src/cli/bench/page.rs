@@ -11,7 +11,6 @@ use super::history::{self, sql_now};
 use super::place::{Database, Kind};
 use super::report::{Of, median};
 use super::{Bench, bare_loop, bare_sql};
-use crate::cli::exit::Stop;
 use crate::cli::out::{number, say};
 
 /// What is measured of each address, beside the first time.
@@ -79,14 +78,7 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
     for kind in bench.kinds.clone() {
         let database = bench.place.fresh(kind, &bench.mill).await?;
         let needed = jobs * if kind == Kind::Sqlite { BYTES.0 } else { BYTES.1 };
-        if let Some(free) = bench.place.free(&database).await?.filter(|&free| free < needed as u64) {
-            return Err(Stop::failure(format!(
-                "{} needs about {} MB on the disk for this, and {} MB are free: fewer --millions need less",
-                kind.as_str(),
-                number(needed as i64 / 1_000_000),
-                number(free as i64 / 1_000_000)
-            )));
-        }
+        bench.place.has_room(&database, needed).await?;
         say(&format!("filling {}: {} jobs", kind.as_str(), number(jobs as i64)));
         fill(&database, jobs).await.context("the tables cannot be filled: is the disk full?")?;
         views(bench, &database, jobs).await?;

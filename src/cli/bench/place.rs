@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use super::child::Start;
 use super::prompt;
 use crate::cli::exit::{Exit, Stop};
+use crate::cli::out::number;
 
 /// Which database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -115,8 +116,8 @@ impl Place {
         Ok(database)
     }
 
-    /// How many bytes are free where a database is; `None` where that cannot be seen from here.
-    pub(super) async fn free(&self, database: &Database) -> anyhow::Result<Option<u64>> {
+    /// Refuses where fewer bytes are free than a database needs; where that cannot be seen from here, nothing.
+    pub(super) async fn has_room(&self, database: &Database, needed: usize) -> anyhow::Result<()> {
         let folder = match &database.pool {
             Pool::Sqlite(_) => self.folder.path().to_owned(),
             // Only some roles are told, and the folder may be another machine's.
@@ -125,8 +126,16 @@ impl Place {
                 PathBuf::from(folder.unwrap_or_else(|_| String::new()))
             }
         };
-        let space = rustix::fs::statvfs(&folder).ok();
-        Ok(space.map(|space| space.f_bavail * space.f_frsize))
+        let free = rustix::fs::statvfs(&folder).map_or(u64::MAX, |space| space.f_bavail * space.f_frsize);
+        if free < needed as u64 {
+            return Err(Stop::failure(format!(
+                "{} needs about {} MB on the disk for this, and {} MB are free: fewer --millions need less",
+                database.kind.as_str(),
+                number(needed as i64 / 1_000_000),
+                number(free as i64 / 1_000_000)
+            )));
+        }
+        Ok(())
     }
 
     /// What is there, for the record: versions, and the settings that durability hangs on.
