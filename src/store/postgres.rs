@@ -78,10 +78,12 @@ impl PostgresStore {
         let options = with_start_up(options, settings);
         let connections_max = settings.connections_max.max(2);
         let people = pool(&options, &meta, connections_max, settings.operation_max);
-        let looking =
-            if settings.transaction_pooler { options.clone() } else { in_order(by_index(options.clone())) };
+        let (ours, looking) = if settings.transaction_pooler {
+            (options.clone(), options.clone())
+        } else {
+            (by_index(options.clone()), in_order(by_index(options.clone())))
+        };
         let looks = pool(&looking, &meta, connections_max, settings.operation_max);
-        let ours = if settings.transaction_pooler { options.clone() } else { by_index(options.clone()) };
         let work = pool(&ours, &meta, connections_max, settings.operation_max);
         let beats = pool(&ours, &meta, 1, settings.operation_max);
         let listen = match &settings.listen_url {

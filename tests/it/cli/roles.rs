@@ -34,11 +34,9 @@ impl Roles {
     fn mill(&self, role: &str, args: &[&str]) -> super::Ran {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let mut command: Command = command(dir.path());
-        let url = self.ground.url();
-        let separator = if url.contains('?') { '&' } else { '?' };
         command
             .args(args)
-            .env("DATABASE_URL", format!("{url}{separator}user={}_{role}", self.prefix))
+            .env("DATABASE_URL", self.ground.url_as(&format!("{}_{role}", self.prefix)))
             .env("PROMPTMILL_DATABASE__SCHEMA", self.ground.schema());
         run(command, "")
     }

@@ -126,13 +126,17 @@ impl Ground {
         if self.kind == Kind::Sqlite {
             return self.url();
         }
-        let roles = promptmill::store::roles::roles(self.schema(), "promptmill");
+        self.grant_roles().await;
         let login = "DO $$ BEGIN CREATE ROLE promptmill_e2e LOGIN IN ROLE promptmill_worker;
-                     EXCEPTION WHEN duplicate_object THEN NULL; END $$";
-        let sql = format!("SELECT pg_advisory_lock(1); {roles}; {login}; SELECT pg_advisory_unlock(1)");
-        server::admin_at(&self.url, sql).await;
+                     EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$";
+        server::admin_at(&self.url, login.to_owned()).await;
+        self.url_as("promptmill_e2e")
+    }
+
+    /// Like [`Ground::url`] of a Postgres, for another login.
+    pub fn url_as(&self, login: &str) -> String {
         let separator = if self.url.contains('?') { '&' } else { '?' };
-        format!("{}{separator}user=promptmill_e2e", self.url)
+        format!("{}{separator}user={login}", self.url)
     }
 
     /// Which database this is.

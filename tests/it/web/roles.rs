@@ -15,9 +15,7 @@ async fn ground_with(login: &str, roles: &str) -> (Ground, String) {
     super::settle(&ground, 1, "failed", "x").await;
     let name = format!("{}_{login}", ground.schema());
     ground.run(&format!("CREATE ROLE {name} LOGIN IN ROLE {roles}")).await;
-    let url = ground.url();
-    let separator = if url.contains('?') { '&' } else { '?' };
-    let url = format!("{url}{separator}user={name}");
+    let url = ground.url_as(&name);
     (ground, url)
 }
 
