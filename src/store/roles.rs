@@ -24,6 +24,8 @@ pub fn roles(schema: &str, prefix: &str) -> String {
 -- or let it log in itself:
 --     ALTER ROLE {worker} LOGIN PASSWORD '…';
 BEGIN;
+-- A change of owner waits for whoever uses the table, and everybody else behind it: then rather not now.
+SET LOCAL lock_timeout = '5s';
 "
     );
     for role in [&owner, &enqueuer, &reader, &operator, &tool, &worker] {
@@ -49,10 +51,11 @@ BEGIN
         SELECT format('%s %s', CASE c.relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, c.oid::regclass)
           FROM pg_class c
          WHERE c.relnamespace = {literal}::regnamespace AND c.relkind IN ('r', 'v')
+           AND c.relowner <> {owner_literal}::regrole
          UNION ALL
         SELECT format('FUNCTION %s', p.oid::regprocedure)
           FROM pg_proc p
-         WHERE p.pronamespace = {literal}::regnamespace
+         WHERE p.pronamespace = {literal}::regnamespace AND p.proowner <> {owner_literal}::regrole
     LOOP
         EXECUTE format('ALTER %s OWNER TO %s', thing, {owner_literal});
     END LOOP;

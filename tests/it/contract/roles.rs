@@ -40,6 +40,17 @@ async fn the_sql_of_the_roles_may_be_run_again() {
 }
 
 #[tokio::test]
+async fn the_sql_of_the_roles_waits_for_no_table_that_has_its_owner() {
+    let ground = ground_with_roles().await;
+    let person = Ground::postgres_pool(|options| options.application_name("somebody")).await;
+    let mut looking = person.begin().await.unwrap();
+    looking.execute(AssertSqlSafe(format!("SELECT FROM {}", ground.table("job_state")))).await.unwrap();
+    ground.grant_roles().await;
+    looking.rollback().await.unwrap();
+    ground.close().await;
+}
+
+#[tokio::test]
 async fn an_enqueuer_enqueues_in_every_form_from_its_own_search_path() {
     let ground = ground_with_roles().await;
     let pool = connect("promptmill_enqueuer").await;

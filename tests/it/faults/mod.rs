@@ -47,15 +47,15 @@ struct Site<'g> {
 
 impl<'g> Site<'g> {
     async fn new(ground: &'g Ground) -> Self {
-        Self::with_role(ground, "SUPERUSER").await
+        Self::with_role(ground, "IN ROLE promptmill_worker").await
     }
 
     /// Makes the role with these attributes.
     async fn with_role(ground: &'g Ground, attributes: &str) -> Self {
+        let mut mill = Mill::new(ground).await;
         let role = format!("{}_d", ground.schema());
         ground.run(&format!("CREATE ROLE {role} LOGIN {attributes}")).await;
         let proxy = Proxy::start(address_of(&ground.url())).await;
-        let mut mill = Mill::new(ground).await;
         mill.set("DATABASE_URL", &lead(&ground.url(), proxy.address(), &role));
         mill.set("PROMPTMILL_WORKER__CONCURRENCY", "8");
         mill.set("PROMPTMILL_DATABASE__OPERATION_SECONDS", "1");

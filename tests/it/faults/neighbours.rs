@@ -118,7 +118,6 @@ async fn a_deadlock_that_the_daemon_loses_is_tried_again() {
 async fn a_server_without_a_free_connection_is_waited_for() {
     const LIMIT: usize = 6;
     let ground = Ground::postgres().await;
-    ground.grant_roles().await;
     // A superuser would pass by the limit.
     let limited = format!("IN ROLE promptmill_worker CONNECTION LIMIT {LIMIT}");
     let site = Site::with_role(&ground, &limited).await;

@@ -126,6 +126,7 @@ async fn four_processes_that_migrate_at_once_make_each_step_once(ground: &Ground
 #[tokio::test]
 async fn a_migration_that_meets_a_persons_lock_stands_in_nobodys_way() {
     let ground = Ground::postgres().await;
+    let mill = Mill::new(&ground).await;
     let person = Ground::postgres_pool(|options| options.application_name("somebody")).await;
     let state = ground.table("job_state");
     let mut holding = person.begin().await.expect("a transaction");
@@ -133,7 +134,6 @@ async fn a_migration_that_meets_a_persons_lock_stands_in_nobodys_way() {
         .fetch_one(&mut *holding)
         .await
         .expect("a look that keeps its lock");
-    let mill = Mill::new(&ground).await;
     let daemon = mill.start();
     mill.until("SELECT count(*) FROM workers", "1").await;
     let migrating = bring_up(&ground, &[NEXT]);

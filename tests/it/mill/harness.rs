@@ -31,12 +31,6 @@ pub struct Ran {
     pub stderr: String,
 }
 
-/// Whether daemons get the rights that they are to have, and no more.
-#[expect(clippy::disallowed_methods, reason = "the runner says it by this variable")]
-fn is_worker() -> bool {
-    std::env::var("PROMPTMILL_TEST_ROLE").is_ok_and(|role| role == "worker")
-}
-
 impl<'g> Mill<'g> {
     pub async fn new(ground: &'g Ground) -> Self {
         Self::with(ground, Options::default()).await
@@ -53,8 +47,8 @@ impl<'g> Mill<'g> {
         mill.set("PROMPTMILL_BREAKER__OPEN_MAX_MS", "200");
         mill.set("ANTHROPIC_API_KEY", "sk-ant-test");
         mill.set("ANTHROPIC_BASE_URL", &mill.api.url());
-        let url = if is_worker() { ground.worker_url().await } else { ground.url() };
-        mill.set("DATABASE_URL", &url);
+        // With the rights that a daemon is to have, and no more.
+        mill.set("DATABASE_URL", &ground.worker_url().await);
         let state = mill.state().display().to_string();
         mill.set("PROMPTMILL_WORKER__STATE_DIR", &state);
         if ground.kind() == Kind::Postgres {
