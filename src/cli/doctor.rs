@@ -182,10 +182,12 @@ async fn key(config: &Config, api: &ApiSettings, outside: &dyn Outside) -> Vec<F
     );
     let mut findings = vec![Finding::ok("key", found)];
     if let Some(path) = source.file()
-        && host::mode(path).is_some_and(|mode| mode & 0o077 != 0)
+        // A group may be how the daemon reads it: a cluster's secrets are mounted so.
+        && host::mode(path).is_some_and(|mode| mode & 0o007 != 0)
     {
         let path = path.display();
-        findings.push(Finding::warn("key", format!("{whose}others may read {path}: chmod 600 {path}")));
+        let said = format!("{whose}every user of this host may read {path}: let the daemon's alone read it");
+        findings.push(Finding::warn("key", said));
     }
     // What a server says may repeat what it was sent.
     let masked = |why: String| format!("{whose}{}", why.replace(key.secret.expose_secret(), "***"));

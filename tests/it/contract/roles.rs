@@ -51,6 +51,21 @@ async fn the_sql_of_the_roles_waits_for_no_table_that_has_its_owner() {
 }
 
 #[tokio::test]
+async fn roles_of_two_schemas_with_a_prefix_each_see_their_own_alone() {
+    let (one, other) = (Ground::postgres().await, Ground::postgres().await);
+    for ground in [&one, &other] {
+        ground.run(&promptmill::store::roles::roles(ground.schema(), ground.schema())).await;
+    }
+    let reader = connect(&format!("{}_reader", one.schema())).await;
+    attempt(&reader, &one, "SELECT FROM MILL.results").await.unwrap();
+    let refused = attempt(&reader, &other, "SELECT FROM MILL.results").await.unwrap_err();
+    assert_eq!(refused, format!("permission denied for schema {}", other.schema()));
+    reader.close().await;
+    one.close().await;
+    other.close().await;
+}
+
+#[tokio::test]
 async fn an_enqueuer_enqueues_in_every_form_from_its_own_search_path() {
     let ground = ground_with_roles().await;
     let pool = connect("promptmill_enqueuer").await;
@@ -136,6 +151,12 @@ async fn a_reader_reads_and_an_operator_turns() {
         "UPDATE MILL.job_state SET state = 'cancelled'",
         "UPDATE MILL.jobs SET redacted_at = now()",
         "DELETE FROM MILL.jobs",
+        "INSERT INTO MILL.jobs (prompt) VALUES ('a')",
+        "INSERT INTO MILL.gates (scope, state) VALUES ('key:f', 'blocked')",
+        "UPDATE MILL.queues SET paused = TRUE",
+        "UPDATE MILL.tool_calls SET result = 'x'",
+        "UPDATE MILL.results SET text = 'x'",
+        "INSERT INTO MILL.audit (actor, action, target) VALUES ('me', 'cancel', 'jobs 1')",
     ] {
         assert!(attempt(&reader, &ground, sql).await.unwrap_err().contains("permission denied"), "{sql}");
     }
@@ -248,8 +269,17 @@ async fn a_worker_works_without_ddl() {
         "CREATE TABLE MILL.mine (id integer)",
         "ALTER TABLE MILL.jobs ADD COLUMN x text",
         "DROP TABLE MILL.jobs",
+        "TRUNCATE MILL.results",
+        "DELETE FROM MILL.results",
+        "DELETE FROM MILL.audit",
+        "UPDATE MILL.audit SET actor = 'nobody'",
+        "UPDATE MILL.meta SET schema_min = 99",
+        "UPDATE MILL.jobs SET metadata = NULL",
+        "UPDATE MILL.jobs SET prompt = 'another'",
     ] {
-        attempt(&pool, &ground, sql).await.unwrap_err();
+        let sentence = attempt(&pool, &ground, sql).await.unwrap_err();
+        let is_denied = sentence.contains("permission denied") || sentence.contains("must be owner");
+        assert!(is_denied, "{sql}: {sentence}");
     }
     pool.close().await;
     ground.close().await;

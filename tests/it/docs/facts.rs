@@ -10,6 +10,7 @@ use crate::readme::columns;
 
 const SQLITE: &str = include_str!("../../../migrations/sqlite/0001_create_tables.sql");
 const SETTINGS: &str = include_str!("../../../config/default.toml");
+const RULES: &str = include_str!("../../../deploy/prometheus/alerts.yaml");
 const POLICY: &str = include_str!("../../../src/domain/job/policy.rs");
 
 /// What stands between single backticks, with the page that says it.
@@ -120,6 +121,14 @@ fn the_page_of_the_contract_names_every_field_of_the_policy() {
     let section = section.split("\n## ").next().unwrap_or_default();
     let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     assert_eq!(rows.collect::<BTreeSet<_>>(), known);
+}
+
+#[test]
+fn the_runbook_says_where_to_go_for_each_alert() {
+    let runbook = read("runbook.md");
+    let alerts = RULES.lines().filter_map(|line| line.trim_start().strip_prefix("- alert: "));
+    let missing: Vec<&str> = alerts.filter(|alert| !runbook.contains(&format!("`{alert}`"))).collect();
+    assert_eq!(missing, [""; 0]);
 }
 
 #[test]

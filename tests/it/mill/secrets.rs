@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::harness::Mill;
+use super::harness::{Daemon, Mill};
 use crate::support::{Ground, Kind, on_both};
 
 on_both!(no_secret_is_found_anywhere, a_proxy_that_is_out_of_reach_does_not_show_its_password);
@@ -63,6 +63,18 @@ fn holds_none(what: &str, text: &str) {
     assert_eq!(at, None, "in {what}");
 }
 
+/// What a listener of the daemon answers. `named` stands before its address in the log.
+async fn shown(mill: &Mill<'_>, daemon: &Daemon, named: &str, path: &str) -> String {
+    mill.until_said(daemon, named).await;
+    let said = daemon.said();
+    let (_, rest) = said.split_once(named).expect("it said so");
+    let address: String = rest.chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect();
+    let client = crate::stand_in::client_without_redirects();
+    let answer = client.get(format!("http://{address}{path}")).send().await.expect("it answers");
+    assert_eq!(answer.status(), 200, "{path}");
+    answer.text().await.expect("a text")
+}
+
 async fn no_secret_is_found_anywhere(ground: &Ground) {
     let mut mill = mill(ground).await;
     mill.set("NO_PROXY", "127.0.0.1");
@@ -77,11 +89,15 @@ async fn no_secret_is_found_anywhere(ground: &Ground) {
         "[[cut after=30 x1]] [[tokens 60]]",
     ])
     .await;
-    let daemon = mill.start();
+    let daemon = Daemon::by(mill.command(&["run", "--web", "127.0.0.1:0"]));
     mill.until("SELECT count(*) FROM results", "6").await;
     let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).expect("its limits");
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "a core would hold them all: {core}");
+    holds_none("the metrics", &shown(&mill, &daemon, "metrics are at http://", "/metrics").await);
+    for path in ["/", "/config?all=on", "/gates?all=on", "/workers", "/jobs/4", "/api/v1/overview"] {
+        holds_none(path, &shown(&mill, &daemon, "the web page is at http://", path).await);
+    }
     let ran = daemon.stop().await;
     assert!(ran.stderr.contains("TRACE") && ran.stderr.contains("on purpose"), "it says all it can");
     holds_none("the log", &(ran.stdout + &ran.stderr));
