@@ -22,6 +22,7 @@ pub const ALL: &[&str] = &[
     "claim.before",
     "claim.after",
     "resume",
+    "measure",
     "ask.before",
     "ask.headers",
     "ask.content",

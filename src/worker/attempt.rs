@@ -231,10 +231,16 @@ async fn next_request(
                     return Err(ended);
                 }
             }
-            Step::Ask(request) => match window_to_measure(talk, &request) {
-                Some(window) => measure(mill, talk, &request, window, rein).await,
-                None => return Ok(request),
-            },
+            Step::Ask(request) => {
+                let Some(window) = window_to_measure(talk, &request) else { return Ok(request) };
+                // Counting takes its time: what was paid for must not be here alone meanwhile.
+                if let Some(call) = pending.take()
+                    && is_late(mill, talk.job().lease, call).await
+                {
+                    return Err(taken_away(mill, talk.job().lease, talk, tally, None).await);
+                }
+                measure(mill, talk, &request, window, rein).await;
+            }
         }
     }
 }
@@ -281,6 +287,7 @@ fn window_to_measure(talk: &Talk, request: &Request) -> Option<i64> {
 
 /// Has the input counted. Where nobody can say, the API is to say whether it fits.
 async fn measure(mill: &Mill, talk: &mut Talk, request: &Request, window: i64, rein: &Rein) {
+    failpoint!("measure", talk.job().lease.job);
     match mill.counting.count(mill.claude(talk.job()), request, &rein.token).await {
         Counted::Tokens(tokens) => talk.measured(tokens, window),
         Counted::Stopped => talk.unmeasured(),

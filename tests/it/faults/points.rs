@@ -42,6 +42,27 @@ on_both! {
     a_point_holds_until_it_is_told_to_go_on,
     a_point_that_does_not_exist_is_refused,
     a_point_may_kill_at_one_job_only,
+    what_was_paid_for_is_in_the_ledger_while_an_input_is_counted,
+}
+
+async fn what_was_paid_for_is_in_the_ledger_while_an_input_is_counted(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    // Nobody estimates a document: it is counted before the first call, and before the one that goes on.
+    let asked = r#"{"messages": [{"role": "user", "content": [
+        {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}},
+        {"type": "text", "text": "[[tokens 60]]"}]}]}"#;
+    ground.run(&format!("INSERT INTO jobs (params, max_tokens) VALUES ('{asked}', 40)")).await;
+    mill.set("FAILPOINTS", "measure=1*off->return(kill)");
+    assert_eq!(mill.drain().await.code, -1, "it ends by a signal");
+    let ledger = "SELECT kind, stop_reason, output_tokens FROM calls";
+    assert_eq!(ground.lines(ledger).await, ["ask|max_tokens|40"]);
+    mill.unset("FAILPOINTS");
+    assert_eq!(mill.drain().await.code, 0);
+    assert_eq!(ground.line("SELECT outcome FROM results").await, "complete");
+    assert_eq!(
+        ground.line("SELECT count(*) FROM calls WHERE kind = 'ask' AND stop_reason IS NOT NULL").await,
+        "1"
+    );
 }
 
 async fn a_point_may_kill_at_one_job_only(ground: &Ground) {
