@@ -1,6 +1,7 @@
 //! What of the pending writes is kept in the spool, since when nothing may be claimed, and when a
 //! file may be emptied.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,10 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 
 use super::entry::Write;
+use super::lanes::Number;
 use super::recording::{Pending, Place, Recording};
 use crate::domain::job::WorkerId;
 use crate::worker::spool::Spool;
 use crate::worker::spool::line::Line;
+
+/// About so many bytes of answers are put into the file at a time: thousands may wait, and a copy of all of them
+/// would be twice the memory.
+const AT_A_TIME: usize = 4 * 1024 * 1024;
 
 /// The spool, and what is known of it.
 pub(super) struct Keeping {
@@ -67,35 +73,55 @@ impl Recording {
         if !(again || oldest.is_some_and(must)) {
             return;
         }
-        let may = |pending: &&mut Pending| must(pending) || pending.place == Place::Memory;
-        let database = self.keeping.database.clone();
-        let lines: Vec<Line> = self
-            .pending
-            .values_mut()
-            .filter(may)
-            .map(|pending| Line::new(&database, pending.by.unwrap_or_else(&worker), pending.write.on_paper()))
-            .collect();
-        if lines.is_empty() {
+        let may = |pending: &Pending| must(pending) || pending.place == Place::Memory;
+        let mut due: VecDeque<Number> =
+            self.pending.iter().filter(|(_, pending)| may(pending)).map(|(number, _)| *number).collect();
+        if due.is_empty() {
             return;
         }
         // Before the disk has them: meanwhile nothing may be claimed either.
         self.standing.stalled.store(true, Ordering::Release);
-        let place = match self.with_spool(move |spool| spool.keep(&lines)).await {
-            Ok(path) => {
-                self.keeping.no_file = None;
-                self.keeping.file_is_used = true;
-                self.name_file(path);
-                Place::File
+        while !due.is_empty() {
+            let (mut numbers, lines) = self.next_lines(&mut due, &worker);
+            let place = match self.with_spool(move |spool| spool.keep(&lines)).await {
+                Ok(path) => {
+                    self.keeping.no_file = None;
+                    self.keeping.file_is_used = true;
+                    self.name_file(path);
+                    Place::File
+                }
+                Err(err) => {
+                    self.keeping.no_file = Some(err.to_string());
+                    // The lines of a file stand in the order in which they came.
+                    numbers.extend(due.drain(..));
+                    Place::Memory
+                }
+            };
+            for number in numbers {
+                let Some(pending) = self.pending.get_mut(&number) else { continue };
+                self.kept += usize::from(pending.place == Place::Nowhere);
+                pending.place = place;
             }
-            Err(err) => {
-                self.keeping.no_file = Some(err.to_string());
-                Place::Memory
-            }
-        };
-        for pending in self.pending.values_mut().filter(may) {
-            self.kept += usize::from(pending.place == Place::Nowhere);
-            pending.place = place;
         }
+    }
+
+    /// Writes the next lines, as many as are put into the file at a time.
+    fn next_lines(
+        &self,
+        due: &mut VecDeque<Number>,
+        worker: impl Fn() -> WorkerId,
+    ) -> (Vec<Number>, Vec<Line>) {
+        let (mut numbers, mut lines, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while bytes < AT_A_TIME
+            && let Some(number) = due.pop_front()
+        {
+            let Some(pending) = self.pending.get(&number) else { continue };
+            bytes += pending.write.bytes();
+            let worker = pending.by.unwrap_or_else(&worker);
+            lines.push(Line::new(&self.keeping.database, worker, pending.write.on_paper()));
+            numbers.push(number);
+        }
+        (numbers, lines)
     }
 
     async fn clear(&mut self) {
