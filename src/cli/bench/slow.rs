@@ -27,8 +27,6 @@ const LEASE: Duration = Duration::from_secs(8);
 const BEAT_EVERY: Duration = Duration::from_secs(2);
 /// How often the beat and the streams are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// A limit that nobody reaches: with it calls need not begin one at a time.
-const NO_LIMIT: (&str, &str) = ("PROMPTMILL_MODELS__CLAUDE_SONNET_5_5__REQUESTS_PER_MINUTE", "600000");
 
 /// Requests with so many megabytes each, all in flight at once.
 const BIG: [(usize, usize); 2] = [(64, 5), (16, 30)];
@@ -190,7 +188,7 @@ async fn big(bench: &mut Bench, kind: Kind, jobs: usize, mb: usize) -> anyhow::R
         .await?;
     let inserted = began.elapsed();
     database.rest().await?;
-    let vars = [NO_LIMIT, ("PROMPTMILL_WORKER__BYTES_IN_FLIGHT_MAX", "1 GiB")];
+    let vars = [("PROMPTMILL_WORKER__BYTES_IN_FLIGHT_MAX", "1 GiB")];
     let ended = bench.drain(&database, &api, jobs, &vars).await?;
     database.check(jobs).await?;
     let ms = kind.either(
