@@ -56,7 +56,13 @@ async fn what_runs_beside_the_page_is_the_same(ground: &Ground) {
     let watched = Watched::start_by(&mut mill, &["run", "--web", "127.0.0.1:0"]).await;
     watched.until_ready().await;
     mill.until_said(&watched.daemon, "the web page is at http://").await;
-    assert!(watched.samples().await.get(concat!("promptmill_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}")).is_some());
+    assert!(
+        watched
+            .samples()
+            .await
+            .get(concat!("promptmill_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}"))
+            .is_some()
+    );
     assert_eq!(watched.daemon.stop().await.code, 0);
 }
 
