@@ -433,12 +433,14 @@ pub struct Backlog {
 }
 
 /// A job that was taken from a dead worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rescued {
     /// Which.
     pub job: JobId,
     /// Whether it ended so: it is suspected of having ended the workers that ran it.
     pub quarantined: bool,
+    /// What its call had brought by the last checkpoint, if any: the model, and tokens out as the ledger has them.
+    pub brought: Option<(String, i64)>,
 }
 
 /// What a look for old results found.

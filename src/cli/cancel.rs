@@ -7,7 +7,7 @@ use serde_json::json;
 use super::exit::Exit;
 use super::open::{Absent, Context};
 use super::out::{Out, count, say};
-use super::which::{Change, Which};
+use super::which::{Change, Only, Which};
 
 /// Cancels jobs that are not done: pending, scheduled, running and waiting ones. Done ones are left
 /// as they are.
@@ -21,8 +21,8 @@ pub struct Args {
 pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     args.which.check("cancel")?;
     let desk = context.desk(Absent::Refuse).await?;
-    let states = ["pending", "scheduled", "running", "waiting"];
-    let changed = args.which.change(&*desk, Change::Cancel, &states, Vec::new()).await?;
+    let open = Only { states: &["pending", "scheduled", "running", "waiting"], ..Only::default() };
+    let changed = args.which.change(&*desk, Change::Cancel, open).await?;
     if context.json {
         let mut out = Out::stdout();
         let missing: Vec<i64> = changed.missing.iter().map(|job| job.0).collect();

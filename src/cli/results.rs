@@ -41,7 +41,7 @@ const FOLLOW_MAX: i64 = 1_000;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only these jobs
-    #[arg(value_name = "JOB", value_parser = job_id, conflicts_with_all = ["batch", "queue", "outcome"])]
+    #[arg(value_name = "JOB", value_parser = job_id, conflicts_with_all = ["batch", "queue", "outcome", "after"])]
     jobs: Vec<i64>,
     /// Only this batch
     #[arg(long, short, value_name = "LABEL")]
@@ -52,6 +52,9 @@ pub struct Args {
     /// Only jobs that ended so; may be given several times
     #[arg(long, value_name = "OUTCOME", value_parser = outcome, value_delimiter = ',')]
     outcome: Vec<String>,
+    /// Only results with a higher seq than this, in the order of seq: what came after those that are known
+    #[arg(long, value_name = "SEQ", value_parser = clap::value_parser!(i64).range(0..))]
+    after: Option<i64>,
     /// How to write them [default: table; with --json: jsonl]
     #[arg(long, short, value_enum)]
     format: Option<Format>,
@@ -149,20 +152,17 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         ResultFilter { batch: args.batch.clone(), queue: args.queue.clone(), outcomes: args.outcome.clone() };
     let desk = context.desk(Absent::Refuse).await?;
     if args.follow {
-        return follow(&*desk, &which, format, Target::new(args)?).await;
+        return follow(&*desk, &which, args.after.unwrap_or(0), format, Target::new(args)?).await;
     }
-    let mut jobs: Vec<JobId> = args.jobs.iter().copied().map(JobId).collect();
-    if jobs.is_empty() {
-        jobs = desk.result_ids(&which).await.context("failed to list the results")?;
-    }
-    jobs.sort_unstable();
-    jobs.dedup();
-    let all = jobs.len();
     let limit = args.limit.unwrap_or(if format == Format::Table { TABLE_MAX } else { usize::MAX });
-    jobs.truncate(limit);
+    let listed = match args.after {
+        Some(after) => Listed::after(&*desk, &which, after, limit).await?,
+        None => Listed::by_job(&*desk, &which, &args.jobs, limit).await?,
+    };
+    let (jobs, all) = (&listed.jobs, listed.all);
 
     let mut target = Target::new(args)?;
-    let (shown, redacted) = write(&*desk, &jobs, format, &mut target).await?;
+    let (shown, redacted) = write(&*desk, &listed, format, &mut target).await?;
     target.finish()?;
     if all > jobs.len() && args.limit.is_none() {
         let (some, all) = (number(jobs.len() as i64), number(all as i64));
@@ -181,13 +181,73 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     Ok(Exit::Good)
 }
 
-/// Writes the results of these jobs; returns those that have one, in order, and how many were redacted.
+/// Which results are written, in this order.
+struct Listed {
+    jobs: Vec<JobId>,
+    /// How many there would be without a limit.
+    all: usize,
+    /// Those of the order of `seq`: the highest that is written.
+    seq_max: Option<i64>,
+}
+
+impl Listed {
+    /// Lists the results of these jobs, or of all that match, in the order of the jobs.
+    async fn by_job(
+        desk: &dyn Desk,
+        which: &ResultFilter,
+        jobs: &[i64],
+        limit: usize,
+    ) -> anyhow::Result<Self> {
+        let mut jobs: Vec<JobId> = jobs.iter().copied().map(JobId).collect();
+        if jobs.is_empty() {
+            jobs = desk.result_ids(which).await.context("failed to list the results")?;
+        }
+        jobs.sort_unstable();
+        jobs.dedup();
+        let all = jobs.len();
+        jobs.truncate(limit);
+        Ok(Self { jobs, all, seq_max: None })
+    }
+
+    /// Lists those with a higher `seq`, in its order: the last that is written tells where to go on.
+    async fn after(desk: &dyn Desk, which: &ResultFilter, after: i64, limit: usize) -> anyhow::Result<Self> {
+        let mut found: Vec<(i64, JobId)> = Vec::new();
+        loop {
+            let from = found.last().map_or(after, |(seq, _)| *seq);
+            let more = desk.results_after(which, from, FOLLOW_MAX).await;
+            let more = more.context("failed to list the results")?;
+            let is_all = (more.len() as i64) < FOLLOW_MAX;
+            found.extend(more);
+            if is_all {
+                break;
+            }
+        }
+        let all = found.len();
+        found.truncate(limit);
+        let seq_max = found.last().map_or(after, |(seq, _)| *seq);
+        Ok(Self { jobs: found.into_iter().map(|(_, job)| job).collect(), all, seq_max: Some(seq_max) })
+    }
+
+    /// Reads some of them, in their order.
+    async fn read(&self, desk: &dyn Desk, jobs: &[JobId], texts: Texts) -> anyhow::Result<Vec<ResultRow>> {
+        let mut rows = read(desk, jobs, texts).await?;
+        if let Some(seq_max) = self.seq_max {
+            // One that ran again since it was listed comes with the next look: what lies between is not known yet.
+            rows.retain(|row| row.seq <= seq_max);
+            rows.sort_unstable_by_key(|row| row.seq);
+        }
+        Ok(rows)
+    }
+}
+
+/// Writes these results; returns the jobs that have one, in order, and how many were redacted.
 async fn write(
     desk: &dyn Desk,
-    jobs: &[JobId],
+    listed: &Listed,
     format: Format,
     target: &mut Target,
 ) -> anyhow::Result<(Vec<JobId>, i64)> {
+    let jobs = &listed.jobs;
     let (mut shown, mut redacted) = (Vec::with_capacity(jobs.len()), 0);
     // A table is written when it is whole.
     let beside =
@@ -196,7 +256,7 @@ async fn write(
     if format == Format::Table {
         let mut table = format::Lines::new();
         for jobs in jobs.chunks(STARTS_MAX) {
-            for row in read(desk, jobs, Texts::Start).await? {
+            for row in listed.read(desk, jobs, Texts::Start).await? {
                 table.push(&row);
                 redacted += i64::from(row.redacted_at.is_some());
                 shown.push(row.job);
@@ -209,7 +269,7 @@ async fn write(
     }
     target.text(&format::head(format)?)?;
     for jobs in jobs.chunks(WHOLE_MAX) {
-        for row in read(desk, jobs, Texts::Whole).await? {
+        for row in listed.read(desk, jobs, Texts::Whole).await? {
             target.text(&format::row(format, &row)?)?;
             shown.push(row.job);
         }
@@ -225,6 +285,7 @@ async fn read(desk: &dyn Desk, jobs: &[JobId], texts: Texts) -> anyhow::Result<V
 async fn follow(
     desk: &dyn Desk,
     which: &ResultFilter,
+    after: i64,
     format: Format,
     mut target: Target,
 ) -> anyhow::Result<Exit> {
@@ -234,7 +295,7 @@ async fn follow(
         return Err(Stop::failure(format!("no job has batch \"{batch}\"")));
     }
     target.text(&format::head(format)?)?;
-    let mut follow = Follow::new();
+    let mut follow = Follow::after(after);
     loop {
         // Looked at before the results: what was done by then is certainly among them.
         let open = match &which.batch {

@@ -59,6 +59,17 @@ impl Change {
     }
 }
 
+/// Which of the jobs that are meant are to be changed. Empty lists do not narrow.
+#[derive(Debug, Default)]
+pub struct Only {
+    /// Those in one of these states.
+    pub states: &'static [&'static str],
+    /// Those that ended so.
+    pub outcomes: Vec<String>,
+    /// Those whose result names such an error.
+    pub error_types: Vec<String>,
+}
+
 /// What became of a bulk command.
 #[derive(Debug, Default)]
 pub struct Changed {
@@ -84,21 +95,16 @@ impl Which {
     }
 
     /// Changes the jobs in order of their ids, [`PAGE`] a statement.
-    pub async fn change(
-        &self,
-        desk: &dyn Desk,
-        change: Change,
-        states: &[&str],
-        outcomes: Vec<String>,
-    ) -> anyhow::Result<Changed> {
+    pub async fn change(&self, desk: &dyn Desk, change: Change, only: Only) -> anyhow::Result<Changed> {
         if !self.jobs.is_empty() {
-            return self.change_named(desk, change, states).await;
+            return self.change_named(desk, change, only.states).await;
         }
         let filter = JobFilter {
             batch: self.batch.clone(),
             queue: self.queue.clone(),
-            states: states.iter().map(|state| (*state).to_owned()).collect(),
-            outcomes,
+            states: only.states.iter().map(|state| (*state).to_owned()).collect(),
+            outcomes: only.outcomes,
+            error_types: only.error_types,
         };
         check_exists(desk, self.batch.as_deref(), self.queue.as_deref()).await?;
         let mut changed = Changed::default();

@@ -213,15 +213,6 @@ pub struct Pulse {
     pub step: i64,
 }
 
-/// Which lanes are looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lanes {
-    /// All of them.
-    All,
-    /// Those that nothing keeps back: no pause, and no gate of a key, a model or a batch.
-    Free,
-}
-
 /// The job that has been due for longest, among those that are next in their lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Oldest {
@@ -229,6 +220,19 @@ pub struct Oldest {
     pub job: JobId,
     /// Milliseconds that it has been due.
     pub age_ms: i64,
+}
+
+/// The next job of a lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Its queue.
+    pub queue: String,
+    /// Its batch; `''` is none.
+    pub batch: String,
+    /// Which, and since when it is due.
+    pub oldest: Oldest,
+    /// Whether nothing keeps it back: no pause, and no gate of a key, a model or a batch.
+    pub free: bool,
 }
 
 /// Results of each outcome that are grouped.
@@ -381,13 +385,13 @@ pub trait Board: Send + Sync {
     /// Returns what so long a time brought, by at most `most` results.
     async fn pulse(&self, window: Duration, most: i64) -> Result<Pulse, StoreError>;
 
-    /// Returns the pending jobs that have been due for longest, each the first of one of at most 500 lanes,
-    /// with their queues; the oldest first.
-    async fn heads(&self) -> Result<Vec<(String, Oldest)>, StoreError>;
+    /// Returns the pending jobs that have been due for longest, each the first of one of at most 500 lanes;
+    /// the oldest first.
+    async fn heads(&self) -> Result<Vec<Head>, StoreError>;
 
     /// Returns the one of them that has been due for longest.
     async fn oldest(&self) -> Result<Option<Oldest>, StoreError> {
-        Ok(self.heads().await?.into_iter().next().map(|(_, oldest)| oldest))
+        Ok(self.heads().await?.first().map(|head| head.oldest))
     }
 
     /// Returns the queues, by name, at most 500, their jobs counted up to `limit`.

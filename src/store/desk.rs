@@ -462,6 +462,8 @@ pub struct JobFilter {
     pub states: Vec<String>,
     /// `results.outcome`, any of these; jobs without a result do not match then.
     pub outcomes: Vec<String>,
+    /// `results.error_type`, any of these; jobs without one do not match then.
+    pub error_types: Vec<String>,
 }
 
 /// Which jobs are to be erased. Empty lists and `None` do not narrow.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 
 use super::StoreError;
-use super::board::{Board, Oldest, OpenState, Tally, queue_count_max};
+use super::board::{Board, OpenState, Tally, queue_count_max};
 
 /// How many jobs of one state are counted.
 pub const DEPTH_MAX: i64 = 50_000;
@@ -50,10 +50,6 @@ pub trait Gauge: Board {
     /// Counts gates by kind and state, as far as `most` of them.
     async fn gate_counts(&self, most: i64) -> Result<Vec<(String, String, i64)>, StoreError>;
 
-    /// Returns the first pending job of each of at most 500 lanes that nothing keeps back, with its queue, the
-    /// one that has been due for longest first.
-    async fn free_heads(&self) -> Result<Vec<(String, Oldest)>, StoreError>;
-
     /// Counts queues and workers, each as far as `most`.
     async fn crew(&self, most: i64) -> Result<Crew, StoreError>;
 }
@@ -78,10 +74,11 @@ pub async fn read(store: &dyn Gauge) -> Result<Gauges, StoreError> {
             }
         }
     }
-    for (queue, head) in store.free_heads().await? {
-        gauges.oldest_ms = gauges.oldest_ms.max(Some(head.age_ms));
-        let oldest = gauges.oldest_of.entry(queue).or_insert(head.age_ms);
-        *oldest = (*oldest).max(head.age_ms);
+    for head in store.heads().await?.into_iter().filter(|head| head.free) {
+        let age_ms = head.oldest.age_ms;
+        gauges.oldest_ms = gauges.oldest_ms.max(Some(age_ms));
+        let oldest = gauges.oldest_of.entry(head.queue).or_insert(age_ms);
+        *oldest = (*oldest).max(age_ms);
     }
     gauges.gates = store.gate_counts(FEW_MAX).await?;
     Ok(gauges)

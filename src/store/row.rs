@@ -452,9 +452,13 @@ pub(crate) fn jobs(ids: Vec<i64>) -> Vec<JobId> {
     ids.into_iter().map(JobId).collect()
 }
 
-/// Returns jobs with whether they are quarantined.
-pub(crate) fn rescued(rows: Vec<(i64, bool)>) -> Vec<Rescued> {
-    rows.into_iter().map(|(job, quarantined)| Rescued { job: JobId(job), quarantined }).collect()
+/// Returns jobs with whether they are quarantined, and what their calls brought: rows of (job, model, tokens out).
+pub(crate) fn rescued(taken: Vec<(i64, bool)>, brought: Vec<(i64, String, i64)>) -> Vec<Rescued> {
+    let mut brought: HashMap<i64, (String, i64)> =
+        brought.into_iter().map(|(job, model, tokens)| (job, (model, tokens))).collect();
+    let rescued =
+        |(job, quarantined)| Rescued { job: JobId(job), quarantined, brought: brought.remove(&job) };
+    taken.into_iter().map(rescued).collect()
 }
 
 fn ago(now: Instant, then: Instant) -> i64 {

@@ -265,6 +265,13 @@ impl Meters {
         self.wasted.add(cause, kinds(usage).into_iter().map(|(_, tokens)| tokens).sum());
     }
 
+    /// A call that a dead worker made had brought so many tokens: nobody else counts them.
+    pub(super) fn crashed(&self, model: &str, output: i64) {
+        let output = output.max(0).unsigned_abs();
+        self.tokens.add((self.models.label(model), "output"), output);
+        self.wasted.add("crash", output);
+    }
+
     /// A job went back for a failed call.
     pub(super) fn retried(&self, class: &Class) {
         let word = match class {

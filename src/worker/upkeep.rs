@@ -300,6 +300,9 @@ async fn rescue(mill: &Mill, wake: &Wake, peers: &mut Peers) -> Result<(), Store
             }
             tracing::warn!(worker.id = %dead, jobs = jobs.len(), "worker {dead} is dead: its {} jobs are taken from it", jobs.len());
             mill.vitals.meters.rescued(jobs.len());
+            for (model, tokens) in jobs.iter().filter_map(|job| job.brought.as_ref()) {
+                mill.vitals.meters.crashed(model, *tokens);
+            }
             for job in jobs.iter().filter(|job| job.quarantined) {
                 tracing::error!(job.id = %job.job, "job {} ended: quarantined, worker processes died while they ran it", job.job);
                 mill.ended(None, Outcome::Quarantined);

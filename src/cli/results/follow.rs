@@ -23,9 +23,9 @@ pub struct Follow {
 }
 
 impl Follow {
-    /// Returns a follower that has seen nothing.
-    pub fn new() -> Self {
-        Self::default()
+    /// Returns a follower that knows what came up to this `seq`, and nothing else.
+    pub fn after(seq: i64) -> Self {
+        Self { floor: seq, highest: seq, ..Self::default() }
     }
 
     /// Returns the `seq` above which to read: the highest that was known a minute ago.
@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn a_result_that_commits_late_is_not_missed_and_none_comes_twice() {
         let start = Instant::now();
-        let mut follow = Follow::new();
+        let mut follow = Follow::after(0);
         assert_eq!(follow.floor(start), 0);
         assert_eq!(follow.fresh(&[(1, JobId(10)), (3, JobId(30))], start), [JobId(10), JobId(30)]);
 
@@ -78,9 +78,19 @@ mod tests {
     }
 
     #[test]
+    fn a_follower_goes_on_where_it_is_told_to() {
+        let start = Instant::now();
+        let mut follow = Follow::after(7);
+        assert_eq!(follow.floor(start), 7);
+        assert_eq!(follow.fresh(&[(8, JobId(1))], start), [JobId(1)]);
+        assert_eq!(follow.floor(start + Duration::from_secs(30)), 7, "within the overlap");
+        assert_eq!(follow.floor(start + Duration::from_secs(61)), 8);
+    }
+
+    #[test]
     fn a_job_that_ran_again_is_shown_again() {
         let start = Instant::now();
-        let mut follow = Follow::new();
+        let mut follow = Follow::after(0);
         assert_eq!(follow.fresh(&[(1, JobId(10))], start), [JobId(10)]);
         assert_eq!(follow.fresh(&[(2, JobId(10))], start), [JobId(10)]);
     }

@@ -7,6 +7,9 @@ use crate::cli::out::number;
 use crate::domain::outcome::Outcome;
 use crate::store::board::{BatchTally, OpenState};
 
+/// States of jobs whose end a rate tells.
+pub const NEXT: [OpenState; 2] = [OpenState::Running, OpenState::Pending];
+
 /// How many; a count that stopped somewhere says so.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Count {
@@ -49,6 +52,8 @@ pub struct Batch {
     pub done: Vec<(String, Count)>,
     /// Jobs that end in a second.
     pub a_second: f64,
+    /// Whether something keeps it back: no rate says when that ends.
+    pub stands: bool,
 }
 
 impl Batch {
@@ -65,12 +70,17 @@ impl Batch {
         };
         let open = merge(&quick.open, |tally| &tally.open);
         let done = merge(&quick.done, |tally| &tally.done);
-        Self { name, open, done, a_second: 0.0 }
+        Self { name, open, done, a_second: 0.0, stands: false }
     }
 
     /// Jobs without a result.
     pub fn left(&self) -> Count {
         Count::sum(self.open.iter().map(|(_, count)| *count))
+    }
+
+    /// Jobs that a daemon works on or takes next: no rate says when the others are due, or answered.
+    pub fn next(&self) -> Count {
+        Count::sum(NEXT.into_iter().map(|state| self.of_state(state)))
     }
 
     /// Jobs with a result.
@@ -107,9 +117,10 @@ impl Batch {
         (!total.more && total.n > 0).then(|| (share(self.ended()), share(self.complete())))
     }
 
-    /// Milliseconds until its last job ends, at this pace.
+    /// Milliseconds until [`Self::next`] have ended, at this pace.
     pub fn eta_ms(&self) -> Option<i64> {
-        (!self.left().more).then(|| eta_ms(self.left().n, self.a_second)).flatten()
+        let next = self.next();
+        (!self.stands && !next.more).then(|| eta_ms(next.n, self.a_second)).flatten()
     }
 }
 
@@ -173,6 +184,16 @@ mod tests {
 
         let beyond = Batch::new("b".into(), &quick, 100, Some((&whole, 500)));
         assert_eq!((beyond.left().to_string().as_str(), beyond.shares()), ("505+", None));
+    }
+
+    #[test]
+    fn only_what_runs_or_is_next_has_a_time_and_nothing_where_the_batch_stands() {
+        let open = [("pending", 30), ("running", 10), ("scheduled", 1_000), ("waiting", 1_000)];
+        let batch = Batch { a_second: 2.0, ..Batch::new("b".into(), &tally(&open, &[]), 2_000, None) };
+        assert_eq!((batch.left().n, batch.eta_ms()), (2_040, Some(20_000)));
+        assert_eq!(Batch { stands: true, ..batch }.eta_ms(), None);
+        let later = Batch { a_second: 2.0, ..Batch::new("b".into(), &tally(&open[2..], &[]), 2_000, None) };
+        assert_eq!(later.eta_ms(), None);
     }
 
     #[test]

@@ -8,14 +8,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::batch::{Activity, Batch, Count, choose};
-use super::pace::{Pace, WINDOW, pace};
+use super::batch::{Activity, Batch, Count, NEXT, choose};
+use super::pace::{Pace, WINDOW, eta_ms, pace};
 use crate::cli::gates::scope::Scope;
 use crate::cli::open;
 use crate::config::Config;
 use crate::domain::job::JobId;
 use crate::store::board::{
-    BatchTally, Board, COUNT_MAX, Oldest, OpenState, OpenWalk, Pulse, Tally, Wish, speed,
+    BatchTally, Board, COUNT_MAX, Head, Oldest, OpenState, OpenWalk, Pulse, Tally, Wish, speed,
 };
 use crate::store::{Database, Desk, GateLine, Listed, Moment, Opened, StoreError};
 
@@ -51,6 +51,8 @@ pub struct Look {
     pub oldest: Option<Oldest>,
     /// How fast jobs end.
     pub pace: Pace,
+    /// Whether something keeps some of what is next back: no rate says when that ends.
+    pub stands: bool,
     /// How results of the last hour ended, or those of the one batch.
     pub outcomes: Vec<(String, Count)>,
     /// The batches, or the one.
@@ -66,9 +68,16 @@ pub struct Look {
 }
 
 impl Look {
-    /// Jobs that may still end by themselves, where all were counted.
+    /// All jobs without a result.
     pub fn left(&self) -> Count {
         Count::sum(self.jobs.iter().map(|(_, count)| *count))
+    }
+
+    /// How many of them daemons work on or take next, and in how many milliseconds those will have ended.
+    pub fn eta_ms(&self) -> (Count, Option<i64>) {
+        let is_next = |state: &str| NEXT.iter().any(|next| next.as_str() == state);
+        let next = Count::sum(self.jobs.iter().filter(|(state, _)| is_next(state)).map(|(_, count)| *count));
+        (next, (!self.stands).then(|| eta_ms(next.n, self.pace.jobs)).flatten())
     }
 }
 
@@ -128,6 +137,15 @@ impl Lens {
             Some(batch) => self.look_at_one(&sight, batch, &pulse, &mut look).await?,
             None => self.look_at_all(&sight, room, &pulse, &mut look).await?,
         }
+        let heads = sight.board.heads().await?;
+        look.oldest = heads.first().map(|head| head.oldest).filter(|_| self.batch.is_none());
+        for batch in &mut look.batches {
+            batch.stands = stands(&batch.name, &heads, &gates);
+        }
+        look.stands = match (&self.batch, look.batches.first()) {
+            (Some(_), Some(batch)) => batch.stands,
+            _ => heads.iter().any(|head| !head.free),
+        };
         let of_it = |gate: &GateLine| match (&self.batch, Scope::parse(&gate.scope)) {
             (Some(watched), Scope::Batch { batch, .. }) => batch == *watched,
             _ => true,
@@ -171,7 +189,6 @@ impl Lens {
         let quick = BatchTally { open: states(&quick).to_vec(), done: Vec::new() };
         let all = self.merge(None, &quick, COUNT_MAX);
         look.jobs = OpenState::ALL.map(|state| (state.as_str(), all.of_state(state))).to_vec();
-        look.oldest = sight.board.oldest().await?;
         look.pace = pace(pulse.beats.iter(), pulse.step, WINDOW);
         let hour = self.hour(sight).await?;
         look.outcomes = outcomes(&hour);
@@ -303,6 +320,13 @@ fn of_batch<'a>(
     name: &'a str,
 ) -> impl Iterator<Item = &'a crate::store::board::Beat> + Clone {
     pulse.beats.iter().filter(move |beat| beat.batch.as_deref() == Some(name))
+}
+
+/// Whether a batch is kept back, in one of its queues at least: its next jobs tell, or its gate where there are
+/// more lanes than were looked at.
+fn stands(batch: &str, heads: &[Head], gates: &[GateLine]) -> bool {
+    let is_its = |gate: &GateLine| matches!(Scope::parse(&gate.scope), Scope::Batch { batch: its, .. } if its == batch);
+    heads.iter().any(|head| !head.free && head.batch == batch) || gates.iter().any(is_its)
 }
 
 /// Returns how the results ended, the most frequent first.

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::batch::{Batch, Count};
 use super::lens::Look;
-use super::pace::{a_second, eta_ms, rough};
+use super::pace::{a_second, rough};
 use super::view::sentence;
 use crate::cli::out::{one_line, time, time_rfc3339};
 use crate::web::words::short;
@@ -71,9 +71,8 @@ fn pace(look: &Look) -> String {
     if pace.jobs == 0.0 {
         return "no answer in the last minute".to_owned();
     }
-    let left = look.left();
-    let eta = eta_ms(left.n, pace.jobs)
-        .map(|ms| format!(", {} {} left", if left.more { "over" } else { "about" }, rough(ms)));
+    let (next, eta) = look.eta_ms();
+    let eta = eta.map(|ms| format!(", {} {} left", if next.more { "over" } else { "about" }, rough(ms)));
     format!(
         "{} jobs/s, {} calls/s, {} in and {} out tokens/min{}",
         a_second(pace.jobs),
@@ -86,8 +85,8 @@ fn pace(look: &Look) -> String {
 
 /// Returns a look for programs.
 pub fn json_of(look: &Look, batch: Option<&str>) -> Value {
-    let left = look.left();
-    let eta = if left.more { None } else { eta_ms(left.n, look.pace.jobs) };
+    let (next, eta) = look.eta_ms();
+    let eta = eta.filter(|_| !next.more);
     let gates = look.gates.iter().map(|gate| {
         json!({
             "scope": gate.scope, "state": gate.state, "reason": gate.reason,
@@ -97,7 +96,7 @@ pub fn json_of(look: &Look, batch: Option<&str>) -> Value {
     let mut object = json!({
         "at": look.at.map(time_rfc3339),
         "jobs": counts(look.jobs.iter().map(|(word, count)| (*word, count))),
-        "counted_all": !left.more,
+        "counted_all": !look.left().more,
         "jobs_a_second": rounded(look.pace.jobs),
         "calls_a_second": rounded(look.pace.calls),
         "tokens_in_a_minute": (look.pace.tokens_in * 60.0).round(),

@@ -7,7 +7,7 @@ use console::{Style, measure_text_width, truncate_str};
 
 use super::batch::Batch;
 use super::lens::Look;
-use super::pace::{a_second, eta_ms, rough};
+use super::pace::{a_second, rough};
 use crate::cli::out::{count, one_line, time};
 use crate::store::GateLine;
 use crate::web::words::short;
@@ -164,9 +164,9 @@ fn pace(look: &Look, canvas: Canvas) -> Vec<String> {
         format!("{} {}", a_second(pace.jobs), canvas.dim("jobs/s")),
         format!("{} {}", a_second(pace.calls), canvas.dim("calls/s")),
     ];
-    let left = look.left();
-    if let Some(eta) = eta_ms(left.n, pace.jobs) {
-        let over = if left.more { "over" } else { "about" };
+    let (next, eta) = look.eta_ms();
+    if let Some(eta) = eta {
+        let over = if next.more { "over" } else { "about" };
         chips.push(canvas.strong(&format!("{over} {} left", rough(eta))));
     }
     let (tokens_in, tokens_out) = (short(pace.tokens_in * 60.0), short(pace.tokens_out * 60.0));
@@ -401,6 +401,7 @@ mod tests {
             ],
             oldest: Some(Oldest { job: JobId(1), age_ms: 182_000 }),
             pace: Pace { jobs: 12.3, calls: 13.1, tokens_in: 20_000.0, tokens_out: 5_750.0 },
+            stands: false,
             outcomes: vec![("complete".to_owned(), all(12_345)), ("failed".to_owned(), all(12))],
             batches: vec![
                 batch(
@@ -479,6 +480,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_is_kept_back_has_no_time() {
+        let mut scene = scene();
+        let look = scene.look.as_mut().expect("it has one");
+        look.stands = true;
+        look.batches[0].stands = true;
+        let text = drawn(&scene, 24, 80).join("\n");
+        assert!(!text.contains("min left") && !text.contains("s left\n"), "{text}");
+        assert!(text.contains("12.3 jobs/s") && text.contains("580 of 1,000"), "{text}");
     }
 
     #[test]

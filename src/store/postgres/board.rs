@@ -10,7 +10,7 @@ use super::PostgresStore;
 use crate::domain::job::JobId;
 use crate::domain::outcome::{Outcome, Usage};
 use crate::store::board::{
-    BatchTally, Beat, Board, Deed, FAULTS_MAX, FaultCard, JobLine, Lanes, Mark, Oldest, OpenState, OpenWalk,
+    BatchTally, Beat, Board, Deed, FAULTS_MAX, FaultCard, Head, JobLine, Mark, Oldest, OpenState, OpenWalk,
     Partial, Pulse, QueueCard, Said, Stretch, Tally, Walk, Wish, stretch,
 };
 use crate::store::desk::{fields, usage};
@@ -322,8 +322,8 @@ impl Board for PostgresStore {
         Ok(Pulse { beats, step })
     }
 
-    async fn heads(&self) -> Result<Vec<(String, Oldest)>, StoreError> {
-        self.run_on(self.looks.plain(), (), |conn, ()| Box::pin(heads(conn, Lanes::All))).await
+    async fn heads(&self) -> Result<Vec<Head>, StoreError> {
+        self.run_on(self.looks.plain(), (), |conn, ()| Box::pin(heads(conn))).await
     }
 
     async fn queue_cards(&self, limit: i64) -> Result<Vec<QueueCard>, StoreError> {
@@ -662,8 +662,8 @@ impl Board for PostgresStore {
     }
 }
 
-pub(super) async fn heads(conn: &mut PgConnection, lanes: Lanes) -> sqlx::Result<Vec<(String, Oldest)>> {
-    let rows: Vec<(String, i64, i64)> = sqlx::query_as(
+async fn heads(conn: &mut PgConnection) -> sqlx::Result<Vec<Head>> {
+    let rows: Vec<(String, String, i64, i64, bool)> = sqlx::query_as(
         "WITH RECURSIVE lane (job_id, n) AS (
              (SELECT job_id, 1 FROM job_state WHERE state = 'pending'
                ORDER BY queue, model, priority DESC, batch DESC, (job_id + 0)
@@ -690,26 +690,30 @@ pub(super) async fn heads(conn: &mut PgConnection, lanes: Lanes) -> sqlx::Result
                FROM lane
                JOIN job_state s ON s.job_id = lane.job_id
               WHERE lane.n < 500)
-         SELECT s.queue, s.job_id, (extract(epoch FROM clock_timestamp() - s.available_at) * 1000)::bigint
+         SELECT s.queue, s.batch, lane.job_id, (extract(epoch FROM clock_timestamp() - s.available_at) * 1000)::bigint,
+                NOT coalesce(q.paused OR q.max_running = 0, FALSE)
+                AND NOT EXISTS (SELECT 1 FROM gates g
+                                 WHERE g.state <> 'flowing'
+                                   AND g.scope IN ('key:' || a.key,
+                                                   'model:' || a.profile || '/'
+                                                       || coalesce(nullif(s.model, ''), q.model,
+                                                                   (SELECT w.default_model FROM workers w ORDER BY w.id DESC LIMIT 1)),
+                                                   'batch:' || replace(replace(s.queue, '%', '%25'), '/', '%2F') || '/' || s.batch)) AS free
            FROM lane
-           JOIN job_state s ON s.job_id = lane.job_id
+          CROSS JOIN LATERAL (SELECT queue, batch, model, available_at FROM job_state WHERE job_id = lane.job_id LIMIT 1) s
            LEFT JOIN queues q ON q.name = s.queue
            LEFT JOIN accounts a ON a.queue = CASE WHEN EXISTS (SELECT 1 FROM accounts WHERE queue = s.queue) THEN s.queue ELSE '' END
-          WHERE NOT $1
-             OR NOT coalesce(q.paused OR q.max_running = 0, FALSE)
-            AND NOT EXISTS (SELECT 1 FROM gates g
-                             WHERE g.state <> 'flowing'
-                               AND g.scope IN ('key:' || a.key,
-                                               'model:' || a.profile || '/'
-                                                   || coalesce(nullif(s.model, ''), q.model,
-                                                               (SELECT w.default_model FROM workers w ORDER BY w.id DESC LIMIT 1)),
-                                               'batch:' || replace(replace(s.queue, '%', '%25'), '/', '%2F') || '/' || s.batch))
-          ORDER BY s.available_at, s.job_id",
+          ORDER BY s.available_at, lane.job_id",
     )
-    .bind(lanes == Lanes::Free)
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(|(queue, job, age_ms)| (queue, Oldest { job: JobId(job), age_ms })).collect())
+    let head = |(queue, batch, job, age_ms, free)| Head {
+        queue,
+        batch,
+        oldest: Oldest { job: JobId(job), age_ms },
+        free,
+    };
+    Ok(rows.into_iter().map(head).collect())
 }
 
 async fn queue_cards(conn: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<QueueCard>> {

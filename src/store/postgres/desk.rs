@@ -571,14 +571,16 @@ impl Desk for PostgresStore {
                 AND ($3::text IS NULL OR s.queue = $3)
                 AND (cardinality($4::text[]) = 0 OR s.state = ANY ($4))
                 AND (cardinality($5::text[]) = 0 OR r.outcome = ANY ($5))
+                AND (cardinality($6::text[]) = 0 OR r.error_type = ANY ($6))
               ORDER BY s.job_id
-              LIMIT $6",
+              LIMIT $7",
         )
         .bind(after.0)
         .bind(&which.batch)
         .bind(&which.queue)
         .bind(&which.states)
         .bind(&which.outcomes)
+        .bind(&which.error_types)
         .bind(limit)
         .fetch_all(self.pool())
         .await

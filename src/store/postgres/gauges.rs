@@ -4,9 +4,8 @@ use async_trait::async_trait;
 use sqlx::postgres::PgConnection;
 
 use super::PostgresStore;
-use super::board::heads;
 use crate::store::StoreError;
-use crate::store::board::{Lanes, Oldest, OpenState};
+use crate::store::board::OpenState;
 use crate::store::gauges::{Crew, Gauge};
 
 /// Counts what the clause takes along an index.
@@ -33,10 +32,6 @@ impl Gauge for PostgresStore {
 
     async fn gate_counts(&self, most: i64) -> Result<Vec<(String, String, i64)>, StoreError> {
         self.run_on(self.looks.plain(), most, |conn, most| Box::pin(gate_counts(conn, *most))).await
-    }
-
-    async fn free_heads(&self) -> Result<Vec<(String, Oldest)>, StoreError> {
-        self.run_on(self.looks.plain(), (), |conn, ()| Box::pin(heads(conn, Lanes::Free))).await
     }
 
     async fn crew(&self, most: i64) -> Result<Crew, StoreError> {

@@ -188,7 +188,7 @@ pub(super) async fn rescue(
     dead: WorkerId,
     limit: i64,
 ) -> sqlx::Result<Vec<Rescued>> {
-    let rows: Vec<(i64, bool)> = sqlx::query_as(
+    let taken: Vec<(i64, i64, bool)> = sqlx::query_as(
         "WITH held AS MATERIALIZED (
              SELECT job_id, claims, run, crashes FROM job_state
               WHERE state = 'running' AND claimed_by = $1
@@ -211,7 +211,7 @@ pub(super) async fn rescue(
                     reason = CASE WHEN c.crashes < $3 THEN 'its worker vanished' END
                FROM counted c
               WHERE s.job_id = c.job_id AND s.job_id = ANY (ARRAY(SELECT job_id FROM counted))
-             RETURNING s.job_id, s.run, s.state, s.crashes, s.failures
+             RETURNING s.job_id, s.run, s.claims - 1 AS claim, s.state, s.crashes, s.failures
          ), ended AS (
              INSERT INTO results (job_id, run, queue, batch, key, outcome, failures, error_type, error)
              SELECT t.job_id, t.run, j.queue, j.batch, j.key, 'quarantined', t.failures, 'quarantined',
@@ -220,11 +220,28 @@ pub(super) async fn rescue(
               CROSS JOIN LATERAL (SELECT queue, batch, key FROM jobs WHERE id = t.job_id LIMIT 1) j
               WHERE t.state = 'done'
          )
-         SELECT job_id, state = 'done' FROM taken ORDER BY job_id",
+         SELECT job_id, claim, state = 'done' FROM taken ORDER BY job_id",
     )
     .bind(dead.0)
     .bind(limit)
     .bind(Tally::QUARANTINED)
+    .fetch_all(&mut *conn)
+    .await?;
+    let (jobs, claims): (Vec<i64>, Vec<i64>) = taken.iter().map(|(job, claim, _)| (job, claim)).unzip();
+    // A statement does not see what its own triggers write.
+    let brought: Vec<(i64, String, i64)> = sqlx::query_as(
+        "SELECT d.job_id, c.model, c.output_tokens
+           FROM unnest($1::bigint[], $2::bigint[]) AS d(job_id, claim)
+          CROSS JOIN LATERAL (
+                SELECT model, output_tokens
+                  FROM calls
+                 WHERE job_id = d.job_id AND claim = d.claim AND error_type = 'lost' AND worker = $3
+                   AND model IS NOT NULL AND output_tokens > 0
+                 LIMIT 1) c",
+    )
+    .bind(jobs)
+    .bind(claims)
+    .bind(dead.0)
     .fetch_all(&mut *conn)
     .await?;
     sqlx::query(
@@ -234,7 +251,8 @@ pub(super) async fn rescue(
     .bind(dead.0)
     .execute(conn)
     .await?;
-    Ok(row::rescued(rows))
+    let taken = taken.into_iter().map(|(job, _, quarantined)| (job, quarantined)).collect();
+    Ok(row::rescued(taken, brought))
 }
 
 /// Takes back a crash that was counted although the worker lives.

@@ -587,14 +587,16 @@ impl Desk for SqliteStore {
                 AND ($3 IS NULL OR s.queue = $3)
                 AND ($4 = '[]' OR s.state IN (SELECT value FROM json_each($4)))
                 AND ($5 = '[]' OR r.outcome IN (SELECT value FROM json_each($5)))
+                AND ($6 = '[]' OR r.error_type IN (SELECT value FROM json_each($6)))
               ORDER BY s.job_id
-              LIMIT $6",
+              LIMIT $7",
         )
         .bind(after.0)
         .bind(&which.batch)
         .bind(&which.queue)
         .bind(list(&which.states))
         .bind(list(&which.outcomes))
+        .bind(list(&which.error_types))
         .bind(limit)
         .fetch_all(&self.reader())
         .await

@@ -4,10 +4,9 @@ use async_trait::async_trait;
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteConnection;
 
-use super::board::heads;
 use super::{SqliteStore, text};
 use crate::store::StoreError;
-use crate::store::board::{Lanes, Oldest, OpenState};
+use crate::store::board::OpenState;
 use crate::store::gauges::{Crew, Gauge};
 
 /// Counts what the clause takes along an index.
@@ -34,10 +33,6 @@ impl Gauge for SqliteStore {
 
     async fn gate_counts(&self, most: i64) -> Result<Vec<(String, String, i64)>, StoreError> {
         self.read_for_people(most, |conn, most| Box::pin(gate_counts(conn, *most))).await
-    }
-
-    async fn free_heads(&self) -> Result<Vec<(String, Oldest)>, StoreError> {
-        self.read_for_people((), |conn, ()| Box::pin(heads(conn, Lanes::Free))).await
     }
 
     async fn crew(&self, most: i64) -> Result<Crew, StoreError> {

@@ -232,6 +232,17 @@ pub(super) async fn rescue(
     .bind(Tally::QUARANTINED)
     .fetch_all(&mut *conn)
     .await?;
+    let brought: Vec<(i64, String, i64)> = sqlx::query_as(
+        "SELECT c.job_id, c.model, c.output_tokens
+           FROM json_each($1) d
+          CROSS JOIN job_state s ON s.job_id = d.value
+           JOIN calls c ON c.job_id = s.job_id AND c.claim = s.claims - 1
+          WHERE c.error_type = 'lost' AND c.worker = $2 AND c.model IS NOT NULL AND c.output_tokens > 0",
+    )
+    .bind(&held)
+    .bind(dead.0)
+    .fetch_all(&mut *conn)
+    .await?;
     sqlx::query(
         "DELETE FROM workers
           WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM job_state WHERE state = 'running' AND claimed_by = $1)",
@@ -239,7 +250,7 @@ pub(super) async fn rescue(
     .bind(dead.0)
     .execute(conn)
     .await?;
-    Ok(row::rescued(taken))
+    Ok(row::rescued(taken, brought))
 }
 
 /// Takes back a crash that was counted although the worker lives.

@@ -10,6 +10,7 @@ on_both! {
     a_dry_run_changes_nothing,
     retry_runs_named_jobs_again,
     retry_of_a_batch_leaves_complete_and_cancelled_ones,
+    retry_by_the_type_of_an_error_runs_those_again_that_failed_so,
     many_jobs_are_changed_in_pages,
     a_queue_is_paused_and_resumed,
     a_batch_is_paused_and_resumed_by_its_gate,
@@ -97,6 +98,31 @@ async fn retry_of_a_batch_leaves_complete_and_cancelled_ones(ground: &Ground) {
     assert_eq!(desk.mill(&["retry", "--batch", "x"]).said(0), "2 jobs run again\n");
     assert_eq!(states(ground).await, "done pending pending done");
     assert_eq!(desk.mill(&["retry", "--all", "--outcome", "cancelled"]).said(0), "1 job runs again\n");
+}
+
+async fn retry_by_the_type_of_an_error_runs_those_again_that_failed_so(ground: &Ground) {
+    ground
+        .run("INSERT INTO jobs (prompt, batch) VALUES ('a', 'x'), ('b', 'x'), ('c', 'x'), ('d', 'x'), ('e', 'y')")
+        .await;
+    settle(ground, 1, "complete", "end_turn", "x").await;
+    for (job, error) in [(2, "overloaded_error"), (3, "stream_cut"), (5, "overloaded_error")] {
+        settle(ground, job, "failed", "", "").await;
+        ground.run(&format!("UPDATE results SET error_type = '{error}' WHERE job_id = {job}")).await;
+    }
+    settle(ground, 4, "refused", "refusal", "").await;
+    let desk = Desk::new(ground);
+    let both = ["retry", "--all", "--error-type", "overloaded_error,stream_cut", "--dry-run"];
+    assert_eq!(desk.mill(&both).said(0), "3 jobs would run again\n");
+    let narrowed = ["retry", "--all", "--error-type", "stream_cut", "--outcome", "refused"];
+    assert_eq!(desk.mill(&narrowed).said(0), "0 jobs run again\n");
+    assert_eq!(
+        desk.mill(&["retry", "--batch", "x", "--error-type", "overloaded_error"]).said(0),
+        "1 job runs again\n"
+    );
+    assert_eq!(states(ground).await, "done pending done done done");
+    let said = desk.mill(&["retry", "--error-type", "stream_cut"]).said(2);
+    assert!(said.contains("beside --error-type") && said.contains("--all"), "{said}");
+    desk.mill(&["retry", "1", "--error-type", "stream_cut"]).said(2);
 }
 
 async fn many_jobs_are_changed_in_pages(ground: &Ground) {

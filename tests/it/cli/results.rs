@@ -11,6 +11,7 @@ on_both! {
     filters_narrow,
     a_file_appears_whole,
     following_a_batch_ends_with_its_last_job,
+    what_came_after_a_seq_is_written_in_its_order,
     a_named_job_without_a_result_is_told,
     an_outcome_that_is_none_is_a_usage_error,
 }
@@ -120,6 +121,41 @@ async fn following_a_batch_ends_with_its_last_job(ground: &Ground) {
     assert_eq!(out.lines().count(), 2);
     let said = desk.mill(&["results", "--follow", "--batch", "absent"]).said(1);
     assert!(said.contains("no job has batch \"absent\""), "{said}");
+}
+
+async fn what_came_after_a_seq_is_written_in_its_order(ground: &Ground) {
+    three(ground).await;
+    // Job 1 ran again, and is the newest now.
+    ground.run("UPDATE job_state SET state = 'pending' WHERE job_id = 1").await;
+    settle(ground, 1, "complete", "end_turn", "again").await;
+    let seqs = ground.lines("SELECT seq FROM results ORDER BY seq").await;
+    let desk = Desk::new(ground);
+    let rows = |args: &[&str]| -> Vec<(i64, String)> {
+        let out = desk.mill(&[&["results", "--json", "--after"], args].concat()).good();
+        out.lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"))
+            .map(|row| (row["job_id"].as_i64().expect("an id"), row["seq"].to_string()))
+            .collect()
+    };
+    let jobs = |rows: Vec<(i64, String)>| rows.into_iter().map(|(job, _)| job).collect::<Vec<_>>();
+    assert_eq!(jobs(rows(&["0"])), [2, 3, 1]);
+    // A program that reads one at a time meets each of them once.
+    let mut met = Vec::new();
+    let mut last = "0".to_owned();
+    while let Some((job, seq)) = rows(&[&last, "--limit", "1"]).pop() {
+        met.push(job);
+        assert!(met.len() <= 3, "{met:?}");
+        last = seq;
+    }
+    assert_eq!((met, &last), (vec![2, 3, 1], seqs.last().expect("three")));
+    assert_eq!(jobs(rows(&[&seqs[0], "--outcome", "complete,truncated"])), [1]);
+    assert_eq!(jobs(rows(&[&seqs[0], "--batch", "b", "--follow"])), [1]);
+    for (format, lines) in [("table", 3), ("csv", 3), ("batch", 2), ("jsonl", 2)] {
+        let out = desk.mill(&["results", "--after", &seqs[0], "--format", format]).good();
+        assert_eq!(out.lines().count(), lines, "{out}");
+    }
+    desk.mill(&["results", "1", "--after", "0"]).said(2);
+    desk.mill(&["results", "--after", "-1"]).said(2);
 }
 
 async fn a_named_job_without_a_result_is_told(ground: &Ground) {

@@ -13,6 +13,7 @@ on_both! {
     a_watched_batch_ends_with_7_where_not_all_of_it_is_complete,
     a_pipe_gets_a_line_at_each_change,
     a_program_gets_an_object_at_each_look,
+    the_time_left_is_that_of_what_runs_or_is_next_and_what_is_kept_back_has_none,
     a_screen_shows_bars_and_gates_and_is_given_back,
     a_watched_batch_ends_by_itself_and_its_last_view_stays,
     names_and_reasons_cannot_steer_the_terminal,
@@ -145,6 +146,53 @@ async fn a_program_gets_an_object_at_each_look(ground: &Ground) {
     // Two jobs of one call each ended within the last minute.
     assert!(first["calls_a_second"].as_f64().is_some_and(|rate| rate > 0.0 && rate < 3.0), "{first}");
     assert_eq!(first["jobs_a_second"], first["calls_a_second"], "{first}");
+}
+
+/// What one look says of the time left: of all jobs, of the batch among them, and of the batch alone.
+async fn times_left(desk: &Desk<'_>) -> [Option<i64>; 3] {
+    // However slow the machine is, they ended within the minute that is looked at.
+    desk.ground.run(&format!("UPDATE results SET finished_at = {}", desk.ground.at(0))).await;
+    let mut looks = Vec::new();
+    for args in [&[][..], &["--batch", "orders"]] {
+        let args = [&["status", "--json", "--watch", "--interval", "600"], args].concat();
+        let piped = Piped::start(desk, &args, &[]);
+        let line = piped.until("out", "\n").await;
+        assert_eq!(piped.interrupted().await.0, Some(0));
+        looks.push(serde_json::from_str::<serde_json::Value>(&line).expect("JSON"));
+    }
+    let batch = &looks[0]["batches"][0];
+    assert_eq!(batch["batch"], "orders", "{}", looks[0]);
+    [&looks[0], batch, &looks[1]].map(|seen| seen["eta_seconds"].as_i64())
+}
+
+async fn the_time_left_is_that_of_what_runs_or_is_next_and_what_is_kept_back_has_none(ground: &Ground) {
+    ground.run(FOUR_JOBS).await;
+    ground.run("INSERT INTO jobs (prompt, batch) VALUES ('e', 'orders'), ('f', 'orders')").await;
+    ground.run("INSERT INTO accounts (queue, profile, key) VALUES ('', 'default', 'abc')").await;
+    for job in 1..=3 {
+        settle(ground, job, "complete", "end_turn", "x").await;
+    }
+    let desk = Desk::new(ground);
+    // Three in a minute: one takes twenty seconds.
+    assert_eq!(times_left(&desk).await, [Some(60); 3]);
+    let tomorrow = ground.at(86_400);
+    ground.run(&format!("UPDATE job_state SET available_at = {tomorrow} WHERE job_id = 6")).await;
+    assert_eq!(ground.line("SELECT state FROM job_state WHERE job_id = 6").await, "scheduled");
+    assert_eq!(times_left(&desk).await, [Some(40); 3]);
+    for (stop, flow) in [
+        ("UPDATE queues SET paused = TRUE", "UPDATE queues SET paused = FALSE"),
+        ("INSERT INTO gates (scope, state) VALUES ('batch:default/orders', 'blocked')", "DELETE FROM gates"),
+        ("INSERT INTO gates (scope, state) VALUES ('key:abc', 'blocked')", "DELETE FROM gates"),
+    ] {
+        ground.run(stop).await;
+        assert_eq!(times_left(&desk).await, [None; 3], "{stop}");
+        ground.run(flow).await;
+    }
+    // What stands elsewhere is no matter of this batch's, nor is a pause of nothing.
+    ground.run("INSERT INTO queues (name, paused) VALUES ('nightly', TRUE)").await;
+    assert_eq!(times_left(&desk).await, [Some(40); 3]);
+    ground.run("INSERT INTO jobs (queue, prompt) VALUES ('nightly', 'g')").await;
+    assert_eq!(times_left(&desk).await, [None, Some(40), Some(40)]);
 }
 
 async fn a_screen_shows_bars_and_gates_and_is_given_back(ground: &Ground) {

@@ -14,6 +14,7 @@ on_both! {
     only_the_wait_for_the_first_claim_is_told,
     after_fifty_jobs_each_count_is_right_to_the_job,
     what_fails_is_counted_by_what_it_was,
+    what_a_dead_daemon_was_told_is_counted_by_who_takes_its_job,
     ten_thousand_queues_and_models_make_a_bounded_page,
     the_tables_are_told_as_they_are,
     an_answer_that_is_on_its_way_does_not_wait,
@@ -112,6 +113,38 @@ async fn what_fails_is_counted_by_what_it_was(ground: &Ground) {
             .await;
     assert!(wasted > 0.0);
     assert_eq!(seen.sum("promptmill_wasted_tokens_total", &["cause=\"cut\""]), wasted);
+    assert_eq!(watched.daemon.stop().await.code, 0);
+}
+
+async fn what_a_dead_daemon_was_told_is_counted_by_who_takes_its_job(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.insert(&["one", "two", "three"]).await;
+    // Of the second nothing was kept, of the third not even a claim.
+    let head = r#"{"kind":"ask","model":"model-of-the-dead","max_tokens":100,"messages":1}"#;
+    ground
+        .run(&format!(
+            "UPDATE job_state SET state = 'running', claims = claims + 1, claimed_by = 4711 WHERE job_id < 3;
+             INSERT INTO checkpoints (job_id, claim, seq, part, content) VALUES
+                    (1, 1, 1, 0, '{head}'), (1, 1, 1, 1, '{}'), (1, 1, 1, 2, '{}')",
+            "x".repeat(350),
+            "y".repeat(350)
+        ))
+        .await;
+    mill.set("PROMPTMILL_WORKER__LEASE_SECONDS", "1");
+    let watched = Watched::start(&mut mill).await;
+    mill.until("SELECT count(*) FROM results", "3").await;
+    watched.until_sample("promptmill_in_flight", 0.0).await;
+    let seen = watched.samples().await;
+    let lost = "SELECT coalesce(sum(output_tokens), 0) FROM calls WHERE error_type = 'lost'";
+    assert_eq!(number(ground, lost).await, 200.0);
+    assert_eq!(seen.get("promptmill_rescues_total"), Some(2.0));
+    assert_eq!(seen.sum("promptmill_tokens_total", &["model=\"model-of-the-dead\""]), 200.0);
+    assert_eq!(seen.sum("promptmill_wasted_tokens_total", &[]), 200.0);
+    assert_eq!(seen.sum("promptmill_wasted_tokens_total", &["cause=\"crash\""]), 200.0);
+    for (kind, column) in [("input", "input_tokens"), ("output", "output_tokens")] {
+        let tokens = number(ground, &format!("SELECT sum({column}) FROM calls")).await;
+        assert_eq!(seen.sum("promptmill_tokens_total", &[&format!("kind=\"{kind}\"")]), tokens, "{kind}");
+    }
     assert_eq!(watched.daemon.stop().await.code, 0);
 }
 

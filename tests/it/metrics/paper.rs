@@ -141,14 +141,136 @@ fn the_rules_speak_where_they_must_and_nowhere_else() {
     }
 }
 
+/// A question that the dashboard asks: of which panel, how it is named there, and what it asks.
+struct Query {
+    panel: u64,
+    legend: String,
+    expr: String,
+}
+
+impl Query {
+    /// The labels that its answer has, as far as the question names them.
+    fn kept(&self) -> BTreeSet<&str> {
+        let lists = self.expr.split(" by (").skip(1).filter_map(|rest| rest.split_once(')'));
+        let kept: BTreeSet<&str> = lists.flat_map(|(list, _)| list.split(',').map(str::trim)).collect();
+        let sums = ["sum(", "max(", "min("].iter().any(|word| self.expr.contains(word));
+        if kept.is_empty() && !sums { BTreeSet::from(["instance"]) } else { kept }
+    }
+
+    /// The labels that it narrows by.
+    fn narrowed(&self) -> BTreeSet<&str> {
+        let lists = self.expr.split('{').skip(1).filter_map(|rest| rest.split_once('}'));
+        lists
+            .flat_map(|(list, _)| list.split(',').filter_map(|label| label.split(['=', '!']).next()))
+            .collect()
+    }
+
+    /// The labels that its legend shows.
+    fn shown(&self) -> BTreeSet<&str> {
+        self.legend
+            .split("{{")
+            .skip(1)
+            .filter_map(|rest| rest.split_once("}}"))
+            .map(|(label, _)| label)
+            .collect()
+    }
+}
+
+fn dashboard() -> serde_json::Value {
+    serde_json::from_str(DASHBOARD).expect("it is JSON")
+}
+
+fn panels(dashboard: &serde_json::Value) -> Vec<&serde_json::Value> {
+    let panels: Vec<_> = dashboard["panels"].as_array().expect("a list").iter().collect();
+    // A row that is folded would hold the panels under it itself.
+    assert!(panels.iter().all(|panel| panel["panels"].as_array().is_none_or(Vec::is_empty)));
+    panels
+}
+
+fn queries(dashboard: &serde_json::Value) -> Vec<Query> {
+    let of_panel = |panel: &serde_json::Value| {
+        let id = panel["id"].as_u64().expect("a number");
+        let targets = panel["targets"].as_array().cloned().unwrap_or_default();
+        let word =
+            |target: &serde_json::Value, name: &str| target[name].as_str().unwrap_or_default().to_owned();
+        let query = move |target: serde_json::Value| Query {
+            panel: id,
+            legend: word(&target, "legendFormat"),
+            expr: word(&target, "expr"),
+        };
+        targets.into_iter().map(query).collect::<Vec<_>>()
+    };
+    let queries: Vec<Query> = panels(dashboard).into_iter().flat_map(of_panel).collect();
+    assert_eq!(queries.len(), DASHBOARD.matches("\"expr\": ").count(), "some are asked elsewhere");
+    queries
+}
+
+#[test]
+fn promtool_understands_each_question_of_the_dashboard() {
+    let dashboard = dashboard();
+    let rule = |(at, query): (usize, Query)| {
+        let expr = query.expr.replace("$instance", ".*").replace("$__rate_interval", "5m");
+        assert!(!expr.contains('$'), "panel {} has a variable that nobody gives: {expr}", query.panel);
+        serde_json::json!({"record": format!("panel_{}:{at}", query.panel), "expr": expr})
+    };
+    let rules: Vec<_> = queries(&dashboard).into_iter().enumerate().map(rule).collect();
+    assert!(rules.len() > 30, "{} questions", rules.len());
+    // Each JSON text is YAML.
+    let file = serde_json::json!({"groups": [{"name": "dashboard", "rules": rules}]});
+    is_fine(&promtool(&["check", "rules", "/dev/stdin"], &file.to_string()));
+}
+
+#[tokio::test]
+async fn the_dashboard_goes_by_labels_that_there_are() {
+    let page = page().await;
+    let mut there: BTreeSet<String> = labels(&page).into_values().flatten().collect();
+    // Given by Prometheus, and to buckets.
+    there.extend(["instance", "le"].map(str::to_owned));
+    for query in queries(&dashboard()) {
+        let named = &query.kept() | &query.narrowed();
+        let unknown: Vec<_> = named.into_iter().filter(|label| !there.contains(*label)).collect();
+        assert!(unknown.is_empty(), "panel {} goes by {unknown:?}: {}", query.panel, query.expr);
+        let kept = query.kept();
+        let lost: Vec<_> = query.shown().into_iter().filter(|label| !kept.contains(label)).collect();
+        assert!(lost.is_empty(), "panel {} shows {lost:?}, which is not in: {}", query.panel, query.expr);
+    }
+}
+
 #[test]
 fn the_dashboard_is_whole() {
-    let dashboard: serde_json::Value = serde_json::from_str(DASHBOARD).expect("it is JSON");
-    let panels = dashboard["panels"].as_array().expect("a list");
+    let dashboard = dashboard();
+    let variables: Vec<&str> = dashboard["templating"]["list"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|variable| variable["name"].as_str().expect("a name"))
+        .collect();
+    assert_eq!(variables, ["datasource", "instance"]);
     let mut ids = BTreeSet::new();
-    for panel in panels {
-        assert!(ids.insert(panel["id"].as_u64().expect("a number")), "two panels have one id: {panel}");
-        let queries = panel["targets"].as_array().map_or(0, Vec::len);
-        assert!(queries > 0 || panel["type"] == "row", "{} asks nothing", panel["title"]);
+    let mut taken = BTreeSet::new();
+    for panel in panels(&dashboard) {
+        let title = panel["title"].as_str().filter(|title| !title.is_empty()).expect("a title");
+        assert!(ids.insert(panel["id"].as_u64().expect("a number")), "two panels have one id: {title}");
+        let side =
+            |name: &str| panel["gridPos"][name].as_u64().unwrap_or_else(|| panic!("{title}: no {name}"));
+        assert!(side("x") + side("w") <= 24, "{title} reaches beyond the page");
+        for cell in (side("x")..side("x") + side("w")).flat_map(|x| (0..side("h")).map(move |y| (x, y))) {
+            assert!(taken.insert((cell.0, side("y") + cell.1)), "{title} lies on another panel");
+        }
+        if panel["type"] == "row" {
+            continue;
+        }
+        let targets = panel["targets"].as_array().expect("a list");
+        assert!(!targets.is_empty(), "{title} asks nothing");
+        let names: BTreeSet<_> = targets.iter().map(|target| target["refId"].as_str()).collect();
+        assert!(names.len() == targets.len() && !names.contains(&None), "{title}: {names:?}");
+        for asked in targets.iter().chain([panel]) {
+            assert_eq!(asked["datasource"]["uid"], "${datasource}", "{title} asks another one's data");
+        }
+        for target in targets {
+            for name in ["expr", "legendFormat"] {
+                assert!(target[name].as_str().is_some_and(|text| !text.is_empty()), "{title}: no {name}");
+            }
+        }
     }
 }

@@ -33,9 +33,13 @@ const PAGES: [&str; 11] = [
 ];
 
 async fn every_page_says_how_it_may_be_used(ground: &Ground) {
-    let site = Site::on(ground).await;
-    for path in PAGES.into_iter().chain(["/assets/page.js", "/api/v1/jobs"]) {
-        let answer = site.get(path).await;
+    ground.run("INSERT INTO jobs (prompt) VALUES ('a')").await;
+    let (open, locked) = (Site::on(ground).await, Site::with(ground, locked).await);
+    let paths = PAGES.into_iter().chain(["/jobs/1/again", "/assets/page.js", "/api/v1/jobs"]);
+    for (site, path) in paths.map(|path| (&open, path)).chain([(&locked, "/login")]) {
+        // Nothing is compressed beside what others may have put into it, whoever offers to take it so.
+        let answer = site.get_with(path, &[("accept-encoding", "gzip, br")]).await;
+        assert_eq!(answer.status, if path == "/nothing-here" { 404 } else { 200 }, "{path}");
         assert_eq!(
             answer.header("content-security-policy"),
             "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
@@ -45,13 +49,21 @@ async fn every_page_says_how_it_may_be_used(ground: &Ground) {
         for (name, value) in [
             ("x-content-type-options", "nosniff"),
             ("referrer-policy", "no-referrer"),
+            ("x-frame-options", "DENY"),
             ("cross-origin-opener-policy", "same-origin"),
+            ("cross-origin-resource-policy", "same-origin"),
             ("cache-control", "no-store"),
             ("content-encoding", ""),
         ] {
             assert_eq!(answer.header(name), value, "{path}: {name}");
         }
-        assert!(!answer.text.contains(" style=") && !answer.text.contains("<script>"), "{path}");
+        // What the policy forbids would not work.
+        if answer.header("content-type").starts_with("text/html") {
+            assert!(answer.text.contains("<html"), "{path}");
+            for inline in [" style=", "<style", "<script>", " onclick=", "javascript:"] {
+                assert!(!answer.text.contains(inline), "{path}: {inline}");
+            }
+        }
     }
 }
 

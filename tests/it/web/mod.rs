@@ -72,6 +72,17 @@ impl Site {
 
     /// Serves the database at a URL.
     async fn at(url: &str, schema: &str, change: impl FnOnce(&mut Settings)) -> Self {
+        let settings = [
+            ("database.url", "postgres://u:canary-password@127.0.0.1/d"),
+            ("api.base_url", "http://127.0.0.1:1"),
+        ];
+        let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+        let config = Config::load_from(&Flags { settings, ..Flags::default() }, &Surroundings::default());
+        Self::of(config.expect("the configuration is good"), url, schema, change).await
+    }
+
+    /// Serves the database at a URL by a process of this configuration.
+    async fn of(config: Config, url: &str, schema: &str, change: impl FnOnce(&mut Settings)) -> Self {
         let store = StoreSettings {
             schema: schema.to_owned(),
             connections_max: 4,
@@ -87,12 +98,6 @@ impl Site {
             Database::Sqlite(store) => (store.clone(), store.clone()),
             Database::Postgres(store) => (store.clone(), store.clone()),
         };
-        let settings = [
-            ("database.url", "postgres://u:canary-password@127.0.0.1/d"),
-            ("api.base_url", "http://127.0.0.1:1"),
-        ];
-        let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
-        let config = Config::load_from(&Flags { settings, ..Flags::default() }, &Surroundings::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let listen = listener.local_addr().expect("it is bound");
         let mut settings = Settings {
@@ -104,7 +109,7 @@ impl Site {
             read_max: Duration::from_secs(10),
         };
         change(&mut settings);
-        let web = Web::new(config.expect("the configuration is good"), settings);
+        let web = Web::new(config, settings);
         web.found(desk, board);
         let mut serving = JoinSet::new();
         serving.spawn(serve(listener, web, CancellationToken::new()));

@@ -1,5 +1,7 @@
 //! Each view shows what the tables hold.
 
+use promptmill::config::{Config, Flags, Surroundings};
+
 use super::{Site, settle};
 use crate::support::proxy::{End, Mode, Proxy};
 use crate::support::{Ground, on_both, server};
@@ -240,12 +242,51 @@ async fn empty_tables_make_pages_that_say_so(ground: &Ground) {
 }
 
 async fn secrets_are_masked_in_the_configuration(ground: &Ground) {
-    let site = Site::on(ground).await;
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).expect("the folder can be written");
+        path.display().to_string()
+    };
+    let token = "canary-of-the-web-token";
+    let vars = [
+        ("DATABASE_URL", "postgres://u:canary-password@127.0.0.1/d".to_owned()),
+        ("PROMPTMILL_DATABASE__DIRECT_URL", "postgres://direct:canary-of-it@127.0.0.1/d".to_owned()),
+        ("PROMPTMILL_API__KEY_FILE", file("key-file", "sk-ant-canary-of-a-file\n")),
+        ("ANTHROPIC_CUSTOM_HEADERS", "X-Department: canary-of-a-header".to_owned()),
+        ("PROMPTMILL_WEB__TOKEN_FILE", file("token-file", token)),
+        ("SECOND_KEY", "sk-ant-canary-of-a-variable".to_owned()),
+    ];
+    let settings = [
+        ("profiles.second.base_url", "http://127.0.0.1:1"),
+        ("profiles.second.key_env", "SECOND_KEY"),
+        ("profiles.second.headers", "X-Cost-Centre: canary-of-a-profile"),
+    ];
+    let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+    let around = Surroundings::new(vars, "");
+    let config = Config::load_from(&Flags { settings, ..Flags::default() }, &around).expect("it is good");
+    let site = Site::of(config, &ground.url(), ground.schema(), |settings| {
+        settings.token = Some(token.into());
+    })
+    .await;
+    let bearer = [("authorization", &*format!("Bearer {token}"))];
     for path in ["/config", "/config?all=on", "/api/v1/config"] {
-        let page = site.get(path).await.good();
-        assert!(page.contains("***") && !page.contains("canary-password"), "{path}: {page}");
+        let page = site.get_with(path, &bearer).await.good();
+        // Each is there, and its secret is not.
+        for told in [
+            "postgres://u:***@127.0.0.1/d",
+            "postgres://direct:***@127.0.0.1/d",
+            "key-file",
+            "token-file",
+            "SECOND_KEY",
+            "X-Department",
+            "X-Cost-Centre",
+        ] {
+            assert!(page.contains(told), "{path}: no {told} in {page}");
+        }
+        assert!(!page.contains("canary"), "{path}: {page}");
     }
-    assert!(site.get("/config?all=on").await.good().contains("worker.concurrency"));
+    assert!(site.get_with("/config?all=on", &bearer).await.good().contains("worker.concurrency"));
 }
 
 async fn many_results_are_told_from_a_sample_of_them(ground: &Ground) {
