@@ -255,8 +255,11 @@ pub struct Decision {
     pub news: News,
 }
 
-/// A job deferred so often, while its gate flowed or by a failure of its own probe, starts to pay for it.
+/// A job deferred so often in a row, while its gate flowed or by a failure of its own probe, starts to pay
+/// for it. Rate limits never make it pay.
 pub const DEFERRALS_FREE: i32 = 30;
+/// So many rate limits in a row make the pauses grow: the curve of the defaults is at its top then.
+const LIMITS_COUNTED: i32 = 8;
 
 /// Decides what a failure means: one total match from the class to the job's and the gates' fate.
 pub fn decide(failure: &Failure, class: &Class, with: Circumstances) -> Decision {
@@ -267,9 +270,8 @@ pub fn decide(failure: &Failure, class: &Class, with: Circumstances) -> Decision
         Class::Account => untouched(with, failure, News::KeyBlocked(rest(failure))),
         Class::Suspect if with.key_refused => untouched(with, failure, News::KeyBlocked(KEY_REST)),
         Class::Job | Class::Suspect => end(failure, with.tally, News::Refused),
-        Class::Limit { hint, .. } | Class::Sick { hint, costs: false } => {
-            defer(with, *hint, failure, News::Nothing)
-        }
+        Class::Limit { hint, .. } => hold_back(with, *hint, failure),
+        Class::Sick { hint, costs: false } => defer(with, *hint, failure, News::Nothing),
         // Counted: a job that breaks whatever answers it would else be its own model's probe for ever.
         Class::Sick { hint, costs: true } if with.excused => {
             defer(Circumstances { excused: false, ..with }, *hint, failure, News::Nothing)
@@ -312,6 +314,16 @@ fn untouched(with: Circumstances, failure: &Failure, news: News) -> Decision {
     Decision { job: Disposition::Back { delay: None, tally: with.tally, reason }, news }
 }
 
+/// Puts it back for a rate limit, however often: the job has nothing to do with it. The counter of
+/// deferrals grows no further than the curve does, so that an overload later on is free as well.
+fn hold_back(with: Circumstances, hint: Option<Duration>, failure: &Failure) -> Decision {
+    let mut tally = with.tally;
+    if !with.excused {
+        tally.deferrals = tally.deferrals.max(LIMITS_COUNTED.min(tally.deferrals.saturating_add(1)));
+    }
+    back(with, tally, hint, failure)
+}
+
 fn defer(with: Circumstances, hint: Option<Duration>, failure: &Failure, news: News) -> Decision {
     let mut tally = with.tally;
     if !with.excused {
@@ -320,8 +332,13 @@ fn defer(with: Circumstances, hint: Option<Duration>, failure: &Failure, news: N
             return Decision { news, ..charge(Circumstances { tally, ..with }, hint, failure) };
         }
     }
+    Decision { news, ..back(with, tally, hint, failure) }
+}
+
+fn back(with: Circumstances, tally: Tally, hint: Option<Duration>, failure: &Failure) -> Decision {
     let delay = with.curve.delay(tally.failures + tally.deferrals.min(DEFERRALS_FREE) - 1, hint, with.dice);
-    Decision { job: Disposition::Back { delay: Some(delay), tally, reason: reason(failure) }, news }
+    let job = Disposition::Back { delay: Some(delay), tally, reason: reason(failure) };
+    Decision { job, news: News::Nothing }
 }
 
 fn charge(with: Circumstances, hint: Option<Duration>, failure: &Failure) -> Decision {

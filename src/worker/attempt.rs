@@ -98,7 +98,7 @@ type Pending = Option<Call>;
 /// Takes one claimed job to its end.
 pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
     let lease = claimed.lease;
-    let tally = claimed.tally;
+    let mut tally = claimed.tally;
     let (mut talk, lane_model) = match begin(mill, &claimed) {
         Ok(begun) => begun,
         Err(answer) => return settle(mill, lease, *answer, None).await,
@@ -154,6 +154,7 @@ pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
         match exchange.end {
             Ok(()) => {
                 permit.accept(call.usage, Instant::now());
+                tally = tally.after_answer();
                 failpoint!("push", lease.job);
                 call.request = talk.push(exchange.reply, lease.claim, seq).or(call.request);
                 pending = Some(call);

@@ -149,13 +149,62 @@ fn limits_overload_and_lost_connections_cost_no_failure() {
         };
         assert_eq!((tally.failures, tally.deferrals), (4, 1), "{failure:?}");
     }
+    for code in [None, Some("ramp_limit_exceeded"), Some("a_code_of_tomorrow")] {
+        let limit = api(429, "rate_limit_error", code, "");
+        let mut at = with();
+        at.tally.failures = 4;
+        for nth in 1..=100 {
+            let Disposition::Back { tally, .. } = decided(&limit, at).job else {
+                panic!("the {nth}th {code:?} ended the job")
+            };
+            assert_eq!(tally.failures, 4, "the {nth}th {code:?}");
+            at.tally = tally;
+        }
+        let overload = decided(&api(529, "overloaded_error", None, ""), at);
+        let Disposition::Back { tally, .. } = overload.job else { panic!("an overload behind {code:?}") };
+        assert_eq!(tally.failures, 4, "limits are no part of what is paid for later");
+    }
+}
+
+#[test]
+fn rate_limits_in_a_row_are_waited_for_ever_longer() {
+    let limit = api(429, "rate_limit_error", None, "");
+    let mut at = with();
+    let mut waited = Vec::new();
+    for _ in 0..10 {
+        let Disposition::Back { tally, delay, .. } = decided(&limit, at).job else { panic!("ended") };
+        waited.push(delay.expect("a pause").as_secs());
+        at.tally = tally;
+    }
+    assert_eq!(waited, [1, 2, 4, 8, 16, 32, 64, 120, 120, 120]);
+    at.tally = at.tally.after_answer();
+    let Disposition::Back { delay, .. } = decided(&limit, at).job else { panic!("ended") };
+    assert_eq!(delay, Some(Duration::from_secs(1)), "an answer ends the row");
+}
+
+#[test]
+fn an_answer_between_makes_deferrals_no_row() {
+    let overload = api(529, "overloaded_error", None, "");
+    let mut at = with();
+    at.tally.failures = 4;
+    for nth in 1..=200 {
+        if nth % DEFERRALS_FREE == 0 {
+            at.tally = at.tally.after_answer();
+        }
+        let Disposition::Back { tally, .. } = decided(&overload, at).job else { panic!("the {nth}th paid") };
+        assert_eq!(tally.failures, 4, "an answer forgives deferrals, and no failure");
+        at.tally = tally;
+    }
 }
 
 #[test]
 fn a_job_deferred_thirty_times_starts_to_pay() {
     let failure = api(529, "overloaded_error", None, "");
     let mut at = with();
-    at.tally.deferrals = DEFERRALS_FREE;
+    at.tally.deferrals = DEFERRALS_FREE - 1;
+    let Disposition::Back { tally, .. } = decided(&failure, at).job else { panic!("the thirtieth is free") };
+    assert_eq!((tally.failures, tally.deferrals), (0, DEFERRALS_FREE));
+    at.tally = tally;
     let Disposition::Back { tally, .. } = decided(&failure, at).job else {
         panic!("one failure is not the end")
     };

@@ -6,6 +6,7 @@ use crate::support::{Ground, on_both};
 on_both! {
     what_passes_is_waited_for_and_what_cannot_succeed_is_not_repeated,
     limits_and_overload_cost_no_failure,
+    overloads_between_answers_are_no_row,
     failures_run_out_at_max_failures,
     an_exhausted_credit_stops_everything_and_one_update_lets_it_go_on,
     a_refused_key_ends_the_run_and_touches_no_job,
@@ -55,12 +56,36 @@ async fn limits_and_overload_cost_no_failure(ground: &Ground) {
     let mut mill = Mill::new(ground).await;
     mill.set("PROMPTMILL_DEFAULTS__MAX_FAILURES", "1");
     mill.insert(&["[[error 429 retry-after-ms=10 x5]]", "[[error 529 x3]]", "[[error 503 x3]]"]).await;
+    // The thirty-first limit, and those behind the hundredth, as little as the first.
+    for (job, deferrals) in [(4, 30), (5, 100)] {
+        mill.insert(&[&format!("{job} [[error 429 retry-after-ms=10 x2]]")]).await;
+        put_back_before(ground, job, deferrals).await;
+    }
     let ran = mill.drain().await;
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert_eq!(
-        ground.lines("SELECT outcome, failures FROM results").await,
-        ["complete|0", "complete|0", "complete|0"]
-    );
+    assert_eq!(ground.lines("SELECT outcome, failures FROM results").await, ["complete|0"; 5]);
+}
+
+/// Counts a job as put back so often, as its worker does.
+async fn put_back_before(ground: &Ground, job: i64, deferrals: i32) {
+    let sql =
+        format!("UPDATE job_state SET deferrals = {deferrals}, claims = claims + 1 WHERE job_id = {job}");
+    assert_eq!(ground.run(&sql).await, 1);
+}
+
+async fn overloads_between_answers_are_no_row(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_DEFAULTS__MAX_FAILURES", "1");
+    mill.set("PROMPTMILL_BREAKER__FAILURES_IN_A_ROW", "1000");
+    mill.set("PROMPTMILL_BREAKER__CALLS_MIN", "1000");
+    // An answer that is cut, and two overloads before its end.
+    let prompt = "[[seed o]] [[tokens 900]] [[error 529 retry-after-ms=1 skip=1 x2]]";
+    ground.run(&format!("INSERT INTO jobs (prompt, max_tokens) VALUES ('{prompt}', 500)")).await;
+    put_back_before(ground, 1, 30).await;
+    let ran = mill.drain().await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(ground.line("SELECT outcome, failures, calls FROM results").await, "complete|0|4");
+    mill.ledger_is_the_stand_ins().await;
 }
 
 async fn failures_run_out_at_max_failures(ground: &Ground) {
