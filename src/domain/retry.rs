@@ -291,7 +291,8 @@ fn rest(failure: &Failure) -> Duration {
     let spent = error.code.as_deref().is_some_and(|code| code.ends_with("_spend_limit_reached"))
         || error.message.starts_with("You have reached your specified");
     let rest = if spent { LIMIT_REST } else { KEY_REST };
-    error.retry_after.map_or(rest, |hint| hint.min(rest))
+    // A hint of no time at all would let each job of the backlog find out anew.
+    error.retry_after.map_or(rest, |hint| hint.max(rest).min(LIMIT_REST))
 }
 
 /// When the API says that a spent limit ends: `2026-12-01 at 00:00 UTC`. Nothing else of the message.

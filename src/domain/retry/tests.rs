@@ -342,6 +342,23 @@ fn a_spent_limit_rests_longer_and_says_when_the_api_says_that_it_ends() {
 }
 
 #[test]
+fn a_hint_makes_a_keys_rest_longer_and_never_shorter() {
+    let blocked = |code: Option<&str>, message: &str, hint: u64| {
+        let Failure::Api(error) = api(400, "invalid_request_error", code, message) else { unreachable!() };
+        let hint = Some(Duration::from_secs(hint));
+        match decided(&Failure::Api(ApiError { retry_after: hint, ..error }), with()).news {
+            News::KeyBlocked(rest) => rest,
+            news => panic!("{news:?}"),
+        }
+    };
+    let credit = "Your credit balance is too low to access the Anthropic API.";
+    assert_eq!(blocked(None, credit, 0), KEY_REST);
+    assert_eq!(blocked(None, credit, 1200), Duration::from_mins(20));
+    assert_eq!(blocked(None, credit, 100_000), LIMIT_REST, "somebody may have acted long before");
+    assert_eq!(blocked(Some("enforced_spend_limit_reached"), "", 1), LIMIT_REST);
+}
+
+#[test]
 fn a_container_that_is_gone_has_a_code_of_its_own() {
     for (status, message, code) in [
         (400, "Container container_01 has expired.", Some("container_expired")),
