@@ -213,8 +213,8 @@ pub struct Circumstances {
     pub excused: bool,
     /// Whether the job itself names its model.
     pub model_named: bool,
-    /// Whether a suspect answer was found to be the key's fault by asking for free.
-    pub key_refused: bool,
+    /// Whose fault a suspect answer was found to be.
+    pub blame: Option<Blame>,
     /// A number in [0, 1), for the full jitter.
     pub dice: f64,
     /// The delay curve.
@@ -268,8 +268,8 @@ pub fn decide(failure: &Failure, class: &Class, with: Circumstances) -> Decision
         Class::Model => untouched(with, failure, News::ModelMissing),
         Class::Prefill => Decision { job: Disposition::AskAgain, news: News::Nothing },
         Class::Account => untouched(with, failure, News::KeyBlocked(rest(failure))),
-        Class::Suspect if with.key_refused => untouched(with, failure, News::KeyBlocked(KEY_REST)),
-        Class::Job | Class::Suspect => end(failure, with.tally, News::Refused),
+        Class::Suspect => suspected(with, failure),
+        Class::Job => end(failure, with.tally, News::Refused),
         Class::Limit { hint, .. } => hold_back(with, *hint, failure),
         Class::Sick { hint, costs: false } => defer(with, *hint, failure, News::Nothing),
         // Counted: a job that breaks whatever answers it would else be its own model's probe for ever.
@@ -304,6 +304,53 @@ fn regained(error: &ApiError) -> Option<&str> {
         _ => is == like,
     });
     is_date.then_some(said)
+}
+
+/// Whose fault a 401, 402 or 403 without a known code is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The key's.
+    Key,
+    /// The job's own.
+    Job,
+    /// Nobody could find out; with the server's hint when to ask again.
+    Nobody(Option<Duration>),
+}
+
+/// Says what came of asking for free whether the key is good (`GET /v1/models`).
+pub fn blame(checked: &Result<(), Failure>) -> Blame {
+    match checked {
+        Ok(()) => Blame::Job,
+        Err(Failure::Api(error)) => match error.status {
+            401..=403 => Blame::Key,
+            // A server without such a list has nothing against the key, and there is no more to find out.
+            400 | 404 | 405 | 422 | 501 => Blame::Job,
+            _ => Blame::Nobody(error.retry_after),
+        },
+        Err(
+            Failure::Unsent(_)
+            | Failure::Lost(..)
+            | Failure::Unreadable(_)
+            | Failure::Unended
+            | Failure::Stopped,
+        ) => Blame::Nobody(None),
+    }
+}
+
+fn suspected(with: Circumstances, failure: &Failure) -> Decision {
+    match with.blame {
+        Some(Blame::Key) => untouched(with, failure, News::KeyBlocked(KEY_REST)),
+        Some(Blame::Job) | None => end(failure, with.tally, News::Refused),
+        // Counted, as what breaks a probe is: a server that never tells would else be asked for ever.
+        Some(Blame::Nobody(hint)) => {
+            let with = Circumstances { excused: false, ..with };
+            let mut decision = defer(with, hint, failure, News::Nothing);
+            if let Disposition::Back { reason, .. } = &mut decision.job {
+                reason.push_str(", and the API did not say whether the key is good");
+            }
+            decision
+        }
+    }
 }
 
 fn end(failure: &Failure, tally: Tally, news: News) -> Decision {

@@ -25,7 +25,7 @@ fn with() -> Circumstances {
         failures_max: 5,
         excused: false,
         model_named: false,
-        key_refused: false,
+        blame: None,
         dice: 1.0,
         curve: curve(),
     }
@@ -250,10 +250,52 @@ fn shutdown_costs_no_failure() {
 fn one_jobs_forbidden_wish_does_not_block_the_key() {
     let failure = api(403, "permission_error", None, "not for you");
     assert_eq!(decided(&failure, with()).news, News::Refused);
-    assert_eq!(
-        decided(&failure, Circumstances { key_refused: true, ..with() }).news,
-        News::KeyBlocked(KEY_REST)
-    );
+    let blamed = |blame| decided(&failure, Circumstances { blame: Some(blame), ..with() });
+    assert_eq!(blamed(Blame::Job).news, News::Refused);
+    assert_eq!(blamed(Blame::Key).news, News::KeyBlocked(KEY_REST));
+}
+
+#[test]
+fn only_a_check_that_says_something_puts_the_blame_on_anybody() {
+    let said = |status: u16| blame(&Err(api(status, "", None, "")));
+    assert_eq!(blame(&Ok(())), Blame::Job);
+    assert_eq!([401, 402, 403].map(said), [Blame::Key; 3]);
+    assert_eq!([400, 404, 405, 422, 501].map(said), [Blame::Job; 5], "no such list, so the key is taken");
+    assert_eq!([408, 429, 500, 502, 503, 529].map(said), [Blame::Nobody(None); 6]);
+    for failure in [
+        Failure::Unsent("dns".into()),
+        Failure::Lost(Lost::Reset, String::new()),
+        Failure::Lost(Lost::FirstEvent, String::new()),
+        Failure::Unreadable("<html>".into()),
+        Failure::Unended,
+    ] {
+        assert_eq!(blame(&Err(failure.clone())), Blame::Nobody(None), "{failure:?}");
+    }
+    let hint = Some(Duration::from_secs(7));
+    let limited = ApiError { status: 429, retry_after: hint, ..ApiError::default() };
+    assert_eq!(blame(&Err(Failure::Api(limited))), Blame::Nobody(hint));
+}
+
+#[test]
+fn a_job_that_nobody_found_at_fault_goes_back_and_does_not_go_back_for_ever() {
+    let failure = api(403, "permission_error", None, "not for you");
+    let mut at = with();
+    at.blame = Some(Blame::Nobody(Some(Duration::from_secs(7))));
+    let decision = decided(&failure, at);
+    assert_eq!(decision.news, News::Nothing, "neither the key's gate nor the batch's");
+    let Disposition::Back { delay, tally, reason } = decision.job else { panic!("nobody knows") };
+    assert_eq!((tally.failures, tally.deferrals), (0, 1));
+    assert!(reason.ends_with("(403), and the API did not say whether the key is good"), "{reason}");
+    assert_eq!(delay, Some(Duration::from_secs(8)), "not before the check may be made again");
+    at.excused = true;
+    let tries = (1..1000).find(|_| match decided(&failure, at).job {
+        Disposition::Back { tally, .. } => {
+            at.tally = tally;
+            false
+        }
+        _ => true,
+    });
+    assert_eq!(tries, Some(DEFERRALS_FREE + at.failures_max), "a server that never tells");
 }
 
 #[test]

@@ -1,12 +1,16 @@
 //! Errors of the API: what each does to the job, to its gate, and to the others.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use super::harness::Mill;
+use crate::claude::server::{Server, answer, reply};
 use crate::support::{Ground, on_both};
 
 on_both! {
     what_passes_is_waited_for_and_what_cannot_succeed_is_not_repeated,
     limits_and_overload_cost_no_failure,
     overloads_between_answers_are_no_row,
+    a_key_that_nobody_could_check_fails_no_job,
     failures_run_out_at_max_failures,
     an_exhausted_credit_stops_everything_and_one_update_lets_it_go_on,
     a_refused_key_ends_the_run_and_touches_no_job,
@@ -86,6 +90,29 @@ async fn overloads_between_answers_are_no_row(ground: &Ground) {
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert_eq!(ground.line("SELECT outcome, failures, calls FROM results").await, "complete|0|4");
     mill.ledger_is_the_stand_ins().await;
+}
+
+async fn a_key_that_nobody_could_check_fails_no_job(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_DEFAULTS__MAX_FAILURES", "1");
+    let asked = AtomicU32::new(0);
+    let forbidden = br#"{"type":"error","error":{"type":"permission_error","message":"not now"}}"#;
+    let server = Server::answering(move |request| {
+        if request.starts_with("GET") {
+            return answer("503 Service Unavailable", &[], b"{}");
+        }
+        match asked.fetch_add(1, Ordering::Relaxed) {
+            0..3 => answer("403 Forbidden", &[], forbidden),
+            _ => reply("end_turn", &[r#"{"type":"text","text":"Yes."}"#]),
+        }
+    })
+    .await;
+    mill.set("ANTHROPIC_BASE_URL", &server.base);
+    mill.insert(&["may I?"]).await;
+    let ran = mill.drain().await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(ground.line("SELECT outcome, failures, calls FROM results").await, "complete|0|4");
+    assert_eq!(ground.lines("SELECT scope FROM gates WHERE state <> 'flowing'").await, [""; 0]);
 }
 
 async fn failures_run_out_at_max_failures(ground: &Ground) {
