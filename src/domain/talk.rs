@@ -342,6 +342,9 @@ impl Talk {
             Some(StopReason::EndTurn | StopReason::StopSequence) if self.turn.is_answer() => self.conclude(),
             Some(StopReason::EndTurn) if !self.nudged => {
                 self.nudged = true;
+                if self.turn.used_tools() {
+                    self.past.extend_from_slice(self.turn.spoken());
+                }
                 self.past.push(Spoken::User(user_message(NUDGE)));
                 self.ask(Next::Nudge);
             }

@@ -98,6 +98,7 @@ fn each_stop_reason_has_its_outcome_and_only_an_answer_is_complete() {
         ("refusal", "[]", Outcome::Refused),
         ("model_context_window_exceeded", text, Outcome::Truncated),
         ("stop_sequence", "[]", Outcome::Empty),
+        ("stop_sequence", SEARCHED, Outcome::Empty),
         ("compaction", text, Outcome::Unreviewed),
         ("a_word_of_tomorrow", text, Outcome::Unreviewed),
     ] {
@@ -145,6 +146,57 @@ fn an_empty_answer_is_nudged_once() {
     assert_eq!(body(&request)["messages"][1]["content"], NUDGE);
     push(&mut talk, reply("end_turn", r#"[{"type":"text","text":""}]"#));
     assert_eq!(ended(&talk).outcome, Outcome::Empty);
+}
+
+/// A tool of the API was called and has answered, and nothing was said of it.
+const SEARCHED: &str = r#"[{"type":"thinking","thinking":"hm","signature":"s"},{"type":"server_tool_use","id":"v","name":"web_search","input":{}},
+    {"type":"web_search_tool_result","tool_use_id":"v","content":[]}]"#;
+const SEARCHES: &str = r#"[{"type":"server_tool_use","id":"v","name":"web_search","input":{}}]"#;
+
+#[test]
+fn what_the_model_did_to_find_an_answer_is_none() {
+    let container = r#"[{"type":"bash_code_execution_tool_result","tool_use_id":"v"},{"type":"mcp_tool_use","id":"w"},{"type":"mcp_tool_result"}]"#;
+    let marks = r#"[{"type":"compaction","content":"so far"},{"type":"fallback"}]"#;
+    for silence in [SEARCHED, SEARCHES, container, marks] {
+        let mut talk = talk("{}", "{}");
+        push(&mut talk, reply("end_turn", silence));
+        assert_eq!(asked(&talk).kind, CallKind::Nudge, "{silence}");
+        let mut spoke = talk.clone();
+        push(&mut spoke, said("end_turn", "Found."));
+        let answer = ended(&spoke);
+        assert_eq!((answer.outcome, answer.text.as_deref()), (Outcome::Complete, Some("Found.")));
+        push(&mut talk, reply("end_turn", silence));
+        let answer = ended(&talk);
+        assert_eq!((answer.outcome, answer.text), (Outcome::Empty, None), "{silence}");
+    }
+    let mut unknown = talk("{}", "{}");
+    push(&mut unknown, reply("end_turn", r#"[{"type":"hologram"}]"#));
+    assert_eq!(ended(&unknown).outcome, Outcome::Complete, "what nobody knows may well be an answer");
+}
+
+#[test]
+fn what_was_found_is_sent_back_with_the_nudge_and_a_call_without_its_result_is_not() {
+    let messages = |talk: &Talk| body(&asked(talk))["messages"].as_array().expect("messages").clone();
+    let mut found = talk("{}", "{}");
+    push(&mut found, reply("end_turn", SEARCHED));
+    let sent = messages(&found);
+    assert_eq!(sent.len(), 3);
+    assert_eq!(sent[1]["content"], serde_json::from_str::<serde_json::Value>(SEARCHED).unwrap());
+    assert_eq!(sent[2]["content"], NUDGE);
+
+    let mut lost = talk("{}", "{}");
+    push(&mut lost, reply("pause_turn", SEARCHES));
+    push(&mut lost, reply("end_turn", "[]"));
+    assert_eq!(asked(&lost).kind, CallKind::Nudge);
+    assert_eq!(messages(&lost).len(), 2, "the API refuses a call that has no result");
+
+    let mut paused = talk("{}", "{}");
+    push(&mut paused, reply("pause_turn", SEARCHED));
+    push(&mut paused, reply("end_turn", "[]"));
+    assert_eq!(asked(&paused).kind, CallKind::Nudge);
+    assert_eq!(messages(&paused).len(), 3);
+    push(&mut paused, reply("end_turn", "[]"));
+    assert_eq!(ended(&paused).outcome, Outcome::Empty);
 }
 
 #[test]
