@@ -317,7 +317,7 @@ impl Talk {
                 "repetition",
                 "the model said again what it had said: the answer is cut there",
             );
-        } else if joined.silent && self.how == How::Anchor && ends_turn(stop) {
+        } else if joined.silent && self.ends_too_soon(stop) {
             self.end_truncated(
                 "no_progress",
                 "the model was asked to go on with the cut answer and said nothing",
@@ -328,6 +328,15 @@ impl Talk {
             return false;
         }
         true
+    }
+
+    /// Whether a continuation that said nothing may not end the answer: no half is taken for the whole. A
+    /// prefilled one that meets a stop sequence at once has found the end.
+    fn ends_too_soon(&self, stop: Option<&StopReason>) -> bool {
+        matches!(
+            (stop, self.how),
+            (Some(StopReason::EndTurn), _) | (Some(StopReason::StopSequence), How::Anchor)
+        )
     }
 
     /// What a stop reason means: one total match.
@@ -540,10 +549,6 @@ impl Talk {
 /// How a cut answer of a job is gone on with, as long as the model does not refuse it.
 const fn how_of(job: &Job) -> How {
     if job.prefill { How::Prefill } else { How::Anchor }
-}
-
-fn ends_turn(stop: Option<&StopReason>) -> bool {
-    matches!(stop, Some(StopReason::EndTurn | StopReason::StopSequence))
 }
 
 fn is_json(text: &str) -> bool {

@@ -458,6 +458,28 @@ fn a_model_that_says_nothing_to_a_cut_answer_has_not_finished_it() {
     assert_eq!(ended(&talk).outcome, Outcome::Complete, "the anchor alone says that nothing was missing");
 }
 
+fn prefilled(rows: &[PastCall]) -> Talk {
+    Talk::resume(Job { prefill: true, ..job("{}", "{}") }, rows, &[], Instant::now())
+}
+
+#[test]
+fn a_prefilled_model_that_says_nothing_has_not_finished_a_cut_answer_either() {
+    let silences = [reply("end_turn", "[]"), said("end_turn", " \n"), reply("end_turn", "[]")];
+    let lost = [past(1, "ask", None, &prose(600), Some("lost"))];
+    let mut cut = prefilled(&[]);
+    push(&mut cut, said("max_tokens", &prose(300)));
+    for (at, mut talk) in [cut.clone(), cut.clone(), prefilled(&lost)].into_iter().enumerate() {
+        assert!(asked(&talk).prefilled);
+        push(&mut talk, silences[at].clone());
+        let answer = ended(&talk);
+        assert_eq!(answer.outcome, Outcome::Truncated, "{at}");
+        assert_eq!(answer.fault.and_then(|fault| fault.code).as_deref(), Some("no_progress"));
+        assert!(answer.text.is_some_and(|text| text.starts_with("word0 ")), "what was said is kept");
+    }
+    push(&mut cut, reply("stop_sequence", "[]"));
+    assert_eq!(ended(&cut).outcome, Outcome::Complete, "the stop sequence came where the answer was cut");
+}
+
 #[test]
 fn structured_output_that_is_not_json_is_not_complete() {
     let params = r#"{"output_config":{"format":{"type":"json_schema","schema":{}}}}"#;
