@@ -159,8 +159,10 @@ pub enum Failure {
     Unsent(String),
     /// Sent, and then lost: nobody knows whether it was answered.
     Lost(Lost, String),
-    /// An answer came that is not a Messages reply: HTML with a 200, broken JSON, over a size cap.
+    /// An answer came that is not a Messages reply: HTML with a 200, broken JSON.
     Unreadable(String),
+    /// An answer came that is larger than we take, by a limit of the configuration that the sentence names.
+    TooLarge(String),
     /// The stream ended without a stop reason.
     Unended,
     /// We hung up ourselves: shutdown, cancel, a lost lease.

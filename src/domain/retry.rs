@@ -54,6 +54,8 @@ pub fn class(failure: &Failure, prefilled: bool) -> Class {
         Failure::Lost(Lost::Reset | Lost::FirstEvent | Lost::Idle | Lost::Total, _)
         | Failure::Unreadable(_)
         | Failure::Unended => Class::Sick { hint: None, costs: true },
+        // The next answer would be as large, and cost as much.
+        Failure::TooLarge(_) => Class::Job,
         Failure::Stopped => Class::Ours,
     }
 }
@@ -331,6 +333,7 @@ pub fn blame(checked: &Result<(), Failure>) -> Blame {
             Failure::Unsent(_)
             | Failure::Lost(..)
             | Failure::Unreadable(_)
+            | Failure::TooLarge(_)
             | Failure::Unended
             | Failure::Stopped,
         ) => Blame::Nobody(None),
@@ -437,6 +440,7 @@ pub fn fault(failure: &Failure) -> Fault {
         Failure::Unsent(why) => Fault::new("connection", Some("unsent"), why.clone()),
         Failure::Lost(lost, why) => Fault::new("connection", Some(lost_code(*lost)), why.clone()),
         Failure::Unreadable(why) => Fault::new("invalid_response", None, why.clone()),
+        Failure::TooLarge(why) => Fault::new("response_too_large", None, why.clone()),
         Failure::Unended => {
             Fault::new("stream_cut", None, "the stream ended before the answer did: no stop reason came")
         }

@@ -97,7 +97,19 @@ fn each_error_of_the_api_has_its_class() {
     }
     assert_eq!(class(&Failure::Unended, false), COSTS);
     assert_eq!(class(&Failure::Unreadable("html".into()), false), COSTS);
+    assert_eq!(class(&Failure::TooLarge("api.event_max_bytes".into()), false), Class::Job);
     assert_eq!(class(&Failure::Stopped, false), Class::Ours);
+}
+
+#[test]
+fn an_answer_larger_than_we_take_ends_the_job_and_is_no_sickness_of_the_provider() {
+    let failure = Failure::TooLarge("the reply is larger than api.response_max_bytes = 5".into());
+    assert_eq!(class(&failure, false).health(), Some(Health::Well));
+    let Disposition::End { outcome, fault, .. } = decided(&failure, with()).job else {
+        panic!("the next answer would be as large")
+    };
+    assert_eq!((outcome, fault.kind.as_str()), (Outcome::Failed, "response_too_large"));
+    assert!(fault.message.contains("api.response_max_bytes = 5"), "{}", fault.message);
 }
 
 #[test]

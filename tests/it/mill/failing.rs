@@ -10,6 +10,7 @@ on_both! {
     what_passes_is_waited_for_and_what_cannot_succeed_is_not_repeated,
     limits_and_overload_cost_no_failure,
     overloads_between_answers_are_no_row,
+    an_answer_larger_than_we_take_is_paid_for_once_and_says_which_limit,
     a_key_that_nobody_could_check_fails_no_job,
     failures_run_out_at_max_failures,
     an_exhausted_credit_stops_everything_and_one_update_lets_it_go_on,
@@ -89,6 +90,22 @@ async fn overloads_between_answers_are_no_row(ground: &Ground) {
     let ran = mill.drain().await;
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert_eq!(ground.line("SELECT outcome, failures, calls FROM results").await, "complete|0|4");
+    mill.ledger_is_the_stand_ins().await;
+}
+
+async fn an_answer_larger_than_we_take_is_paid_for_once_and_says_which_limit(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_BREAKER__FAILURES_IN_A_ROW", "1");
+    mill.set("PROMPTMILL_API__EVENT_MAX_BYTES", "65536");
+    mill.insert(&["[[garbage huge mb=1]]", "fine"]).await;
+    assert_eq!(mill.drain().await.code, 7);
+    assert_eq!(
+        ground.lines("SELECT outcome, error_type, calls, failures FROM results ORDER BY job_id").await,
+        ["failed|response_too_large|1|0", "complete|NULL|1|0"]
+    );
+    let error = ground.line("SELECT error FROM results WHERE job_id = 1").await;
+    assert!(error.contains("api.event_max_bytes = 65536"), "{error}");
+    assert_eq!(ground.lines("SELECT scope FROM gates WHERE state <> 'flowing'").await, [""; 0]);
     mill.ledger_is_the_stand_ins().await;
 }
 
