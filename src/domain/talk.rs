@@ -231,6 +231,11 @@ impl Talk {
         }
     }
 
+    /// Whether the next call is to make a cut answer whole.
+    pub fn mends(&self) -> bool {
+        matches!(self.state, State::Asking(Next::Continue | Next::Resume | Next::Regenerate))
+    }
+
     /// Whether the text of a lost stream could be gone on with: plain text, by a policy that wants it.
     pub fn is_resumable(&self) -> bool {
         let job = &self.job;

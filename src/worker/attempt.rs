@@ -164,11 +164,13 @@ pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
                 let class = retry::class(&failure, request.prefilled);
                 let spent = retry::spent(&failure, &class, call.usage, permit.has_begun());
                 permit.spent(spent, Instant::now());
-                if talk.job().policy.on_context_overflow == OnContextOverflow::DropOldest
+                let drops = talk.job().policy.on_context_overflow == OnContextOverflow::DropOldest;
+                if (drops || talk.mends())
                     && let Some(TooLong { tokens, maximum }) = too_long(&failure)
                 {
                     permit.accept(call.usage, Instant::now());
-                    talk.measured(tokens, maximum);
+                    // It was refused, whatever the numbers say: the same is not asked again.
+                    talk.measured(tokens.max(maximum.saturating_add(1)), maximum);
                     pending = Some(call);
                     continue;
                 }

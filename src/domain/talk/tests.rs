@@ -738,6 +738,48 @@ fn an_input_too_long_is_invalid_with_both_numbers() {
 }
 
 #[test]
+fn a_cut_answer_that_no_longer_fits_with_its_text_is_truncated_and_not_lost() {
+    let cut = prose(300);
+    for (policy, stop, kind) in [
+        ("{}", "max_tokens", CallKind::Continue),
+        (r#"{"on_max_tokens":"regenerate"}"#, "max_tokens", CallKind::Regenerate),
+        (r#"{"on_context_overflow":"drop_oldest"}"#, "max_tokens", CallKind::Continue),
+    ] {
+        let mut talk = measured(policy, "{}", &[900]);
+        push(&mut talk, said(stop, &cut));
+        assert_eq!(asked(&talk).kind, kind);
+        assert!(talk.mends());
+        talk.measured(1001, 1000);
+        let answer = ended(&talk);
+        assert_eq!((answer.outcome, answer.text.as_deref()), (Outcome::Truncated, Some(cut.as_str())));
+        let fault = answer.fault.expect("says why");
+        assert_eq!((fault.kind.as_str(), fault.code.as_deref()), ("truncated", Some("context_window")));
+        assert!(fault.message.contains("1001 tokens") && fault.message.contains("1000"), "{fault:?}");
+    }
+    let lost = [past(1, "ask", None, &prose(600), Some("lost"))];
+    let mut talk = Talk::resume(job("{}", "{}"), &lost, &[], Instant::now());
+    assert_eq!(asked(&talk).kind, CallKind::Resume);
+    talk.measured(1001, 1000);
+    assert_eq!(ended(&talk).text, Some(prose(600)));
+}
+
+#[test]
+fn a_first_call_or_a_turn_with_tools_that_does_not_fit_is_no_cut_answer() {
+    let mut talk = measured("{}", "{}", &[900]);
+    assert!(!talk.mends());
+    talk.count(Usage::default(), None, Instant::now());
+    talk.measured(1001, 1000);
+    assert_eq!(ended(&talk).outcome, Outcome::Failed);
+    let mut talk = measured(r#"{"on_tool_use":"wait"}"#, TOOL, &[900]);
+    push(&mut talk, reply("tool_use", TWO_CALLS));
+    talk.answer_tools(&[gave("1"), gave("2")]);
+    assert!(!talk.mends());
+    talk.count(Usage::default(), None, Instant::now());
+    talk.measured(1001, 1000);
+    assert_eq!(ended(&talk).outcome, Outcome::Failed);
+}
+
+#[test]
 fn whole_oldest_turns_are_dropped_until_it_fits() {
     let dropping = r#"{"on_context_overflow":"drop_oldest"}"#;
     let sent = |tokens: &[i64]| {
