@@ -451,6 +451,9 @@ impl Talk {
         self.room = self.room.min(self.job.max_tokens_ceiling);
         self.how = how_of(&self.job);
         self.past.iter_mut().for_each(Spoken::forget_thinking);
+        // Whatever becomes of the other model's answer, what was refused is none.
+        self.turn = Turn::default();
+        self.said = 0;
         self.ask(Next::Fallback);
     }
 

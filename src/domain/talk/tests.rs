@@ -658,6 +658,17 @@ fn a_refusal_is_taken_to_the_fallback_model_once_and_without_foreign_thoughts() 
 }
 
 #[test]
+fn what_was_refused_is_no_answer_when_the_fallback_fails_too() {
+    let mut talk = talk("{}", r#"{"fallback_model":"other"}"#);
+    push(&mut talk, said("refusal", "I was about to"));
+    let failed = talk.answer(Verdict { outcome: Outcome::Failed, fault: None }, Tally::default());
+    let cancelled = talk.interrupted(Vec::new(), Tally::default());
+    for answer in [failed, cancelled] {
+        assert_eq!((answer.text, answer.content), (None, None), "{}", answer.outcome);
+    }
+}
+
+#[test]
 fn no_model_is_its_own_fallback() {
     let mut talk = talk("{}", r#"{"fallback_model":"m"}"#);
     push(&mut talk, said("refusal", ""));
