@@ -583,6 +583,20 @@ fn a_thought_that_was_cut_is_not_sent_back_and_a_whole_one_is() {
 }
 
 #[test]
+fn an_error_that_says_nothing_is_sent_with_a_sentence() {
+    for nothing in
+        [ToolContent::Text(String::new()), ToolContent::Text(" \n".into()), ToolContent::Blocks("[]".into())]
+    {
+        let mut talk = talk(TOOL, r#"{"on_tool_use":"wait"}"#);
+        push(&mut talk, reply("tool_use", TWO_CALLS));
+        talk.answer_tools(&[ToolResult { content: nothing.clone(), is_error: true }, gave("")]);
+        let results = &body(&asked(&talk))["messages"][2]["content"];
+        assert_eq!(results[0]["content"], "The tool failed and gave no reason.", "{nothing:?}");
+        assert_eq!(results[1]["content"], "", "an answer may be empty");
+    }
+}
+
+#[test]
 fn results_that_are_no_array_are_shown_as_text() {
     let mut talk = talk(TOOL, r#"{"on_tool_use":"wait"}"#);
     push(&mut talk, reply("tool_use", TWO_CALLS));
