@@ -199,7 +199,7 @@ pub struct ApiError {
     pub message: String,
     /// `retry-after-ms`, else `retry-after` (seconds or date), at least 0, at most 1 h.
     pub retry_after: Option<Duration>,
-    /// `x-should-retry`, obeyed before our own opinion.
+    /// `x-should-retry`, obeyed before our own opinion of what is not about the moment alone.
     pub should_retry: Option<bool>,
 }
 
