@@ -19,6 +19,7 @@ pub mod tools;
 pub mod traces;
 pub mod vitals;
 
+mod checks;
 mod delays;
 mod drain;
 mod measured;
@@ -46,6 +47,7 @@ use crate::failpoint::failpoint;
 use crate::store::{AccountRow, Backlog, DEFAULT_PROFILE, Me, Store, StoreError, Wanted};
 
 use attempt::{Ended, Rein, Why, attempt};
+use checks::Checks;
 use counting::Counting;
 use gate::{Gates, Lane, Open, PaceSettings};
 use measured::Measured;
@@ -174,6 +176,7 @@ pub struct Mill {
     settings: Settings,
     models: Models,
     counting: Counting,
+    checks: Checks,
     gates: Gates,
     /// Whether the table `accounts` says which profiles and keys these are.
     accounts_told: AtomicBool,
@@ -308,6 +311,7 @@ pub async fn run(
         accounts_told: AtomicBool::new(false),
         store,
         counting: Counting::new(settings.curve),
+        checks: Checks::default(),
         models: Models::new(defaults),
         profiles,
         settings,

@@ -20,7 +20,9 @@ pub struct Event<'a> {
 
 /// A line or an event is larger than the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("an event of the stream is larger than {max} bytes (api.event_max_bytes)")]
+#[error(
+    "an event of the reply is larger than api.event_max_bytes = {max}: ask for less, or raise it in the configuration"
+)]
 pub struct TooLarge {
     /// The limit in bytes.
     pub max: usize,

@@ -60,7 +60,7 @@ pub struct Lease {
 pub struct Tally {
     /// Tries that count against `max_failures`.
     pub failures: i32,
-    /// Times it was put back without a failure.
+    /// Times in a row that it was put back without a failure.
     pub deferrals: i32,
     /// Process deaths in a row that it lived through without progress.
     pub crashes: i32,
@@ -71,6 +71,12 @@ impl Tally {
     pub const SUSPECT: i32 = 3;
     /// At so many it ends as `quarantined`: twice it was the only suspect in a process that died.
     pub const QUARANTINED: i32 = 5;
+
+    /// What counts from now on where a call was answered: what happened in a row is over.
+    #[must_use]
+    pub const fn after_answer(self) -> Self {
+        Self { deferrals: 0, ..self }
+    }
 
     /// Whether the job may be what ends the processes that it runs in.
     pub const fn is_suspect(self) -> bool {

@@ -159,8 +159,10 @@ pub enum Failure {
     Unsent(String),
     /// Sent, and then lost: nobody knows whether it was answered.
     Lost(Lost, String),
-    /// An answer came that is not a Messages reply: HTML with a 200, broken JSON, over a size cap.
+    /// An answer came that is not a Messages reply: HTML with a 200, broken JSON.
     Unreadable(String),
+    /// An answer came that is larger than we take, by a limit of the configuration that the sentence names.
+    TooLarge(String),
     /// The stream ended without a stop reason.
     Unended,
     /// We hung up ourselves: shutdown, cancel, a lost lease.
@@ -197,7 +199,7 @@ pub struct ApiError {
     pub message: String,
     /// `retry-after-ms`, else `retry-after` (seconds or date), at least 0, at most 1 h.
     pub retry_after: Option<Duration>,
-    /// `x-should-retry`, obeyed before our own opinion.
+    /// `x-should-retry`, obeyed before our own opinion of what is not about the moment alone.
     pub should_retry: Option<bool>,
 }
 

@@ -54,6 +54,8 @@ pub fn class(failure: &Failure, prefilled: bool) -> Class {
         Failure::Lost(Lost::Reset | Lost::FirstEvent | Lost::Idle | Lost::Total, _)
         | Failure::Unreadable(_)
         | Failure::Unended => Class::Sick { hint: None, costs: true },
+        // The next answer would be as large, and cost as much.
+        Failure::TooLarge(_) => Class::Job,
         Failure::Stopped => Class::Ours,
     }
 }
@@ -213,8 +215,8 @@ pub struct Circumstances {
     pub excused: bool,
     /// Whether the job itself names its model.
     pub model_named: bool,
-    /// Whether a suspect answer was found to be the key's fault by asking for free.
-    pub key_refused: bool,
+    /// Whose fault a suspect answer was found to be.
+    pub blame: Option<Blame>,
     /// A number in [0, 1), for the full jitter.
     pub dice: f64,
     /// The delay curve.
@@ -255,8 +257,11 @@ pub struct Decision {
     pub news: News,
 }
 
-/// A job deferred so often, while its gate flowed or by a failure of its own probe, starts to pay for it.
+/// A job deferred so often in a row, while its gate flowed or by a failure of its own probe, starts to pay
+/// for it. Rate limits never make it pay.
 pub const DEFERRALS_FREE: i32 = 30;
+/// So many rate limits in a row make the pauses grow: the curve of the defaults is at its top then.
+const LIMITS_COUNTED: i32 = 8;
 
 /// Decides what a failure means: one total match from the class to the job's and the gates' fate.
 pub fn decide(failure: &Failure, class: &Class, with: Circumstances) -> Decision {
@@ -265,11 +270,10 @@ pub fn decide(failure: &Failure, class: &Class, with: Circumstances) -> Decision
         Class::Model => untouched(with, failure, News::ModelMissing),
         Class::Prefill => Decision { job: Disposition::AskAgain, news: News::Nothing },
         Class::Account => untouched(with, failure, News::KeyBlocked(rest(failure))),
-        Class::Suspect if with.key_refused => untouched(with, failure, News::KeyBlocked(KEY_REST)),
-        Class::Job | Class::Suspect => end(failure, with.tally, News::Refused),
-        Class::Limit { hint, .. } | Class::Sick { hint, costs: false } => {
-            defer(with, *hint, failure, News::Nothing)
-        }
+        Class::Suspect => suspected(with, failure),
+        Class::Job => end(failure, with.tally, News::Refused),
+        Class::Limit { hint, .. } => hold_back(with, *hint, failure),
+        Class::Sick { hint, costs: false } => defer(with, *hint, failure, News::Nothing),
         // Counted: a job that breaks whatever answers it would else be its own model's probe for ever.
         Class::Sick { hint, costs: true } if with.excused => {
             defer(Circumstances { excused: false, ..with }, *hint, failure, News::Nothing)
@@ -289,7 +293,8 @@ fn rest(failure: &Failure) -> Duration {
     let spent = error.code.as_deref().is_some_and(|code| code.ends_with("_spend_limit_reached"))
         || error.message.starts_with("You have reached your specified");
     let rest = if spent { LIMIT_REST } else { KEY_REST };
-    error.retry_after.map_or(rest, |hint| hint.min(rest))
+    // A hint of no time at all would let each job of the backlog find out anew.
+    error.retry_after.map_or(rest, |hint| hint.max(rest).min(LIMIT_REST))
 }
 
 /// When the API says that a spent limit ends: `2026-12-01 at 00:00 UTC`. Nothing else of the message.
@@ -303,6 +308,54 @@ fn regained(error: &ApiError) -> Option<&str> {
     is_date.then_some(said)
 }
 
+/// Whose fault a 401, 402 or 403 without a known code is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The key's.
+    Key,
+    /// The job's own.
+    Job,
+    /// Nobody could find out; with the server's hint when to ask again.
+    Nobody(Option<Duration>),
+}
+
+/// Says what came of asking for free whether the key is good (`GET /v1/models`).
+pub fn blame(checked: &Result<(), Failure>) -> Blame {
+    match checked {
+        Ok(()) => Blame::Job,
+        Err(Failure::Api(error)) => match error.status {
+            401..=403 => Blame::Key,
+            // A server without such a list has nothing against the key, and there is no more to find out.
+            400 | 404 | 405 | 422 | 501 => Blame::Job,
+            _ => Blame::Nobody(error.retry_after),
+        },
+        Err(
+            Failure::Unsent(_)
+            | Failure::Lost(..)
+            | Failure::Unreadable(_)
+            | Failure::TooLarge(_)
+            | Failure::Unended
+            | Failure::Stopped,
+        ) => Blame::Nobody(None),
+    }
+}
+
+fn suspected(with: Circumstances, failure: &Failure) -> Decision {
+    match with.blame {
+        Some(Blame::Key) => untouched(with, failure, News::KeyBlocked(KEY_REST)),
+        Some(Blame::Job) | None => end(failure, with.tally, News::Refused),
+        // Counted, as what breaks a probe is: a server that never tells would else be asked for ever.
+        Some(Blame::Nobody(hint)) => {
+            let with = Circumstances { excused: false, ..with };
+            let mut decision = defer(with, hint, failure, News::Nothing);
+            if let Disposition::Back { reason, .. } = &mut decision.job {
+                reason.push_str(", and the API did not say whether the key is good");
+            }
+            decision
+        }
+    }
+}
+
 fn end(failure: &Failure, tally: Tally, news: News) -> Decision {
     Decision { job: Disposition::End { outcome: Outcome::Failed, fault: fault(failure), tally }, news }
 }
@@ -310,6 +363,16 @@ fn end(failure: &Failure, tally: Tally, news: News) -> Decision {
 fn untouched(with: Circumstances, failure: &Failure, news: News) -> Decision {
     let reason = reason(failure);
     Decision { job: Disposition::Back { delay: None, tally: with.tally, reason }, news }
+}
+
+/// Puts it back for a rate limit, however often: the job has nothing to do with it. The counter of
+/// deferrals grows no further than the curve does, so that an overload later on is free as well.
+fn hold_back(with: Circumstances, hint: Option<Duration>, failure: &Failure) -> Decision {
+    let mut tally = with.tally;
+    if !with.excused {
+        tally.deferrals = tally.deferrals.max(LIMITS_COUNTED.min(tally.deferrals.saturating_add(1)));
+    }
+    back(with, tally, hint, failure)
 }
 
 fn defer(with: Circumstances, hint: Option<Duration>, failure: &Failure, news: News) -> Decision {
@@ -320,8 +383,13 @@ fn defer(with: Circumstances, hint: Option<Duration>, failure: &Failure, news: N
             return Decision { news, ..charge(Circumstances { tally, ..with }, hint, failure) };
         }
     }
+    Decision { news, ..back(with, tally, hint, failure) }
+}
+
+fn back(with: Circumstances, tally: Tally, hint: Option<Duration>, failure: &Failure) -> Decision {
     let delay = with.curve.delay(tally.failures + tally.deferrals.min(DEFERRALS_FREE) - 1, hint, with.dice);
-    Decision { job: Disposition::Back { delay: Some(delay), tally, reason: reason(failure) }, news }
+    let job = Disposition::Back { delay: Some(delay), tally, reason: reason(failure) };
+    Decision { job, news: News::Nothing }
 }
 
 fn charge(with: Circumstances, hint: Option<Duration>, failure: &Failure) -> Decision {
@@ -372,6 +440,7 @@ pub fn fault(failure: &Failure) -> Fault {
         Failure::Unsent(why) => Fault::new("connection", Some("unsent"), why.clone()),
         Failure::Lost(lost, why) => Fault::new("connection", Some(lost_code(*lost)), why.clone()),
         Failure::Unreadable(why) => Fault::new("invalid_response", None, why.clone()),
+        Failure::TooLarge(why) => Fault::new("response_too_large", None, why.clone()),
         Failure::Unended => {
             Fault::new("stream_cut", None, "the stream ended before the answer did: no stop reason came")
         }

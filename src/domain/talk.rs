@@ -231,6 +231,11 @@ impl Talk {
         }
     }
 
+    /// Whether the next call is to make a cut answer whole.
+    pub fn mends(&self) -> bool {
+        matches!(self.state, State::Asking(Next::Continue | Next::Resume | Next::Regenerate))
+    }
+
     /// Whether the text of a lost stream could be gone on with: plain text, by a policy that wants it.
     pub fn is_resumable(&self) -> bool {
         let job = &self.job;
@@ -317,7 +322,7 @@ impl Talk {
                 "repetition",
                 "the model said again what it had said: the answer is cut there",
             );
-        } else if joined.silent && self.how == How::Anchor && ends_turn(stop) {
+        } else if joined.silent && self.ends_too_soon(stop) {
             self.end_truncated(
                 "no_progress",
                 "the model was asked to go on with the cut answer and said nothing",
@@ -328,6 +333,15 @@ impl Talk {
             return false;
         }
         true
+    }
+
+    /// Whether a continuation that said nothing may not end the answer: no half is taken for the whole. A
+    /// prefilled one that meets a stop sequence at once has found the end.
+    fn ends_too_soon(&self, stop: Option<&StopReason>) -> bool {
+        matches!(
+            (stop, self.how),
+            (Some(StopReason::EndTurn), _) | (Some(StopReason::StopSequence), How::Anchor)
+        )
     }
 
     /// What a stop reason means: one total match.
@@ -342,6 +356,9 @@ impl Talk {
             Some(StopReason::EndTurn | StopReason::StopSequence) if self.turn.is_answer() => self.conclude(),
             Some(StopReason::EndTurn) if !self.nudged => {
                 self.nudged = true;
+                if self.turn.used_tools() {
+                    self.past.extend_from_slice(self.turn.spoken());
+                }
                 self.past.push(Spoken::User(user_message(NUDGE)));
                 self.ask(Next::Nudge);
             }
@@ -434,6 +451,9 @@ impl Talk {
         self.room = self.room.min(self.job.max_tokens_ceiling);
         self.how = how_of(&self.job);
         self.past.iter_mut().for_each(Spoken::forget_thinking);
+        // Whatever becomes of the other model's answer, what was refused is none.
+        self.turn = Turn::default();
+        self.said = 0;
         self.ask(Next::Fallback);
     }
 
@@ -537,10 +557,6 @@ impl Talk {
 /// How a cut answer of a job is gone on with, as long as the model does not refuse it.
 const fn how_of(job: &Job) -> How {
     if job.prefill { How::Prefill } else { How::Anchor }
-}
-
-fn ends_turn(stop: Option<&StopReason>) -> bool {
-    matches!(stop, Some(StopReason::EndTurn | StopReason::StopSequence))
 }
 
 fn is_json(text: &str) -> bool {

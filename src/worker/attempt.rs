@@ -22,7 +22,7 @@ use crate::domain::job::{Claimed, Job, Lease, OnContextOverflow, OnToolUse, Tall
 use crate::domain::ledger::{Answer, Back, Call, CallKind, Release, Settlement};
 use crate::domain::outcome::{Failure, Fault, Outcome};
 use crate::domain::reply::Block;
-use crate::domain::retry::{self, Circumstances, Class, Disposition, News};
+use crate::domain::retry::{self, Blame, Circumstances, Class, Disposition, News};
 use crate::domain::talk::{Request, Step, Talk, Verdict};
 use crate::domain::tool::{Asked, PastTool};
 use crate::failpoint::failpoint;
@@ -98,7 +98,7 @@ type Pending = Option<Call>;
 /// Takes one claimed job to its end.
 pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
     let lease = claimed.lease;
-    let tally = claimed.tally;
+    let mut tally = claimed.tally;
     let (mut talk, lane_model) = match begin(mill, &claimed) {
         Ok(begun) => begun,
         Err(answer) => return settle(mill, lease, *answer, None).await,
@@ -154,6 +154,7 @@ pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
         match exchange.end {
             Ok(()) => {
                 permit.accept(call.usage, Instant::now());
+                tally = tally.after_answer();
                 failpoint!("push", lease.job);
                 call.request = talk.push(exchange.reply, lease.claim, seq).or(call.request);
                 pending = Some(call);
@@ -163,11 +164,13 @@ pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
                 let class = retry::class(&failure, request.prefilled);
                 let spent = retry::spent(&failure, &class, call.usage, permit.has_begun());
                 permit.spent(spent, Instant::now());
-                if talk.job().policy.on_context_overflow == OnContextOverflow::DropOldest
+                let drops = talk.job().policy.on_context_overflow == OnContextOverflow::DropOldest;
+                if (drops || talk.mends())
                     && let Some(TooLong { tokens, maximum }) = too_long(&failure)
                 {
                     permit.accept(call.usage, Instant::now());
-                    talk.measured(tokens, maximum);
+                    // It was refused, whatever the numbers say: the same is not asked again.
+                    talk.measured(tokens.max(maximum.saturating_add(1)), maximum);
                     pending = Some(call);
                     continue;
                 }
@@ -355,7 +358,7 @@ async fn judge(
         let reason = format!("{}, and the key is another one now", retry::reason(failure));
         return Disposition::Back { delay: None, tally, reason };
     }
-    let key_refused = *class == Class::Suspect && key_is_refused(mill, job).await;
+    let blame = if *class == Class::Suspect { Some(blame(mill, job, &permit).await) } else { None };
     let now = Instant::now();
     let probe = permit.is_probe();
     let reason = retry::reason(failure);
@@ -373,7 +376,7 @@ async fn judge(
             failures_max: job.policy.max_failures,
             excused,
             model_named: job.model_named,
-            key_refused,
+            blame,
             dice: fastrand::f64(),
             curve: mill.settings.curve,
         },
@@ -409,12 +412,14 @@ fn key_is_another(mill: &Mill, job: &Job, key: &str) -> bool {
     mill.claude(job).fingerprint() != key
 }
 
-/// Whether a 401, 402 or 403 is the key's fault: the API is asked for free; a job that a good key
-/// does not help is at fault itself, until several are.
-async fn key_is_refused(mill: &Mill, job: &Job) -> bool {
-    match mill.claude(job).check().await {
-        Err(Failure::Api(error)) if matches!(error.status, 401..=403) => true,
-        _ => mill.gates.suspect(job),
+/// Whose fault a 401, 402 or 403 is: the API is asked for free; a job that a good key does not help is at
+/// fault itself, until several are.
+async fn blame(mill: &Mill, job: &Job, permit: &Permit<'_>) -> Blame {
+    match mill.checks.blame(permit.key(), mill.claude(job)).await {
+        Blame::Job if mill.gates.suspect(job) => Blame::Key,
+        // It blocked for a reason, and nothing says that this has gone: the next job would probe at once.
+        Blame::Nobody(_) if permit.probes_key() => Blame::Key,
+        blame => blame,
     }
 }
 

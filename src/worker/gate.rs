@@ -588,6 +588,11 @@ impl Permit<'_> {
         &self.key
     }
 
+    /// Whether this call is to find out whether the key may be used again.
+    pub fn probes_key(&self) -> bool {
+        self.probe(&Scope::Key(self.key.clone())).is_some()
+    }
+
     fn probe(&self, scope: &Scope) -> Option<u64> {
         self.probes.iter().find(|(mine, _)| mine == scope).map(|(_, number)| *number)
     }

@@ -260,6 +260,7 @@ impl Meters {
             | Failure::Unsent(_)
             | Failure::Lost(Lost::Reset, _)
             | Failure::Unreadable(_)
+            | Failure::TooLarge(_)
             | Failure::Unended => "cut",
         };
         self.wasted.add(cause, kinds(usage).into_iter().map(|(_, tokens)| tokens).sum());

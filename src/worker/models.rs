@@ -140,7 +140,11 @@ fn lists_none(failure: &Failure) -> bool {
     match failure {
         Failure::Api(error) => matches!(error.status, 400 | 404 | 405 | 422 | 501),
         Failure::Unreadable(_) => true,
-        Failure::Unsent(_) | Failure::Lost(..) | Failure::Unended | Failure::Stopped => false,
+        Failure::Unsent(_)
+        | Failure::Lost(..)
+        | Failure::TooLarge(_)
+        | Failure::Unended
+        | Failure::Stopped => false,
     }
 }
 

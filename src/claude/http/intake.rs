@@ -62,8 +62,8 @@ impl Intake {
         self.taken += chunk.len();
         if self.taken > self.sizes.response_max {
             let max = self.sizes.response_max;
-            return Err(Failure::Unreadable(format!(
-                "the reply is larger than {max} bytes (api.response_max_bytes)"
+            return Err(Failure::TooLarge(format!(
+                "the reply is larger than api.response_max_bytes = {max}: ask for less, or raise it in the configuration"
             )));
         }
         if let Body::Unknown(head) = &mut self.body {
@@ -152,7 +152,7 @@ impl Intake {
             let event = match parser.read(&mut chunk) {
                 Ok(Some(event)) => event,
                 Ok(None) => return Ok(Progress::More),
-                Err(too_large) => return Err(Failure::Unreadable(too_large.to_string())),
+                Err(too_large) => return Err(Failure::TooLarge(too_large.to_string())),
             };
             self.first_event = true;
             let seen = self.fold.event(event.name, event.data);

@@ -175,7 +175,7 @@ impl Credentials {
             Failure::Unsent(message) => Failure::Unsent(self.hide(message)),
             Failure::Lost(lost, message) => Failure::Lost(lost, self.hide(message)),
             Failure::Unreadable(message) => Failure::Unreadable(self.hide(message)),
-            Failure::Unended | Failure::Stopped => failure,
+            Failure::TooLarge(_) | Failure::Unended | Failure::Stopped => failure,
         }
     }
 

@@ -152,20 +152,7 @@ impl Job {
         params.shift_remove("stream");
         check_fields(&params, defaults)?;
 
-        let own_model = match params.shift_remove("model") {
-            Some(raw) => Some(text("params.model", raw)?),
-            None => claimed.model.clone(),
-        };
-        let model_named = own_model.is_some();
-        let model =
-            own_model.or_else(|| claimed.queue_model.clone()).unwrap_or_else(|| defaults.model.clone());
-        if model.trim().is_empty() {
-            return Err(Invalid::new(
-                "model",
-                "wrong_value",
-                "model is empty: name one, or leave it NULL for the default",
-            ));
-        }
+        let (model, model_named) = model_of(claimed, &mut params, defaults)?;
         let facts = defaults.facts(&model);
         let own_room = match params.shift_remove("max_tokens") {
             Some(raw) => Some(room(raw)?),
@@ -211,11 +198,7 @@ impl Job {
         let thinking = has("thinking");
         // Text that speaks of it has its quotes escaped.
         let caches = claimed.params.as_deref().is_some_and(|params| params.contains("\"cache_control\""));
-        let fallback = policy.fallback_model.clone().filter(|other| *other != model);
-        let fallback = fallback.map(|other| {
-            let facts = defaults.facts(&other);
-            (other, facts)
-        });
+        let fallback = fallback_of(&policy, &model, defaults)?;
         let job = Self {
             lease: claimed.lease,
             queue: claimed.queue.clone(),
@@ -282,6 +265,49 @@ impl Job {
 /// A size for people. With three digits behind the point: what is a little too large must not look equal.
 fn mib(bytes: usize) -> String {
     format!("{:.3} MiB", bytes as f64 / (1024.0 * 1024.0))
+}
+
+/// The model to ask, and whether the job itself names it.
+fn model_of(
+    claimed: &Claimed,
+    params: &mut IndexMap<String, &RawValue>,
+    defaults: &Defaults,
+) -> Result<(String, bool), Invalid> {
+    let (path, named, model) = match (params.shift_remove("model"), &claimed.model, &claimed.queue_model) {
+        (Some(raw), _, _) => ("params.model", true, text("params.model", raw)?),
+        (None, Some(model), _) => ("model", true, model.clone()),
+        (None, None, Some(model)) => ("queues.model", false, model.clone()),
+        (None, None, None) => ("defaults.model", false, defaults.model.clone()),
+    };
+    if model.trim().is_empty() {
+        let why = "model is empty: name one, or leave it NULL for the default";
+        return Err(Invalid::new("model", "wrong_value", why));
+    }
+    check_name(path, &model)?;
+    Ok((model, named))
+}
+
+/// The model that is asked once after a refusal, with what it can do; no model is its own.
+fn fallback_of(
+    policy: &Policy,
+    model: &str,
+    defaults: &Defaults,
+) -> Result<Option<(String, ModelFacts)>, Invalid> {
+    let Some(other) = policy.fallback_model.clone().filter(|other| other != model) else { return Ok(None) };
+    check_name("policy.fallback_model", &other)?;
+    let facts = defaults.facts(&other);
+    Ok(Some((other, facts)))
+}
+
+/// Refuses a model's name that would be more than a name where it is shown: in logs, on terminals.
+fn check_name(path: &str, model: &str) -> Result<(), Invalid> {
+    if model.chars().any(char::is_control) {
+        let why = format!(
+            "{path} holds control characters (a line break, a tab, an escape): no model is called so"
+        );
+        return Err(Invalid::new(path, "wrong_value", why));
+    }
+    Ok(())
 }
 
 /// The policy of a row over its queue's over the configured one, and where its schema was said.
@@ -557,6 +583,25 @@ mod tests {
         assert!(!job.model_named);
         assert_eq!(job.max_tokens, 128_000);
         assert_eq!(job.messages[0].get(), r#"{"role":"user","content":"Say hello"}"#);
+    }
+
+    #[test]
+    fn a_models_name_with_a_control_character_is_refused_and_its_place_is_named() {
+        let refused = |row: &Claimed, path: &str| {
+            let invalid = Job::read(row, &defaults()).expect_err("no model is called so");
+            assert_eq!((invalid.path.as_str(), invalid.code), (path, "wrong_value"));
+            assert!(invalid.why.starts_with(&format!("{path} holds control characters")), "{}", invalid.why);
+        };
+        for name in ["m\n", "m\u{1b}[2J", "m\0", "m\u{85}"] {
+            let json = serde_json::json!({ "model": name }).to_string();
+            refused(&Claimed { params: Some(json.as_str().into()), ..claimed() }, "params.model");
+            refused(&Claimed { model: Some(name.into()), ..claimed() }, "model");
+            refused(&Claimed { queue_model: Some(name.into()), ..claimed() }, "queues.model");
+            let policy = serde_json::json!({ "fallback_model": name }).to_string();
+            refused(&Claimed { policy: Some(policy), ..claimed() }, "policy.fallback_model");
+        }
+        let odd = Claimed { model: Some("vendor/m 1.5:latest é".into()), ..claimed() };
+        assert!(Job::read(&odd, &defaults()).is_ok());
     }
 
     #[test]

@@ -25,7 +25,7 @@ fn with() -> Circumstances {
         failures_max: 5,
         excused: false,
         model_named: false,
-        key_refused: false,
+        blame: None,
         dice: 1.0,
         curve: curve(),
     }
@@ -97,7 +97,19 @@ fn each_error_of_the_api_has_its_class() {
     }
     assert_eq!(class(&Failure::Unended, false), COSTS);
     assert_eq!(class(&Failure::Unreadable("html".into()), false), COSTS);
+    assert_eq!(class(&Failure::TooLarge("api.event_max_bytes".into()), false), Class::Job);
     assert_eq!(class(&Failure::Stopped, false), Class::Ours);
+}
+
+#[test]
+fn an_answer_larger_than_we_take_ends_the_job_and_is_no_sickness_of_the_provider() {
+    let failure = Failure::TooLarge("the reply is larger than api.response_max_bytes = 5".into());
+    assert_eq!(class(&failure, false).health(), Some(Health::Well));
+    let Disposition::End { outcome, fault, .. } = decided(&failure, with()).job else {
+        panic!("the next answer would be as large")
+    };
+    assert_eq!((outcome, fault.kind.as_str()), (Outcome::Failed, "response_too_large"));
+    assert!(fault.message.contains("api.response_max_bytes = 5"), "{}", fault.message);
 }
 
 #[test]
@@ -149,13 +161,62 @@ fn limits_overload_and_lost_connections_cost_no_failure() {
         };
         assert_eq!((tally.failures, tally.deferrals), (4, 1), "{failure:?}");
     }
+    for code in [None, Some("ramp_limit_exceeded"), Some("a_code_of_tomorrow")] {
+        let limit = api(429, "rate_limit_error", code, "");
+        let mut at = with();
+        at.tally.failures = 4;
+        for nth in 1..=100 {
+            let Disposition::Back { tally, .. } = decided(&limit, at).job else {
+                panic!("the {nth}th {code:?} ended the job")
+            };
+            assert_eq!(tally.failures, 4, "the {nth}th {code:?}");
+            at.tally = tally;
+        }
+        let overload = decided(&api(529, "overloaded_error", None, ""), at);
+        let Disposition::Back { tally, .. } = overload.job else { panic!("an overload behind {code:?}") };
+        assert_eq!(tally.failures, 4, "limits are no part of what is paid for later");
+    }
+}
+
+#[test]
+fn rate_limits_in_a_row_are_waited_for_ever_longer() {
+    let limit = api(429, "rate_limit_error", None, "");
+    let mut at = with();
+    let mut waited = Vec::new();
+    for _ in 0..10 {
+        let Disposition::Back { tally, delay, .. } = decided(&limit, at).job else { panic!("ended") };
+        waited.push(delay.expect("a pause").as_secs());
+        at.tally = tally;
+    }
+    assert_eq!(waited, [1, 2, 4, 8, 16, 32, 64, 120, 120, 120]);
+    at.tally = at.tally.after_answer();
+    let Disposition::Back { delay, .. } = decided(&limit, at).job else { panic!("ended") };
+    assert_eq!(delay, Some(Duration::from_secs(1)), "an answer ends the row");
+}
+
+#[test]
+fn an_answer_between_makes_deferrals_no_row() {
+    let overload = api(529, "overloaded_error", None, "");
+    let mut at = with();
+    at.tally.failures = 4;
+    for nth in 1..=200 {
+        if nth % DEFERRALS_FREE == 0 {
+            at.tally = at.tally.after_answer();
+        }
+        let Disposition::Back { tally, .. } = decided(&overload, at).job else { panic!("the {nth}th paid") };
+        assert_eq!(tally.failures, 4, "an answer forgives deferrals, and no failure");
+        at.tally = tally;
+    }
 }
 
 #[test]
 fn a_job_deferred_thirty_times_starts_to_pay() {
     let failure = api(529, "overloaded_error", None, "");
     let mut at = with();
-    at.tally.deferrals = DEFERRALS_FREE;
+    at.tally.deferrals = DEFERRALS_FREE - 1;
+    let Disposition::Back { tally, .. } = decided(&failure, at).job else { panic!("the thirtieth is free") };
+    assert_eq!((tally.failures, tally.deferrals), (0, DEFERRALS_FREE));
+    at.tally = tally;
     let Disposition::Back { tally, .. } = decided(&failure, at).job else {
         panic!("one failure is not the end")
     };
@@ -201,10 +262,52 @@ fn shutdown_costs_no_failure() {
 fn one_jobs_forbidden_wish_does_not_block_the_key() {
     let failure = api(403, "permission_error", None, "not for you");
     assert_eq!(decided(&failure, with()).news, News::Refused);
-    assert_eq!(
-        decided(&failure, Circumstances { key_refused: true, ..with() }).news,
-        News::KeyBlocked(KEY_REST)
-    );
+    let blamed = |blame| decided(&failure, Circumstances { blame: Some(blame), ..with() });
+    assert_eq!(blamed(Blame::Job).news, News::Refused);
+    assert_eq!(blamed(Blame::Key).news, News::KeyBlocked(KEY_REST));
+}
+
+#[test]
+fn only_a_check_that_says_something_puts_the_blame_on_anybody() {
+    let said = |status: u16| blame(&Err(api(status, "", None, "")));
+    assert_eq!(blame(&Ok(())), Blame::Job);
+    assert_eq!([401, 402, 403].map(said), [Blame::Key; 3]);
+    assert_eq!([400, 404, 405, 422, 501].map(said), [Blame::Job; 5], "no such list, so the key is taken");
+    assert_eq!([408, 429, 500, 502, 503, 529].map(said), [Blame::Nobody(None); 6]);
+    for failure in [
+        Failure::Unsent("dns".into()),
+        Failure::Lost(Lost::Reset, String::new()),
+        Failure::Lost(Lost::FirstEvent, String::new()),
+        Failure::Unreadable("<html>".into()),
+        Failure::Unended,
+    ] {
+        assert_eq!(blame(&Err(failure.clone())), Blame::Nobody(None), "{failure:?}");
+    }
+    let hint = Some(Duration::from_secs(7));
+    let limited = ApiError { status: 429, retry_after: hint, ..ApiError::default() };
+    assert_eq!(blame(&Err(Failure::Api(limited))), Blame::Nobody(hint));
+}
+
+#[test]
+fn a_job_that_nobody_found_at_fault_goes_back_and_does_not_go_back_for_ever() {
+    let failure = api(403, "permission_error", None, "not for you");
+    let mut at = with();
+    at.blame = Some(Blame::Nobody(Some(Duration::from_secs(7))));
+    let decision = decided(&failure, at);
+    assert_eq!(decision.news, News::Nothing, "neither the key's gate nor the batch's");
+    let Disposition::Back { delay, tally, reason } = decision.job else { panic!("nobody knows") };
+    assert_eq!((tally.failures, tally.deferrals), (0, 1));
+    assert!(reason.ends_with("(403), and the API did not say whether the key is good"), "{reason}");
+    assert_eq!(delay, Some(Duration::from_secs(8)), "not before the check may be made again");
+    at.excused = true;
+    let tries = (1..1000).find(|_| match decided(&failure, at).job {
+        Disposition::Back { tally, .. } => {
+            at.tally = tally;
+            false
+        }
+        _ => true,
+    });
+    assert_eq!(tries, Some(DEFERRALS_FREE + at.failures_max), "a server that never tells");
 }
 
 #[test]
@@ -290,6 +393,23 @@ fn a_spent_limit_rests_longer_and_says_when_the_api_says_that_it_ends() {
     let odd =
         "You have reached your specified API usage limits. You will regain access on <my prompt> at once!!!!";
     assert!(!reason(&api(400, "invalid_request_error", None, odd)).contains("prompt"));
+}
+
+#[test]
+fn a_hint_makes_a_keys_rest_longer_and_never_shorter() {
+    let blocked = |code: Option<&str>, message: &str, hint: u64| {
+        let Failure::Api(error) = api(400, "invalid_request_error", code, message) else { unreachable!() };
+        let hint = Some(Duration::from_secs(hint));
+        match decided(&Failure::Api(ApiError { retry_after: hint, ..error }), with()).news {
+            News::KeyBlocked(rest) => rest,
+            news => panic!("{news:?}"),
+        }
+    };
+    let credit = "Your credit balance is too low to access the Anthropic API.";
+    assert_eq!(blocked(None, credit, 0), KEY_REST);
+    assert_eq!(blocked(None, credit, 1200), Duration::from_mins(20));
+    assert_eq!(blocked(None, credit, 100_000), LIMIT_REST, "somebody may have acted long before");
+    assert_eq!(blocked(Some("enforced_spend_limit_reached"), "", 1), LIMIT_REST);
 }
 
 #[test]

@@ -62,6 +62,9 @@ pub fn results_message(asked: &Asked, results: &[ToolResult]) -> Box<RawValue> {
         .map(|(call, result)| {
             let id = json_string(&call.call_id);
             let content = match &result.content {
+                _ if result.is_error && is_empty(&result.content) => {
+                    json_string(SILENT_ERROR).get().to_owned()
+                }
                 ToolContent::Blocks(json) if is_array(json) => json.clone(),
                 ToolContent::Text(text) | ToolContent::Blocks(text) => json_string(text).get().to_owned(),
             };
@@ -73,6 +76,18 @@ pub fn results_message(asked: &Asked, results: &[ToolResult]) -> Box<RawValue> {
         })
         .collect();
     message("user", &format!("[{}]", blocks.join(",")))
+}
+
+/// What is sent of an error that says nothing: the API refuses empty ones.
+const SILENT_ERROR: &str = "The tool failed and gave no reason.";
+
+fn is_empty(content: &ToolContent) -> bool {
+    match content {
+        ToolContent::Text(text) => text.trim().is_empty(),
+        ToolContent::Blocks(json) => {
+            serde_json::from_str::<Vec<serde::de::IgnoredAny>>(json).is_ok_and(|blocks| blocks.is_empty())
+        }
+    }
 }
 
 fn is_array(json: &str) -> bool {

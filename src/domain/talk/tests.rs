@@ -98,6 +98,7 @@ fn each_stop_reason_has_its_outcome_and_only_an_answer_is_complete() {
         ("refusal", "[]", Outcome::Refused),
         ("model_context_window_exceeded", text, Outcome::Truncated),
         ("stop_sequence", "[]", Outcome::Empty),
+        ("stop_sequence", SEARCHED, Outcome::Empty),
         ("compaction", text, Outcome::Unreviewed),
         ("a_word_of_tomorrow", text, Outcome::Unreviewed),
     ] {
@@ -145,6 +146,57 @@ fn an_empty_answer_is_nudged_once() {
     assert_eq!(body(&request)["messages"][1]["content"], NUDGE);
     push(&mut talk, reply("end_turn", r#"[{"type":"text","text":""}]"#));
     assert_eq!(ended(&talk).outcome, Outcome::Empty);
+}
+
+/// A tool of the API was called and has answered, and nothing was said of it.
+const SEARCHED: &str = r#"[{"type":"thinking","thinking":"hm","signature":"s"},{"type":"server_tool_use","id":"v","name":"web_search","input":{}},
+    {"type":"web_search_tool_result","tool_use_id":"v","content":[]}]"#;
+const SEARCHES: &str = r#"[{"type":"server_tool_use","id":"v","name":"web_search","input":{}}]"#;
+
+#[test]
+fn what_the_model_did_to_find_an_answer_is_none() {
+    let container = r#"[{"type":"bash_code_execution_tool_result","tool_use_id":"v"},{"type":"mcp_tool_use","id":"w"},{"type":"mcp_tool_result"}]"#;
+    let marks = r#"[{"type":"compaction","content":"so far"},{"type":"fallback"}]"#;
+    for silence in [SEARCHED, SEARCHES, container, marks] {
+        let mut talk = talk("{}", "{}");
+        push(&mut talk, reply("end_turn", silence));
+        assert_eq!(asked(&talk).kind, CallKind::Nudge, "{silence}");
+        let mut spoke = talk.clone();
+        push(&mut spoke, said("end_turn", "Found."));
+        let answer = ended(&spoke);
+        assert_eq!((answer.outcome, answer.text.as_deref()), (Outcome::Complete, Some("Found.")));
+        push(&mut talk, reply("end_turn", silence));
+        let answer = ended(&talk);
+        assert_eq!((answer.outcome, answer.text), (Outcome::Empty, None), "{silence}");
+    }
+    let mut unknown = talk("{}", "{}");
+    push(&mut unknown, reply("end_turn", r#"[{"type":"hologram"}]"#));
+    assert_eq!(ended(&unknown).outcome, Outcome::Complete, "what nobody knows may well be an answer");
+}
+
+#[test]
+fn what_was_found_is_sent_back_with_the_nudge_and_a_call_without_its_result_is_not() {
+    let messages = |talk: &Talk| body(&asked(talk))["messages"].as_array().expect("messages").clone();
+    let mut found = talk("{}", "{}");
+    push(&mut found, reply("end_turn", SEARCHED));
+    let sent = messages(&found);
+    assert_eq!(sent.len(), 3);
+    assert_eq!(sent[1]["content"], serde_json::from_str::<serde_json::Value>(SEARCHED).unwrap());
+    assert_eq!(sent[2]["content"], NUDGE);
+
+    let mut lost = talk("{}", "{}");
+    push(&mut lost, reply("pause_turn", SEARCHES));
+    push(&mut lost, reply("end_turn", "[]"));
+    assert_eq!(asked(&lost).kind, CallKind::Nudge);
+    assert_eq!(messages(&lost).len(), 2, "the API refuses a call that has no result");
+
+    let mut paused = talk("{}", "{}");
+    push(&mut paused, reply("pause_turn", SEARCHED));
+    push(&mut paused, reply("end_turn", "[]"));
+    assert_eq!(asked(&paused).kind, CallKind::Nudge);
+    assert_eq!(messages(&paused).len(), 3);
+    push(&mut paused, reply("end_turn", "[]"));
+    assert_eq!(ended(&paused).outcome, Outcome::Empty);
 }
 
 #[test]
@@ -406,6 +458,28 @@ fn a_model_that_says_nothing_to_a_cut_answer_has_not_finished_it() {
     assert_eq!(ended(&talk).outcome, Outcome::Complete, "the anchor alone says that nothing was missing");
 }
 
+fn prefilled(rows: &[PastCall]) -> Talk {
+    Talk::resume(Job { prefill: true, ..job("{}", "{}") }, rows, &[], Instant::now())
+}
+
+#[test]
+fn a_prefilled_model_that_says_nothing_has_not_finished_a_cut_answer_either() {
+    let silences = [reply("end_turn", "[]"), said("end_turn", " \n"), reply("end_turn", "[]")];
+    let lost = [past(1, "ask", None, &prose(600), Some("lost"))];
+    let mut cut = prefilled(&[]);
+    push(&mut cut, said("max_tokens", &prose(300)));
+    for (at, mut talk) in [cut.clone(), cut.clone(), prefilled(&lost)].into_iter().enumerate() {
+        assert!(asked(&talk).prefilled);
+        push(&mut talk, silences[at].clone());
+        let answer = ended(&talk);
+        assert_eq!(answer.outcome, Outcome::Truncated, "{at}");
+        assert_eq!(answer.fault.and_then(|fault| fault.code).as_deref(), Some("no_progress"));
+        assert!(answer.text.is_some_and(|text| text.starts_with("word0 ")), "what was said is kept");
+    }
+    push(&mut cut, reply("stop_sequence", "[]"));
+    assert_eq!(ended(&cut).outcome, Outcome::Complete, "the stop sequence came where the answer was cut");
+}
+
 #[test]
 fn structured_output_that_is_not_json_is_not_complete() {
     let params = r#"{"output_config":{"format":{"type":"json_schema","schema":{}}}}"#;
@@ -509,6 +583,20 @@ fn a_thought_that_was_cut_is_not_sent_back_and_a_whole_one_is() {
 }
 
 #[test]
+fn an_error_that_says_nothing_is_sent_with_a_sentence() {
+    for nothing in
+        [ToolContent::Text(String::new()), ToolContent::Text(" \n".into()), ToolContent::Blocks("[]".into())]
+    {
+        let mut talk = talk(TOOL, r#"{"on_tool_use":"wait"}"#);
+        push(&mut talk, reply("tool_use", TWO_CALLS));
+        talk.answer_tools(&[ToolResult { content: nothing.clone(), is_error: true }, gave("")]);
+        let results = &body(&asked(&talk))["messages"][2]["content"];
+        assert_eq!(results[0]["content"], "The tool failed and gave no reason.", "{nothing:?}");
+        assert_eq!(results[1]["content"], "", "an answer may be empty");
+    }
+}
+
+#[test]
 fn results_that_are_no_array_are_shown_as_text() {
     let mut talk = talk(TOOL, r#"{"on_tool_use":"wait"}"#);
     push(&mut talk, reply("tool_use", TWO_CALLS));
@@ -581,6 +669,17 @@ fn a_refusal_is_taken_to_the_fallback_model_once_and_without_foreign_thoughts() 
     assert_eq!((answer.outcome, answer.model.as_deref()), (Outcome::Complete, Some("other")));
     push(&mut talk, said("refusal", ""));
     assert_eq!(ended(&talk).outcome, Outcome::Refused);
+}
+
+#[test]
+fn what_was_refused_is_no_answer_when_the_fallback_fails_too() {
+    let mut talk = talk("{}", r#"{"fallback_model":"other"}"#);
+    push(&mut talk, said("refusal", "I was about to"));
+    let failed = talk.answer(Verdict { outcome: Outcome::Failed, fault: None }, Tally::default());
+    let cancelled = talk.interrupted(Vec::new(), Tally::default());
+    for answer in [failed, cancelled] {
+        assert_eq!((answer.text, answer.content), (None, None), "{}", answer.outcome);
+    }
 }
 
 #[test]
@@ -661,6 +760,48 @@ fn an_input_too_long_is_invalid_with_both_numbers() {
     let why = answer.fault.expect("says why").message;
     assert!(why.contains("1001 tokens") && why.contains("1000"), "{why}");
     asked(&measured("{}", TURNS, &[1000]));
+}
+
+#[test]
+fn a_cut_answer_that_no_longer_fits_with_its_text_is_truncated_and_not_lost() {
+    let cut = prose(300);
+    for (policy, stop, kind) in [
+        ("{}", "max_tokens", CallKind::Continue),
+        (r#"{"on_max_tokens":"regenerate"}"#, "max_tokens", CallKind::Regenerate),
+        (r#"{"on_context_overflow":"drop_oldest"}"#, "max_tokens", CallKind::Continue),
+    ] {
+        let mut talk = measured(policy, "{}", &[900]);
+        push(&mut talk, said(stop, &cut));
+        assert_eq!(asked(&talk).kind, kind);
+        assert!(talk.mends());
+        talk.measured(1001, 1000);
+        let answer = ended(&talk);
+        assert_eq!((answer.outcome, answer.text.as_deref()), (Outcome::Truncated, Some(cut.as_str())));
+        let fault = answer.fault.expect("says why");
+        assert_eq!((fault.kind.as_str(), fault.code.as_deref()), ("truncated", Some("context_window")));
+        assert!(fault.message.contains("1001 tokens") && fault.message.contains("1000"), "{fault:?}");
+    }
+    let lost = [past(1, "ask", None, &prose(600), Some("lost"))];
+    let mut talk = Talk::resume(job("{}", "{}"), &lost, &[], Instant::now());
+    assert_eq!(asked(&talk).kind, CallKind::Resume);
+    talk.measured(1001, 1000);
+    assert_eq!(ended(&talk).text, Some(prose(600)));
+}
+
+#[test]
+fn a_first_call_or_a_turn_with_tools_that_does_not_fit_is_no_cut_answer() {
+    let mut talk = measured("{}", "{}", &[900]);
+    assert!(!talk.mends());
+    talk.count(Usage::default(), None, Instant::now());
+    talk.measured(1001, 1000);
+    assert_eq!(ended(&talk).outcome, Outcome::Failed);
+    let mut talk = measured(r#"{"on_tool_use":"wait"}"#, TOOL, &[900]);
+    push(&mut talk, reply("tool_use", TWO_CALLS));
+    talk.answer_tools(&[gave("1"), gave("2")]);
+    assert!(!talk.mends());
+    talk.count(Usage::default(), None, Instant::now());
+    talk.measured(1001, 1000);
+    assert_eq!(ended(&talk).outcome, Outcome::Failed);
 }
 
 #[test]

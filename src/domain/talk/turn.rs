@@ -174,6 +174,13 @@ impl Turn {
         self.has_text() || (!self.wants_tools() && self.blocks.iter().any(is_content))
     }
 
+    /// Whether tools of the API were used in it, and each has given its result: what was found is sent back.
+    pub fn used_tools(&self) -> bool {
+        let count = |end: &str| self.blocks.iter().filter(|block| block.kind.ends_with(end)).count();
+        let called = count("tool_use");
+        called > 0 && called == count("tool_result")
+    }
+
     /// Whether it calls tools of ours.
     pub fn wants_tools(&self) -> bool {
         self.blocks.iter().any(|block| block.kind == "tool_use")
@@ -187,8 +194,16 @@ impl Turn {
     }
 }
 
+/// Whether a block answers the user: what the model thought, what it did to find an answer (calls of tools
+/// and their results) and marks between its parts are on the way there.
 fn is_content(block: &Block) -> bool {
-    !block.is_thinking() && block.text.as_deref().is_none_or(|text| !text.trim().is_empty())
+    let kind = block.kind.as_str();
+    let is_work = kind.ends_with("tool_use") || kind.ends_with("tool_result");
+    let is_mark = matches!(kind, "compaction" | "fallback");
+    !block.is_thinking()
+        && !is_work
+        && !is_mark
+        && block.text.as_deref().is_none_or(|text| !text.trim().is_empty())
 }
 
 fn tool_call(block: &Block, position: i32) -> Option<ToolCall> {

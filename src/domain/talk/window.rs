@@ -73,6 +73,12 @@ impl Talk {
 
     fn overflow(&mut self, tokens: i64, window: i64) {
         let model = &self.job.model;
+        if self.mends() {
+            let why = format!(
+                "the answer was cut, and to make it whole takes an input of {tokens} tokens: {model} reads at most {window}"
+            );
+            return self.end_truncated("context_window", &why);
+        }
         let advice = match self.job.policy.on_context_overflow {
             OnContextOverflow::Fail => "shorten it, or set policy.on_context_overflow to drop_oldest",
             OnContextOverflow::DropOldest => "even without its older turns: shorten it",

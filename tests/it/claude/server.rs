@@ -170,3 +170,18 @@ pub fn last_chunk() -> Step {
 pub fn stream(body: &str) -> Vec<Step> {
     vec![stream_head(), chunk(body.as_bytes()), last_chunk()]
 }
+
+/// A whole streamed reply of these blocks, each told by its start.
+pub fn reply(stop: &str, blocks: &[&str]) -> Vec<Step> {
+    let start = r#"{"type":"message_start","message":{"id":"msg_1","model":"m","role":"assistant","content":[],"usage":{"input_tokens":1,"output_tokens":1}}}"#;
+    let mut events = vec![start.to_owned()];
+    for (at, block) in blocks.iter().enumerate() {
+        events.push(format!(r#"{{"type":"content_block_start","index":{at},"content_block":{block}}}"#));
+        events.push(format!(r#"{{"type":"content_block_stop","index":{at}}}"#));
+    }
+    events.push(format!(
+        r#"{{"type":"message_delta","delta":{{"stop_reason":"{stop}"}},"usage":{{"output_tokens":2}}}}"#
+    ));
+    events.push(r#"{"type":"message_stop"}"#.to_owned());
+    stream(&format!("data: {}\n\n", events.join("\n\ndata: ")))
+}

@@ -1,7 +1,7 @@
 //! What is sent again is read from the prompt cache: conversations with tools, and long answers.
 
 use super::harness::Mill;
-use crate::claude::server::{Server, Step, answer, stream};
+use crate::claude::server::{Server, Step, answer, reply};
 use crate::support::{Ground, on_both};
 
 on_both! {
@@ -112,17 +112,7 @@ fn replies(request: &str) -> Vec<Step> {
     } else {
         ("tool_use", r#"{"type":"tool_use","id":"toolu_1","name":"find","input":{}}"#)
     };
-    let start = r#"{"type":"message_start","message":{"id":"msg_1","model":"m","role":"assistant","content":[],"usage":{"input_tokens":1,"output_tokens":1}}}"#;
-    let events = [
-        start.to_owned(),
-        format!(r#"{{"type":"content_block_start","index":0,"content_block":{block}}}"#),
-        r#"{"type":"content_block_stop","index":0}"#.to_owned(),
-        format!(
-            r#"{{"type":"message_delta","delta":{{"stop_reason":"{stop}"}},"usage":{{"output_tokens":2}}}}"#
-        ),
-        r#"{"type":"message_stop"}"#.to_owned(),
-    ];
-    stream(&events.map(|event| format!("data: {event}\n\n")).concat())
+    reply(stop, &[block])
 }
 
 async fn a_row_that_caches_by_itself_is_sent_byte_for_byte(ground: &Ground) {

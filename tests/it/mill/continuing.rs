@@ -9,6 +9,7 @@ on_both! {
     what_cannot_be_stitched_is_regenerated,
     a_long_text_whose_stream_was_lost_is_gone_on_with,
     an_answer_that_policy_stops_is_truncated_and_kept,
+    a_cut_answer_whose_rest_does_not_fit_into_the_window_is_truncated_and_kept,
     a_model_that_refuses_prefill_is_asked_the_other_way_at_no_cost,
 }
 
@@ -116,6 +117,35 @@ async fn an_answer_that_policy_stops_is_truncated_and_kept(ground: &Ground) {
     let whole = promptmill::stand_in::text("t", 5000);
     for text in ground.lines("SELECT text FROM results").await {
         assert!(text.len() > 200 && whole.starts_with(text.trim_end()), "all that was said is kept");
+    }
+}
+
+async fn a_cut_answer_whose_rest_does_not_fit_into_the_window_is_truncated_and_kept(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    // Prompt and first answer fill the window of 4,096 but for a few tokens.
+    let prompt = format!("[[seed w]] [[tokens 3000]] {}", "word ".repeat(2440));
+    let whole = promptmill::stand_in::text("w", 3000);
+    // Counted before it is sent; and said by the API, where the configuration is mistaken.
+    for (context, calls) in [(4096, "1"), (100_000, "2")] {
+        let facts = format!("[models.stand-in-small]\ncontext_tokens = {context}\n");
+        std::fs::write(mill.home().join("promptmill.toml"), facts).expect("written");
+        ground
+            .run(&format!(
+                "INSERT INTO jobs (prompt, model, max_tokens) VALUES ('{prompt}', 'stand-in-small', 1000)"
+            ))
+            .await;
+        assert_eq!(mill.drain().await.code, 7);
+        assert_eq!(
+            ground.line("SELECT outcome, error_type, error_code, calls, failures FROM results").await,
+            format!("truncated|truncated|context_window|{calls}|0")
+        );
+        let text = ground.line("SELECT text FROM results").await;
+        assert!(text.len() > 3000 && whole.starts_with(text.trim_end()), "what was said is kept");
+        let last = ground.line("SELECT http_status FROM calls ORDER BY seq DESC LIMIT 1").await;
+        assert_eq!(last, if calls == "1" { "200" } else { "400" });
+        mill.ledger_is_the_stand_ins().await;
+        ground.run("DELETE FROM jobs").await;
+        mill.api.reset();
     }
 }
 

@@ -1,6 +1,7 @@
 //! Every stop reason and every shape of an answer: one result each, with the right outcome.
 
 use super::harness::Mill;
+use crate::claude::server::{Server, answer, reply};
 use crate::support::{Ground, on_both};
 
 on_both! {
@@ -9,6 +10,7 @@ on_both! {
     what_we_refuse_makes_no_call_and_names_the_field,
     text_after_thinking_and_tool_calls_are_kept_as_they_came,
     a_pause_is_sent_back_until_it_ends,
+    a_search_of_which_nothing_is_said_is_nudged_once_and_never_complete,
     a_result_sums_what_the_stand_in_handed_out,
 }
 
@@ -195,4 +197,33 @@ async fn a_job_that_is_not_utf_8_is_invalid_and_its_neighbour_is_answered() {
     mill.holds().await;
     drop(mill);
     ground.close().await;
+}
+
+async fn a_search_of_which_nothing_is_said_is_nudged_once_and_never_complete(ground: &Ground) {
+    const SEARCHED: [&str; 2] = [
+        r#"{"type":"server_tool_use","id":"v","name":"web_search","input":{}}"#,
+        r#"{"type":"web_search_tool_result","tool_use_id":"v","content":[{"type":"web_search_result","url":"here"}]}"#,
+    ];
+    let mut mill = Mill::new(ground).await;
+    let server = Server::answering(|request| {
+        if !request.starts_with("POST") {
+            return answer("404 Not Found", &[], b"{}");
+        }
+        // What was searched for and paid is there when it is asked to go on.
+        let found = request.contains("web_search_result") && request.contains("Please continue.");
+        if found && request.contains("speaks") {
+            reply("end_turn", &[r#"{"type":"text","text":"Found."}"#])
+        } else {
+            reply("end_turn", &SEARCHED)
+        }
+    })
+    .await;
+    mill.set("ANTHROPIC_BASE_URL", &server.base);
+    mill.insert(&["speaks", "is silent"]).await;
+    let ran = mill.drain().await;
+    assert_eq!(ran.code, 7, "{}", ran.stderr);
+    assert_eq!(
+        ground.lines("SELECT outcome, text, calls FROM results ORDER BY job_id").await,
+        ["complete|Found.|2", "empty|NULL|2"]
+    );
 }

@@ -1,11 +1,17 @@
 //! Errors of the API: what each does to the job, to its gate, and to the others.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use super::harness::Mill;
+use crate::claude::server::{Server, answer, reply};
 use crate::support::{Ground, on_both};
 
 on_both! {
     what_passes_is_waited_for_and_what_cannot_succeed_is_not_repeated,
     limits_and_overload_cost_no_failure,
+    overloads_between_answers_are_no_row,
+    an_answer_larger_than_we_take_is_paid_for_once_and_says_which_limit,
+    a_key_that_nobody_could_check_fails_no_job,
     failures_run_out_at_max_failures,
     an_exhausted_credit_stops_everything_and_one_update_lets_it_go_on,
     a_refused_key_ends_the_run_and_touches_no_job,
@@ -55,12 +61,75 @@ async fn limits_and_overload_cost_no_failure(ground: &Ground) {
     let mut mill = Mill::new(ground).await;
     mill.set("PROMPTMILL_DEFAULTS__MAX_FAILURES", "1");
     mill.insert(&["[[error 429 retry-after-ms=10 x5]]", "[[error 529 x3]]", "[[error 503 x3]]"]).await;
+    // The thirty-first limit, and those behind the hundredth, as little as the first.
+    for (job, deferrals) in [(4, 30), (5, 100)] {
+        mill.insert(&[&format!("{job} [[error 429 retry-after-ms=10 x2]]")]).await;
+        put_back_before(ground, job, deferrals).await;
+    }
     let ran = mill.drain().await;
     assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(ground.lines("SELECT outcome, failures FROM results").await, ["complete|0"; 5]);
+}
+
+/// Counts a job as put back so often, as its worker does.
+async fn put_back_before(ground: &Ground, job: i64, deferrals: i32) {
+    let sql =
+        format!("UPDATE job_state SET deferrals = {deferrals}, claims = claims + 1 WHERE job_id = {job}");
+    assert_eq!(ground.run(&sql).await, 1);
+}
+
+async fn overloads_between_answers_are_no_row(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_DEFAULTS__MAX_FAILURES", "1");
+    mill.set("PROMPTMILL_BREAKER__FAILURES_IN_A_ROW", "1000");
+    mill.set("PROMPTMILL_BREAKER__CALLS_MIN", "1000");
+    // An answer that is cut, and two overloads before its end.
+    let prompt = "[[seed o]] [[tokens 900]] [[error 529 retry-after-ms=1 skip=1 x2]]";
+    ground.run(&format!("INSERT INTO jobs (prompt, max_tokens) VALUES ('{prompt}', 500)")).await;
+    put_back_before(ground, 1, 30).await;
+    let ran = mill.drain().await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(ground.line("SELECT outcome, failures, calls FROM results").await, "complete|0|4");
+    mill.ledger_is_the_stand_ins().await;
+}
+
+async fn an_answer_larger_than_we_take_is_paid_for_once_and_says_which_limit(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_BREAKER__FAILURES_IN_A_ROW", "1");
+    mill.set("PROMPTMILL_API__EVENT_MAX_BYTES", "65536");
+    mill.insert(&["[[garbage huge mb=1]]", "fine"]).await;
+    assert_eq!(mill.drain().await.code, 7);
     assert_eq!(
-        ground.lines("SELECT outcome, failures FROM results").await,
-        ["complete|0", "complete|0", "complete|0"]
+        ground.lines("SELECT outcome, error_type, calls, failures FROM results ORDER BY job_id").await,
+        ["failed|response_too_large|1|0", "complete|NULL|1|0"]
     );
+    let error = ground.line("SELECT error FROM results WHERE job_id = 1").await;
+    assert!(error.contains("api.event_max_bytes = 65536"), "{error}");
+    assert_eq!(ground.lines("SELECT scope FROM gates WHERE state <> 'flowing'").await, [""; 0]);
+    mill.ledger_is_the_stand_ins().await;
+}
+
+async fn a_key_that_nobody_could_check_fails_no_job(ground: &Ground) {
+    let mut mill = Mill::new(ground).await;
+    mill.set("PROMPTMILL_DEFAULTS__MAX_FAILURES", "1");
+    let asked = AtomicU32::new(0);
+    let forbidden = br#"{"type":"error","error":{"type":"permission_error","message":"not now"}}"#;
+    let server = Server::answering(move |request| {
+        if request.starts_with("GET") {
+            return answer("503 Service Unavailable", &[], b"{}");
+        }
+        match asked.fetch_add(1, Ordering::Relaxed) {
+            0..3 => answer("403 Forbidden", &[], forbidden),
+            _ => reply("end_turn", &[r#"{"type":"text","text":"Yes."}"#]),
+        }
+    })
+    .await;
+    mill.set("ANTHROPIC_BASE_URL", &server.base);
+    mill.insert(&["may I?"]).await;
+    let ran = mill.drain().await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(ground.line("SELECT outcome, failures, calls FROM results").await, "complete|0|4");
+    assert_eq!(ground.lines("SELECT scope FROM gates WHERE state <> 'flowing'").await, [""; 0]);
 }
 
 async fn failures_run_out_at_max_failures(ground: &Ground) {

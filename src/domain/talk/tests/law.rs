@@ -14,6 +14,8 @@ enum Does {
     Tools(usize),
     /// Pauses in the middle of a server's tool.
     Pause,
+    /// Has a tool of the API called and answered, and says nothing of it.
+    Search,
     /// Says text that `max_tokens` cuts.
     CutText,
     /// Calls a tool whose input `max_tokens` cuts.
@@ -32,6 +34,7 @@ fn does() -> impl Strategy<Value = Does> {
     prop_oneof![
         4 => (1..4_usize).prop_map(Does::Tools),
         1 => Just(Does::Pause),
+        1 => Just(Does::Search),
         2 => Just(Does::CutText),
         1 => Just(Does::CutTool),
         1 => Just(Does::Nothing),
@@ -54,6 +57,12 @@ fn replied(does: Does, at: usize) -> Reply {
             let server =
                 format!(r#"{{"type":"server_tool_use","id":"v{at}","name":"web_search","input":{{}}}}"#);
             ("pause_turn", format!("[{thinking},{server}]"))
+        }
+        Does::Search => {
+            let server =
+                format!(r#"{{"type":"server_tool_use","id":"v{at}","name":"web_search","input":{{}}}}"#);
+            let found = format!(r#"{{"type":"web_search_tool_result","tool_use_id":"v{at}","content":[]}}"#);
+            ("end_turn", format!("[{thinking},{server},{found}]"))
         }
         // Its last thought was cut, and has no signature yet.
         Does::CutText => (
