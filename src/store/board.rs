@@ -186,7 +186,7 @@ pub struct QueueCard {
 }
 
 /// One of the results of a stretch of time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Beat {
     /// Milliseconds since it ended.
     pub age_ms: i64,

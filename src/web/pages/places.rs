@@ -142,15 +142,13 @@ pub async fn queues_json(web: &Web) -> Result<Value, Fault> {
 struct WorkersPage {
     frame: Frame,
     workers: Vec<WorkerLine>,
-    lease_ms: i64,
 }
 
 /// Shows the workers.
 pub async fn workers(State(web): State<Arc<Web>>) -> Result<Response, Fault> {
     let workers = web.desk()?.worker_lines().await?;
     is_there(&web);
-    let lease_ms = i64::try_from(web.config.worker.lease.as_millis()).unwrap_or(i64::MAX);
-    Ok(page(&WorkersPage { frame: Frame::new(&web, "Workers", "/workers").every(5), workers, lease_ms }))
+    Ok(page(&WorkersPage { frame: Frame::new(&web, "Workers", "/workers").every(5), workers }))
 }
 
 /// The workers, for programs.
@@ -159,7 +157,7 @@ pub async fn workers_json(web: &Web) -> Result<Value, Fault> {
     let worker = |worker: &WorkerLine| {
         json!({
             "id": worker.id, "host": worker.host, "pid": worker.pid, "version": worker.version,
-            "running": worker.running, "seen_ms_ago": worker.seen_ms_ago,
+            "running": worker.running, "seen_ms_ago": worker.seen_ms_ago, "silent": worker.is_silent(),
         })
     };
     Ok(json!({"workers": workers.iter().map(worker).collect::<Vec<_>>()}))
