@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::post;
 use axum::{Router, http::StatusCode};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::Web;
 use super::door::own_path;
 use super::fault::Fault;
-use super::fields::{Fields, link};
+use super::fields::{Fields, Id, link};
 use super::guard::Actor;
 use crate::cli::gates::scope::Scope;
 use crate::domain::job::JobId;
@@ -302,7 +302,7 @@ async fn gate_form(
 async fn again_form(
     State(web): State<Arc<Web>>,
     Extension(actor): Extension<Actor>,
-    Path(id): Path<i64>,
+    Id(id): Id,
     fields: Fields,
 ) -> Result<Response, Fault> {
     let job = match fields.short("form")? {

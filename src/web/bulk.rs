@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use askama::Template;
 use axum::Router;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::Web;
 use super::act::{Change, form_name};
 use super::fault::Fault;
-use super::fields::Fields;
+use super::fields::{Fields, Id};
 use super::guard::Actor;
 use super::pages::jobs::{in_words, pairs, wish};
 use super::words::{self, Frame, page};
@@ -391,7 +391,7 @@ struct RunPage {
     end: Option<(String, Option<String>)>,
 }
 
-async fn show(State(web): State<Arc<Web>>, Path(id): Path<u64>) -> Result<Response, Fault> {
+async fn show(State(web): State<Arc<Web>>, Id(id): Id<u64>) -> Result<Response, Fault> {
     let run =
         web.bulks.get(id).ok_or_else(|| Fault::missing("this process knows no such run; see the audit"))?;
     let end = run.end().map(|(took, result)| (duration(took.as_millis() as i64), result.err()));

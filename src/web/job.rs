@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use askama::Template;
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
@@ -18,7 +18,7 @@ use self::talk::Turn;
 use super::Web;
 use super::act::form_name;
 use super::fault::Fault;
-use super::fields::{Fields, link};
+use super::fields::{Fields, Id, link};
 use super::guard::is_there;
 use super::words::{self, Frame, TEXT_MAX, between, page, start};
 use crate::cli::out::{duration, time_rfc3339};
@@ -27,7 +27,7 @@ use crate::store::board::{Mark, Partial};
 use crate::store::{CallRow, JobRow, Moment, NewJob, ResultRow, Texts, ToolRow};
 
 /// Characters of what one call said that the conversation shows.
-const SAID_MAX: i64 = 200_000;
+const SAID_MAX: usize = 200_000;
 
 /// The addresses of a job.
 pub fn routes() -> Router<Arc<Web>> {
@@ -63,7 +63,7 @@ pub async fn load(web: &Web, id: i64, whole: bool) -> Result<Job, Fault> {
     let (mut asked, mut turns) = (None, Vec::new());
     if whole {
         asked = web.board()?.asked(job).await?;
-        turns = talk::turns(&web.board()?.said(job, SAID_MAX).await?, &tools);
+        turns = talk::turns(&web.board()?.said(job, SAID_MAX as i64).await?, SAID_MAX, &tools);
     }
     Ok(Job { now: web.board()?.now().await?, row, calls, tools, result, partial, asked, turns })
 }
@@ -212,7 +212,7 @@ struct Page {
 
 async fn show(
     State(web): State<Arc<Web>>,
-    Path(id): Path<i64>,
+    Id(id): Id,
     headers: HeaderMap,
     fields: Fields,
 ) -> Result<Response, Fault> {
@@ -246,7 +246,7 @@ fn tag(mark: &Mark) -> String {
 }
 
 /// The whole text of an answer, as a file that no browser takes for a page.
-async fn answer(State(web): State<Arc<Web>>, Path(id): Path<i64>) -> Result<Response, Fault> {
+async fn answer(State(web): State<Arc<Web>>, Id(id): Id) -> Result<Response, Fault> {
     let result = web.desk()?.results(&[JobId(id)], Texts::Whole).await?.pop();
     let text = result.and_then(|result| result.text);
     let text = text.ok_or_else(|| Fault::missing(format!("job {id} has no answer")))?;
@@ -297,7 +297,7 @@ impl AgainPage {
 }
 
 /// The form of a new job that begins as this one.
-async fn again(State(web): State<Arc<Web>>, Path(id): Path<i64>) -> Result<Response, Fault> {
+async fn again(State(web): State<Arc<Web>>, Id(id): Id) -> Result<Response, Fault> {
     if web.settings.read_only {
         return Err(Fault::new(StatusCode::FORBIDDEN, "read_only", "this page is read-only (web.read_only)"));
     }
