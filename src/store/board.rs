@@ -231,6 +231,9 @@ pub struct Oldest {
     pub age_ms: i64,
 }
 
+/// Queues that are listed.
+pub const QUEUES_MAX: i64 = 500;
+
 /// Results of each outcome that are grouped.
 pub const FAULTS_MAX: i64 = 500;
 
@@ -311,11 +314,22 @@ pub struct Mark {
     pub tools: i64,
 }
 
+/// What a queue says for the jobs in it that say nothing themselves.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QueueSays {
+    /// `queues.model`.
+    pub model: Option<String>,
+    /// `queues.policy`: JSON text.
+    pub policy: Option<String>,
+}
+
 /// The text of a running stream from some part on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Partial {
     /// Which claim and call it belongs to; zero: none runs, or nothing was kept of it yet.
     pub call: (i64, i64),
+    /// Which call of all that the job has had, from 1.
+    pub number: i64,
     /// The last part that is in `text`.
     pub part: i64,
     /// What it said.
@@ -346,6 +360,9 @@ pub struct Deed {
 /// What the page needs of the database beside [`super::Desk`].
 #[async_trait]
 pub trait Board: Send + Sync {
+    /// Returns how a statement of anybody's names a table.
+    fn name_of(&self, table: &str) -> String;
+
     /// Returns the database's time.
     async fn now(&self) -> Result<Moment, StoreError>;
 
@@ -390,7 +407,13 @@ pub trait Board: Send + Sync {
         Ok(self.heads().await?.into_iter().next().map(|(_, oldest)| oldest))
     }
 
-    /// Returns the queues, by name, at most 500, their jobs counted up to `limit`.
+    /// Returns the names of the queues, sorted, at most `limit`.
+    async fn first_queues(&self, limit: i64) -> Result<Vec<String>, StoreError>;
+
+    /// Returns what a queue says for its jobs; `None`: there is no such queue.
+    async fn queue_says(&self, name: &str) -> Result<Option<QueueSays>, StoreError>;
+
+    /// Returns the queues, by name, at most [`QUEUES_MAX`], their jobs counted up to `limit`.
     async fn queue_cards(&self, limit: i64) -> Result<Vec<QueueCard>, StoreError>;
 
     /// Returns the names of paused queues, at most `limit`.
@@ -434,7 +457,7 @@ pub trait Board: Send + Sync {
     /// Returns what tells whether a job changed: little, whatever the job holds.
     async fn mark(&self, job: JobId) -> Result<Option<Mark>, StoreError>;
 
-    /// Returns what is kept of a running stream: what comes after a part of a call, else all of it.
+    /// Returns what is kept of the newest call of a running job: what comes after a part, else all of it.
     async fn partial(&self, job: JobId, after: (i64, i64, i64)) -> Result<Option<Partial>, StoreError>;
 
     /// Gives those of these jobs that are not done another priority; returns how many.
@@ -452,6 +475,9 @@ pub trait Board: Send + Sync {
         count: i64,
         detail: Option<&str>,
     ) -> Result<i64, StoreError>;
+
+    /// Corrects how many jobs were changed by what was written down.
+    async fn correct(&self, deed: i64, count: i64) -> Result<(), StoreError>;
 
     /// Returns what was done, newest first, below this id.
     async fn deeds(&self, before: i64, limit: i64) -> Result<Vec<Deed>, StoreError>;
@@ -658,8 +684,8 @@ pub(super) fn stretch(
     Stretch { hits, reached }
 }
 
-/// A row of a job and one part of its running stream: state, claim, call, part, text.
-type Part = (String, i64, Option<i64>, Option<i64>, Option<String>);
+/// A row of a job and one part of its running stream: state, claim, which call of all, call, part, text.
+pub(super) type Part = (String, i64, i64, Option<i64>, Option<i64>, Option<String>);
 
 /// Puts the parts of a stream together; `None`: there is no such job.
 pub(super) fn parts(rows: Vec<Part>, after: (i64, i64, i64)) -> Option<Partial> {
@@ -668,7 +694,8 @@ pub(super) fn parts(rows: Vec<Part>, after: (i64, i64, i64)) -> Option<Partial> 
     if *claim == after.0 {
         (partial.call, partial.part) = ((after.0, after.1), after.2);
     }
-    for (_, claim, seq, part, text) in rows {
+    for (_, claim, number, seq, part, text) in rows {
+        partial.number = number;
         if let (Some(seq), Some(part), Some(text)) = (seq, part, text) {
             (partial.call, partial.part) = ((claim, seq), part);
             partial.text.push_str(&text);
