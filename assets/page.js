@@ -150,7 +150,10 @@
           const down = box.scrollTop + box.clientHeight >= box.scrollHeight - 8;
           if (same) box.append(document.createTextNode(more.text));
           else box.textContent = more.text;
-          if (more.text) document.getElementById('partial-call').textContent = more.call;
+          if (more.text) {
+            document.getElementById('partial-call').textContent = more.call;
+            document.getElementById('partial-before').hidden = more.call === 1;
+          }
           Object.assign(box.dataset, { claim: more.claim, seq: more.seq, part: more.part });
           if (down) box.scrollTop = box.scrollHeight;
           if (more.state !== 'running') { location.reload(); return; }

@@ -43,6 +43,17 @@ pub struct Wish {
     pub model: Option<String>,
     /// `results.error_type`.
     pub error_type: Option<String>,
+    /// `results.error_code`.
+    pub error_code: Option<String>,
+}
+
+impl Wish {
+    /// Whether only jobs with a result can match.
+    pub fn is_of_results(&self) -> bool {
+        [&self.outcome, &self.stop_reason, &self.error_type, &self.error_code]
+            .into_iter()
+            .any(Option::is_some)
+    }
 }
 
 /// Where a list goes on. Jobs that are not done stand before those that are.
@@ -541,7 +552,7 @@ async fn step(
     from: Option<Cursor>,
     limit: usize,
 ) -> Result<Found, StoreError> {
-    let of_results = wish.outcome.is_some() || wish.stop_reason.is_some() || wish.error_type.is_some();
+    let of_results = wish.is_of_results();
     let done_only = of_results || wish.state.as_deref() == Some("done");
     if wish.state.as_deref().is_some_and(|state| state != "done") && of_results {
         return Ok(Found::default());
@@ -570,12 +581,8 @@ async fn step(
 
 /// How many rows to look at: as many as fill the page, where each row does.
 fn scan(wish: &Wish, limit: usize) -> i64 {
-    let narrowed = wish.queue.is_some()
-        || wish.model.is_some()
-        || wish.stop_reason.is_some()
-        || wish.error_type.is_some()
-        || wish.outcome.is_some()
-        || wish.state.is_some();
+    let narrowed =
+        wish.queue.is_some() || wish.model.is_some() || wish.is_of_results() || wish.state.is_some();
     if narrowed { SCAN_MAX.max(limit as i64 + 1) } else { limit as i64 + 1 }
 }
 
@@ -619,16 +626,13 @@ async fn find_done(board: &dyn Board, wish: &Wish, before: i64, limit: usize) ->
     let most = limit as i64 + 1;
     let complete = Outcome::Complete.as_str();
     let all = Outcome::ALL.iter().map(|outcome| outcome.as_str());
-    let never_complete = wish.error_type.is_some()
-        || wish.stop_reason.as_deref().is_some_and(|reason| !WHOLE.contains(&reason));
+    let errors = [&wish.error_type, &wish.error_code].into_iter().any(Option::is_some);
+    let never_complete = errors || wish.stop_reason.as_deref().is_some_and(|reason| !WHOLE.contains(&reason));
     let outcomes: Vec<&str> = all
         .filter(|outcome| wish.outcome.as_deref().is_none_or(|wanted| wanted == *outcome))
         .filter(|outcome| *outcome != complete || !never_complete)
         .collect();
-    let narrowed = wish.queue.is_some()
-        || wish.model.is_some()
-        || wish.stop_reason.is_some()
-        || wish.error_type.is_some();
+    let narrowed = wish.queue.is_some() || wish.model.is_some() || wish.stop_reason.is_some() || errors;
     let scan = if narrowed { SCAN_MAX } else { most };
     let mut stretches = Vec::new();
     match &wish.batch {

@@ -77,7 +77,7 @@ async fn act_on_jobs(
     Extension(actor): Extension<Actor>,
     fields: Fields,
 ) -> Answer {
-    Ok(good(&web, &act::jobs(&web, &actor, &fields).await?))
+    Ok(good(&web, &act::jobs(&web, &actor, &fields).await?.json()))
 }
 
 async fn start_bulk(

@@ -56,7 +56,7 @@ macro_rules! results {
     ($from:literal) => {
         concat!(
             "WITH seen AS MATERIALIZED (
-                 SELECT seq, job_id, queue, batch, outcome, stop_reason, model, error_type
+                 SELECT seq, job_id, queue, batch, outcome, stop_reason, model, error_type, error_code
                    FROM ",
             $from,
             ")
@@ -70,6 +70,7 @@ macro_rules! results {
                              AND ($7::text IS NULL OR s.batch = $7)
                              AND ($8::text IS NULL OR s.stop_reason = $8)
                              AND ($9::text IS NULL OR s.error_type = $9)
+                             AND ($10::text IS NULL OR s.error_code = $10)
                            ORDER BY s.seq DESC
                            LIMIT $3) h ON true
               ORDER BY h.seq DESC"
@@ -145,6 +146,7 @@ impl Board for PostgresStore {
             .bind(batch)
             .bind(&wish.stop_reason)
             .bind(&wish.error_type)
+            .bind(&wish.error_code)
             .fetch_all(self.looks())
             .await
             .map_err(said)?;

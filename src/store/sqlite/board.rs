@@ -52,7 +52,7 @@ macro_rules! results {
     ($where:literal) => {
         concat!(
             "WITH seen AS MATERIALIZED (
-                 SELECT seq, job_id, queue, batch, outcome, stop_reason, model, error_type
+                 SELECT seq, job_id, queue, batch, outcome, stop_reason, model, error_type, error_code
                    FROM results
                   WHERE ",
             $where,
@@ -69,6 +69,7 @@ macro_rules! results {
                              AND ($7 IS NULL OR s.batch = $7)
                              AND ($8 IS NULL OR s.stop_reason = $8)
                              AND ($9 IS NULL OR s.error_type = $9)
+                             AND ($10 IS NULL OR s.error_code = $10)
                            ORDER BY s.seq DESC
                            LIMIT $3) h ON true
               ORDER BY h.seq DESC"
@@ -119,6 +120,7 @@ impl Board for SqliteStore {
             .bind(batch)
             .bind(&wish.stop_reason)
             .bind(&wish.error_type)
+            .bind(&wish.error_code)
             .fetch_all(&self.reader())
             .await
             .map_err(said)?;
