@@ -17,7 +17,7 @@
   // ---- charts
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const short = (n) => n >= 1e6 ? +(n / 1e6).toFixed(1) + 'M' : n >= 1e3 ? +(n / 1e3).toFixed(1) + 'k' : String(n);
+  const short = (n) => n >= 1e6 ? +(n / 1e6).toFixed(1) + 'M' : n >= 1e3 ? +(n / 1e3).toFixed(1) + 'k' : String(+n.toFixed(2));
 
   const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit', hour12: false });
 
@@ -42,7 +42,7 @@
       height: box.clientHeight - 12,
       legend: { show: false },
       cursor: { y: false, points: { show: false }, drag: { x: false, y: false } },
-      scales: { x: { time: true, range: (_, low, high) => [low - slot, high + slot] }, y: { range: (_, low, high) => [0, Math.max(high, 1) * 1.05] } },
+      scales: { x: { time: true, range: (_, low, high) => [low - slot, high + slot] }, y: { range: (_, low, high) => [0, (high || 1) * 1.05] } },
       axes: [{ ...axis, grid: { show: false }, size: 26, values: (_, ticks) => ticks.map(clock) }, { ...axis, size: 44, values: (_, ticks) => ticks.map(short) }],
       series: [{}, series('all', '--second'), series('first', '--first')],
     }, [times, sum, first], box);
@@ -150,6 +150,10 @@
           const down = box.scrollTop + box.clientHeight >= box.scrollHeight - 8;
           if (same) box.append(document.createTextNode(more.text));
           else box.textContent = more.text;
+          if (more.text) {
+            document.getElementById('partial-call').textContent = more.call;
+            document.getElementById('partial-before').hidden = more.call === 1;
+          }
           Object.assign(box.dataset, { claim: more.claim, seq: more.seq, part: more.part });
           if (down) box.scrollTop = box.scrollHeight;
           if (more.state !== 'running') { location.reload(); return; }

@@ -16,7 +16,7 @@ pub(crate) mod gates;
 mod health;
 mod metrics;
 mod migrate;
-mod mill;
+pub(crate) mod mill;
 mod open;
 pub(crate) mod out;
 mod outside;

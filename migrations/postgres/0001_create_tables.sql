@@ -285,8 +285,8 @@ CREATE TABLE workers (
     asleep        boolean NOT NULL DEFAULT false
 ) WITH (fillfactor = 50);
 
--- What people did on the web page or through its API: insert-only, one row an action, written before it is done.
--- count: how many jobs it was meant for. All columns are promised.
+-- What people did on the web page or through its API: one row an action, written before it is done, and never taken out.
+-- count: how many jobs it is about; once it is done, how many it changed. All columns are promised.
 CREATE TABLE audit (
     id     bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT audit_id PRIMARY KEY,
     at     timestamptz NOT NULL DEFAULT now(),

@@ -299,8 +299,8 @@ CREATE TABLE workers (
     asleep        INTEGER NOT NULL DEFAULT 0 CONSTRAINT asleep_is_true_or_false CHECK (asleep IN (0, 1))
 ) STRICT;
 
--- What people did on the web page or through its API: insert-only, one row an action, written before it is done.
--- count: how many jobs it was meant for. All columns are promised.
+-- What people did on the web page or through its API: one row an action, written before it is done, and never taken out.
+-- count: how many jobs it is about; once it is done, how many it changed. All columns are promised.
 CREATE TABLE audit (
     id     INTEGER PRIMARY KEY AUTOINCREMENT,
     at     INTEGER NOT NULL DEFAULT (CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)),

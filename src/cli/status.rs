@@ -154,9 +154,15 @@ impl View {
             }
             section(&mut text, &format!("{lines}\n promptmill gates says what may be done about it"));
         }
-        if self.workers.is_empty() {
-            section(&mut text, "no daemon is at work: promptmill run starts one");
-        } else {
+        let silent = self.workers.iter().filter(|worker| worker.is_silent()).count();
+        if silent == self.workers.len() {
+            let of_them = match silent {
+                0 => String::new(),
+                n => format!("; {} silent", count(n as i64, "is", "are")),
+            };
+            section(&mut text, &format!("no daemon is at work{of_them}: promptmill run starts one"));
+        }
+        if !self.workers.is_empty() {
             let mut lines = table(&["worker", "host", "pid", "version", "running", "last seen"]);
             for worker in &self.workers {
                 lines.add_row([
@@ -165,7 +171,7 @@ impl View {
                     cell(&worker.pid.to_string()),
                     cell(&worker.version),
                     cell_number(worker.running),
-                    cell(&format!("{} ago", duration(worker.seen_ms_ago))),
+                    cell(&seen(worker)),
                 ]);
             }
             section(&mut text, &lines.to_string());
@@ -188,7 +194,7 @@ impl View {
         let workers = self.workers.iter().map(|worker| {
             json!({
                 "id": worker.id, "host": worker.host, "pid": worker.pid, "version": worker.version,
-                "running": worker.running, "seen_ms_ago": worker.seen_ms_ago,
+                "running": worker.running, "seen_ms_ago": worker.seen_ms_ago, "silent": worker.is_silent(),
             })
         });
         let gates = self.gates.iter().map(|gate| {
@@ -206,6 +212,12 @@ impl View {
             "workers": workers.collect::<Vec<_>>(),
         })
     }
+}
+
+/// Says when a worker was seen last, and whether it is there at all.
+fn seen(worker: &WorkerLine) -> String {
+    let ago = duration(worker.seen_ms_ago);
+    if worker.is_silent() { format!("silent for {ago}") } else { format!("{ago} ago") }
 }
 
 /// One batch.

@@ -43,6 +43,17 @@ pub struct Wish {
     pub model: Option<String>,
     /// `results.error_type`.
     pub error_type: Option<String>,
+    /// `results.error_code`.
+    pub error_code: Option<String>,
+}
+
+impl Wish {
+    /// Whether only jobs with a result can match.
+    pub fn is_of_results(&self) -> bool {
+        [&self.outcome, &self.stop_reason, &self.error_type, &self.error_code]
+            .into_iter()
+            .any(Option::is_some)
+    }
 }
 
 /// Where a list goes on. Jobs that are not done stand before those that are.
@@ -186,7 +197,7 @@ pub struct QueueCard {
 }
 
 /// One of the results of a stretch of time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Beat {
     /// Milliseconds since it ended.
     pub age_ms: i64,
@@ -234,6 +245,9 @@ pub struct Head {
     /// Whether nothing keeps it back: no pause, and no gate of a key, a model or a batch.
     pub free: bool,
 }
+
+/// Queues that are listed.
+pub const QUEUES_MAX: i64 = 500;
 
 /// Results of each outcome that are grouped.
 pub const FAULTS_MAX: i64 = 500;
@@ -315,11 +329,22 @@ pub struct Mark {
     pub tools: i64,
 }
 
+/// What a queue says for the jobs in it that say nothing themselves.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QueueSays {
+    /// `queues.model`.
+    pub model: Option<String>,
+    /// `queues.policy`: JSON text.
+    pub policy: Option<String>,
+}
+
 /// The text of a running stream from some part on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Partial {
     /// Which claim and call it belongs to; zero: none runs, or nothing was kept of it yet.
     pub call: (i64, i64),
+    /// Which call of all that the job has had, from 1.
+    pub number: i64,
     /// The last part that is in `text`.
     pub part: i64,
     /// What it said.
@@ -350,6 +375,9 @@ pub struct Deed {
 /// What the page needs of the database beside [`super::Desk`].
 #[async_trait]
 pub trait Board: Send + Sync {
+    /// Returns how a statement of anybody's names a table.
+    fn name_of(&self, table: &str) -> String;
+
     /// Returns the database's time.
     async fn now(&self) -> Result<Moment, StoreError>;
 
@@ -394,7 +422,13 @@ pub trait Board: Send + Sync {
         Ok(self.heads().await?.first().map(|head| head.oldest))
     }
 
-    /// Returns the queues, by name, at most 500, their jobs counted up to `limit`.
+    /// Returns the names of the queues, sorted, at most `limit`.
+    async fn first_queues(&self, limit: i64) -> Result<Vec<String>, StoreError>;
+
+    /// Returns what a queue says for its jobs; `None`: there is no such queue.
+    async fn queue_says(&self, name: &str) -> Result<Option<QueueSays>, StoreError>;
+
+    /// Returns the queues, by name, at most [`QUEUES_MAX`], their jobs counted up to `limit`.
     async fn queue_cards(&self, limit: i64) -> Result<Vec<QueueCard>, StoreError>;
 
     /// Returns the names of paused queues, at most `limit`.
@@ -438,7 +472,7 @@ pub trait Board: Send + Sync {
     /// Returns what tells whether a job changed: little, whatever the job holds.
     async fn mark(&self, job: JobId) -> Result<Option<Mark>, StoreError>;
 
-    /// Returns what is kept of a running stream: what comes after a part of a call, else all of it.
+    /// Returns what is kept of the newest call of a running job: what comes after a part, else all of it.
     async fn partial(&self, job: JobId, after: (i64, i64, i64)) -> Result<Option<Partial>, StoreError>;
 
     /// Gives those of these jobs that are not done another priority; returns how many.
@@ -456,6 +490,9 @@ pub trait Board: Send + Sync {
         count: i64,
         detail: Option<&str>,
     ) -> Result<i64, StoreError>;
+
+    /// Corrects how many jobs were changed by what was written down.
+    async fn correct(&self, deed: i64, count: i64) -> Result<(), StoreError>;
 
     /// Returns what was done, newest first, below this id.
     async fn deeds(&self, before: i64, limit: i64) -> Result<Vec<Deed>, StoreError>;
@@ -519,7 +556,7 @@ async fn step(
     from: Option<Cursor>,
     limit: usize,
 ) -> Result<Found, StoreError> {
-    let of_results = wish.outcome.is_some() || wish.stop_reason.is_some() || wish.error_type.is_some();
+    let of_results = wish.is_of_results();
     let done_only = of_results || wish.state.as_deref() == Some("done");
     if wish.state.as_deref().is_some_and(|state| state != "done") && of_results {
         return Ok(Found::default());
@@ -548,12 +585,8 @@ async fn step(
 
 /// How many rows to look at: as many as fill the page, where each row does.
 fn scan(wish: &Wish, limit: usize) -> i64 {
-    let narrowed = wish.queue.is_some()
-        || wish.model.is_some()
-        || wish.stop_reason.is_some()
-        || wish.error_type.is_some()
-        || wish.outcome.is_some()
-        || wish.state.is_some();
+    let narrowed =
+        wish.queue.is_some() || wish.model.is_some() || wish.is_of_results() || wish.state.is_some();
     if narrowed { SCAN_MAX.max(limit as i64 + 1) } else { limit as i64 + 1 }
 }
 
@@ -597,16 +630,13 @@ async fn find_done(board: &dyn Board, wish: &Wish, before: i64, limit: usize) ->
     let most = limit as i64 + 1;
     let complete = Outcome::Complete.as_str();
     let all = Outcome::ALL.iter().map(|outcome| outcome.as_str());
-    let never_complete = wish.error_type.is_some()
-        || wish.stop_reason.as_deref().is_some_and(|reason| !WHOLE.contains(&reason));
+    let errors = [&wish.error_type, &wish.error_code].into_iter().any(Option::is_some);
+    let never_complete = errors || wish.stop_reason.as_deref().is_some_and(|reason| !WHOLE.contains(&reason));
     let outcomes: Vec<&str> = all
         .filter(|outcome| wish.outcome.as_deref().is_none_or(|wanted| wanted == *outcome))
         .filter(|outcome| *outcome != complete || !never_complete)
         .collect();
-    let narrowed = wish.queue.is_some()
-        || wish.model.is_some()
-        || wish.stop_reason.is_some()
-        || wish.error_type.is_some();
+    let narrowed = wish.queue.is_some() || wish.model.is_some() || wish.stop_reason.is_some() || errors;
     let scan = if narrowed { SCAN_MAX } else { most };
     let mut stretches = Vec::new();
     match &wish.batch {
@@ -662,8 +692,8 @@ pub(super) fn stretch(
     Stretch { hits, reached }
 }
 
-/// A row of a job and one part of its running stream: state, claim, call, part, text.
-type Part = (String, i64, Option<i64>, Option<i64>, Option<String>);
+/// A row of a job and one part of its running stream: state, claim, which call of all, call, part, text.
+pub(super) type Part = (String, i64, i64, Option<i64>, Option<i64>, Option<String>);
 
 /// Puts the parts of a stream together; `None`: there is no such job.
 pub(super) fn parts(rows: Vec<Part>, after: (i64, i64, i64)) -> Option<Partial> {
@@ -672,7 +702,8 @@ pub(super) fn parts(rows: Vec<Part>, after: (i64, i64, i64)) -> Option<Partial> 
     if *claim == after.0 {
         (partial.call, partial.part) = ((after.0, after.1), after.2);
     }
-    for (_, claim, seq, part, text) in rows {
+    for (_, claim, number, seq, part, text) in rows {
+        partial.number = number;
         if let (Some(seq), Some(part), Some(text)) = (seq, part, text) {
             (partial.call, partial.part) = ((claim, seq), part);
             partial.text.push_str(&text);

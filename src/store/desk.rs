@@ -71,7 +71,7 @@ impl Inserted {
     }
 }
 
-/// A row of `tool_calls`. What was asked and given is cut to 4,000 characters.
+/// A row of `tool_calls`. What was asked and given is cut to [`TOOL_MAX`] characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolRow {
     /// `run`.
@@ -90,6 +90,8 @@ pub struct ToolRow {
     pub input: Option<String>,
     /// `result`, or `result_content`: JSON text.
     pub result: Option<String>,
+    /// Whether that is not all of the result.
+    pub result_cut: bool,
     /// `is_error`.
     pub is_error: bool,
     /// `taken_by`.
@@ -101,6 +103,9 @@ pub struct ToolRow {
     /// `answered_at`.
     pub answered_at: Option<Moment>,
 }
+
+/// Characters of what a tool was asked, and of what it gave, in a [`ToolRow`].
+pub const TOOL_MAX: usize = 4_000;
 
 /// Which results to list. Empty lists and `None` do not narrow.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -284,6 +289,16 @@ pub struct WorkerLine {
     pub running: i64,
     /// `seen_at`, as an age in milliseconds by the database's clock.
     pub seen_ms_ago: i64,
+}
+
+impl WorkerLine {
+    /// A worker that was not seen for so long is not at work: two of the leases that come by default.
+    const SILENT_MS: i64 = 120_000;
+
+    /// Whether it is taken for one that is not there any more. Its row stays until another daemon finds it.
+    pub const fn is_silent(&self) -> bool {
+        self.seen_ms_ago >= Self::SILENT_MS
+    }
 }
 
 /// Which gates to list.
@@ -688,6 +703,14 @@ pub(super) fn list<T: Serialize>(items: &[T]) -> String {
     serde_json::to_string(items).expect("strings and numbers always serialise")
 }
 
+/// Cuts a text that was read with one character more than is wanted, and says whether there was one.
+pub(super) fn cut(text: Option<String>, most: usize) -> (Option<String>, bool) {
+    match text.as_deref().and_then(|text| text.char_indices().nth(most)) {
+        Some((at, _)) => (text.map(|text| text[..at].to_owned()), true),
+        None => (text, false),
+    }
+}
+
 /// Returns the queues of scopes `batch:<queue>/<batch>`, sorted.
 pub(super) fn queues_of(scopes: &[String], batch: &str) -> Vec<String> {
     let mut queues: Vec<String> = scopes
@@ -751,6 +774,13 @@ mod tests {
                 Inserted::Differs(JobId(9)),
             ]
         );
+    }
+
+    #[test]
+    fn a_text_of_one_character_too_many_is_cut_and_says_so() {
+        assert_eq!(cut(Some("héé".to_owned()), 2), (Some("hé".to_owned()), true));
+        assert_eq!(cut(Some("hé".to_owned()), 2), (Some("hé".to_owned()), false));
+        assert_eq!(cut(None, 2), (None, false));
     }
 
     #[test]

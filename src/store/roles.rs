@@ -84,12 +84,12 @@ GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {reader}, {operator}, {worker};
 
 -- Operator: a reader who cancels, moves and runs again, and turns queues, gates and rates. Who is to erase, too, needs
 -- DELETE and UPDATE (redacted_at) on jobs: what the worker has. What is done on the web page is written down, and nobody
--- but the owner takes it out again. A page of its own logs in as a reader where it only shows, else as an operator who is
+-- but the owner takes it out again; how many jobs it changed is known, and set, when it is done. A page of its own logs in as a reader where it only shows, else as an operator who is
 -- an enqueuer too, to ask again with changes.
 GRANT UPDATE (state, priority, available_at) ON {schema}.job_state TO {operator};
 GRANT INSERT, UPDATE ON {schema}.queues, {schema}.gates TO {operator};
 GRANT UPDATE (rate, cap) ON {schema}.rates TO {operator};
-GRANT INSERT ON {schema}.audit TO {operator}, {worker};
+GRANT INSERT, UPDATE (count) ON {schema}.audit TO {operator}, {worker};
 
 -- Tool: sees the tool calls, and answers them.
 GRANT SELECT ON {schema}.open_tool_calls, {schema}.tool_calls TO {tool};

@@ -6,7 +6,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::{Extension, Path, State};
+use askama::Template;
+use axum::extract::{Extension, State};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::post;
 use axum::{Router, http::StatusCode};
@@ -15,10 +16,13 @@ use serde_json::{Value, json};
 use super::Web;
 use super::door::own_path;
 use super::fault::Fault;
-use super::fields::{Fields, link};
+use super::fields::{Fields, Id, link};
 use super::guard::Actor;
+use super::words::{self, Frame, page};
 use crate::cli::gates::scope::Scope;
+use crate::cli::out::number;
 use crate::domain::job::JobId;
+use crate::store::board::BatchTally;
 use crate::store::{Flow, Freed, Inserted, Listed, NewJob};
 
 /// Jobs that one request may name.
@@ -91,14 +95,69 @@ impl Change {
         })
     }
 
+    /// How many of these jobs it left as they are because they were redacted.
+    pub async fn redacted(self, web: &Web, jobs: &[JobId], left: u64) -> u64 {
+        match (self, web.desk()) {
+            (Self::RunAgain, Ok(desk)) if left > 0 => {
+                desk.redacted(jobs).await.map_or(0, |redacted| (redacted.len() as u64).min(left))
+            }
+            _ => 0,
+        }
+    }
+
+    /// Why so many of the jobs that were named were not changed, for a sentence.
+    pub fn why_not(self, left: u64, redacted: u64) -> Option<String> {
+        let others = left.saturating_sub(redacted);
+        let many = |n: u64, what: &str| (n > 0).then(|| format!("{} {what}", number(n as i64)));
+        let why = match self {
+            Self::Cancel | Self::Prioritise(_) => vec![many(left, "done already, or not there")],
+            Self::RunAgain => vec![
+                many(redacted, "redacted, so that nobody knows what to ask"),
+                many(others, "neither done nor scheduled, or not there"),
+            ],
+        };
+        let why: Vec<String> = why.into_iter().flatten().collect();
+        let could = if left == 1 {
+            "1 could not be".to_owned()
+        } else {
+            format!("{} could not be", number(left as i64))
+        };
+        (left > 0).then(|| format!("{could}: {}", why.join(", ")))
+    }
+
     /// More of it, for `audit.detail`.
     pub fn detail(self) -> Option<String> {
         if let Self::Prioritise(priority) = self { Some(format!("priority {priority}")) } else { None }
     }
 }
 
+/// What became of the jobs that somebody named.
+pub struct Done {
+    change: Change,
+    named: u64,
+    changed: u64,
+    why_not: Option<String>,
+}
+
+impl Done {
+    /// For programs.
+    pub fn json(&self) -> Value {
+        json!({
+            "action": self.change.word(), "named": self.named, "changed": self.changed, "why_not": self.why_not,
+        })
+    }
+}
+
+/// Says in the book how many jobs were changed, where they are not as many as it says. What is done is done:
+/// a book that cannot be written any more is no reason to call it failed.
+pub async fn correct(web: &Web, deed: i64, said: u64, changed: u64) {
+    if let (Ok(board), true) = (web.board(), said != changed) {
+        board.correct(deed, changed as i64).await.ok();
+    }
+}
+
 /// Changes the jobs that are named.
-pub async fn jobs(web: &Web, actor: &Actor, fields: &Fields) -> Result<Value, Fault> {
+pub async fn jobs(web: &Web, actor: &Actor, fields: &Fields) -> Result<Done, Fault> {
     let change = Change::read(fields)?;
     let mut jobs = fields.jobs("job")?;
     jobs.extend(fields.jobs("jobs")?);
@@ -113,16 +172,20 @@ pub async fn jobs(web: &Web, actor: &Actor, fields: &Fields) -> Result<Value, Fa
     let named: Vec<String> = jobs.iter().take(20).map(|job| job.0.to_string()).collect();
     let more = if jobs.len() > named.len() { ", …" } else { "" };
     let target = format!("jobs {}{more}", named.join(", "));
-    let count = jobs.len() as i64;
-    web.board()?.write_down(&actor.0, change.word(), &target, count, change.detail().as_deref()).await?;
+    let (named, detail) = (jobs.len() as u64, change.detail());
+    let deed =
+        web.board()?.write_down(&actor.0, change.word(), &target, named as i64, detail.as_deref()).await?;
     let changed = change.apply(web, &jobs).await?;
-    Ok(json!({"action": change.word(), "named": count, "changed": changed}))
+    correct(web, deed, named, changed).await;
+    let left = named.saturating_sub(changed);
+    let why_not = change.why_not(left, change.redacted(web, &jobs, left).await);
+    Ok(Done { change, named, changed, why_not })
 }
 
 /// Pauses a queue, lets it flow, or limits it.
 pub async fn queue(web: &Web, actor: &Actor, fields: &Fields) -> Result<Value, Fault> {
     let name = fields.short("queue")?.ok_or_else(|| Fault::bad("queue says which"))?;
-    if !web.desk()?.queue_names().await?.iter().any(|known| known == name) {
+    if web.board()?.queue_says(name).await?.is_none() {
         return Err(Fault::missing(format!("there is no queue {name}")));
     }
     let action = fields.get("action").unwrap_or_default();
@@ -155,9 +218,22 @@ pub async fn batch(web: &Web, actor: &Actor, fields: &Fields) -> Result<Value, F
         "resume" => Flow::Flowing,
         _ => return Err(Fault::bad("action is pause or resume")),
     };
+    let jobs = there_is(web, name).await?;
+    if flow == Flow::Paused && jobs.open.is_empty() {
+        return Err(Fault::bad(format!("all jobs of batch {name} are done: nothing to pause")));
+    }
     web.board()?.write_down(&actor.0, action, &format!("batch {name}"), 1, None).await?;
     let queues = web.desk()?.set_batch(name, flow).await?;
     Ok(json!({"batch": name, "action": action, "queues": queues}))
+}
+
+/// Looks whether a batch has a job.
+async fn there_is(web: &Web, batch: &str) -> Result<BatchTally, Fault> {
+    let jobs = web.board()?.batch_tally(batch, 1).await?;
+    if jobs.open.is_empty() && jobs.done.is_empty() {
+        return Err(Fault::missing(format!("no job has batch {batch}")));
+    }
+    Ok(jobs)
 }
 
 /// Blocks or frees a gate.
@@ -176,8 +252,11 @@ pub async fn gate(web: &Web, actor: &Actor, fields: &Fields) -> Result<Value, Fa
             web.desk()?.free_gate(scope, Freed::Watched).await?;
         }
         "let_fail" => {
-            if !matches!(read, Scope::Batch { .. }) {
+            let Scope::Batch { batch, .. } = &read else {
                 return Err(Fault::bad("only a batch can be let fail"));
+            };
+            if !known && !batch.is_empty() {
+                there_is(web, batch).await?;
             }
             web.board()?.write_down(&actor.0, action, &target, 1, None).await?;
             web.desk()?.free_gate(scope, Freed::LetFail).await?;
@@ -204,10 +283,14 @@ pub async fn again(web: &Web, actor: &Actor, id: i64, fields: &Fields) -> Result
     let job = changed(asked, fields)?;
     web.board()?.write_down(&actor.0, "ask_again", &format!("job {id}"), 1, None).await?;
     let inserted = web.desk()?.insert(&[job]).await?;
-    match inserted.first() {
-        Some(Inserted::New(job)) => Ok(*job),
-        _ => Err(Fault::new(StatusCode::CONFLICT, "not_inserted", "the job was not inserted")),
-    }
+    let why = match inserted.first() {
+        Some(Inserted::New(job)) => return Ok(*job),
+        Some(Inserted::There(job) | Inserted::Differs(job) | Inserted::Unread(job)) => {
+            format!("job {job} has this key already: the job was not inserted")
+        }
+        None => "the job was not inserted".to_owned(),
+    };
+    Err(Fault::new(StatusCode::CONFLICT, "not_inserted", why))
 }
 
 /// Returns a job with what the fields change; a field that is not there changes nothing, an empty one
@@ -267,8 +350,32 @@ async fn jobs_form(
     Extension(actor): Extension<Actor>,
     fields: Fields,
 ) -> Result<Response, Fault> {
-    jobs(&web, &actor, &fields).await?;
-    Ok(back(&fields, "/jobs"))
+    let done = jobs(&web, &actor, &fields).await?;
+    let Some(why_not) = done.why_not else { return Ok(back(&fields, "/jobs")) };
+    let frame = Frame::new(&web, "Not all were changed", "/jobs");
+    let back = match own_path(fields.get("back")) {
+        "/" => "/jobs".to_owned(),
+        path => path.to_owned(),
+    };
+    Ok(page(&ChangedPage {
+        frame,
+        change: done.change,
+        named: done.named as i64,
+        changed: done.changed as i64,
+        why_not,
+        back,
+    }))
+}
+
+#[derive(Template)]
+#[template(path = "changed.html")]
+struct ChangedPage {
+    frame: Frame,
+    change: Change,
+    named: i64,
+    changed: i64,
+    why_not: String,
+    back: String,
 }
 
 async fn queue_form(
@@ -302,7 +409,7 @@ async fn gate_form(
 async fn again_form(
     State(web): State<Arc<Web>>,
     Extension(actor): Extension<Actor>,
-    Path(id): Path<i64>,
+    Id(id): Id,
     fields: Fields,
 ) -> Result<Response, Fault> {
     let job = match fields.short("form")? {

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 
 use super::fault::Fault;
-use super::fields::Fields;
+use super::fields::{Fields, Id};
 use super::guard::{Actor, is_there};
 use super::pages::{batches, jobs, overview, places, rest};
 use super::{Web, act, bulk, job};
@@ -58,11 +58,11 @@ async fn list(State(web): State<Arc<Web>>, fields: Fields) -> Answer {
     Ok(good(&web, &jobs::load(&web, &fields, limit).await?.json()))
 }
 
-async fn one(State(web): State<Arc<Web>>, Path(id): Path<i64>, fields: Fields) -> Answer {
+async fn one(State(web): State<Arc<Web>>, Id(id): Id, fields: Fields) -> Answer {
     Ok(good(&web, &job::load(&web, id, fields.get("show") == Some("prompt")).await?.json()))
 }
 
-async fn partial(State(web): State<Arc<Web>>, Path(id): Path<i64>, fields: Fields) -> Answer {
+async fn partial(State(web): State<Arc<Web>>, Id(id): Id, fields: Fields) -> Answer {
     Ok(good(&web, &job::partial_json(&web, id, &fields).await?))
 }
 
@@ -77,7 +77,7 @@ async fn act_on_jobs(
     Extension(actor): Extension<Actor>,
     fields: Fields,
 ) -> Answer {
-    Ok(good(&web, &act::jobs(&web, &actor, &fields).await?))
+    Ok(good(&web, &act::jobs(&web, &actor, &fields).await?.json()))
 }
 
 async fn start_bulk(
@@ -90,7 +90,7 @@ async fn start_bulk(
     Ok(answer(&web, status, &done))
 }
 
-async fn show_bulk(State(web): State<Arc<Web>>, Path(id): Path<u64>) -> Answer {
+async fn show_bulk(State(web): State<Arc<Web>>, Id(id): Id<u64>) -> Answer {
     Ok(good(&web, &bulk::run_json(&web, id)?))
 }
 

@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 
 use askama::Template;
 use axum::Router;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 
 use super::Web;
-use super::act::{Change, form_name};
+use super::act::{Change, correct, form_name};
 use super::fault::Fault;
-use super::fields::Fields;
+use super::fields::{Fields, Id};
 use super::guard::Actor;
 use super::pages::jobs::{in_words, pairs, wish};
 use super::words::{self, Frame, page};
@@ -59,6 +59,8 @@ pub struct Run {
     of: Count,
     looked: AtomicU64,
     changed: AtomicU64,
+    /// Of those that could not be changed.
+    redacted: AtomicU64,
     started: Instant,
     ended: Mutex<Option<(Duration, Result<(), String>)>>,
 }
@@ -114,6 +116,7 @@ impl Bulks {
             of,
             looked: AtomicU64::new(0),
             changed: AtomicU64::new(0),
+            redacted: AtomicU64::new(0),
             started: Instant::now(),
             ended: Mutex::new(None),
         });
@@ -145,25 +148,31 @@ impl Run {
         *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some((self.started.elapsed(), done));
     }
 
+    /// Why some of those that were looked at were not changed.
+    fn why_not(&self) -> Option<String> {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let left = of(&self.looked).saturating_sub(of(&self.changed));
+        self.change.why_not(left, of(&self.redacted))
+    }
+
     fn json(&self) -> Value {
         let end = self.end();
         json!({
             "id": self.id, "what": self.what, "counted": self.of.jobs, "more": self.of.more,
-            "looked_at": self.looked.load(Ordering::Relaxed), "changed": self.changed.load(Ordering::Relaxed), "ended": end.is_some(),
-            "error": end.and_then(|(_, result)| result.err()),
+            "looked_at": self.looked.load(Ordering::Relaxed), "changed": self.changed.load(Ordering::Relaxed),
+            "why_not": self.why_not(), "ended": end.is_some(), "error": end.and_then(|(_, result)| result.err()),
         })
     }
 }
 
 /// What a change means of a filter: only jobs that it can change.
 fn wishes(change: Change, wish: &Wish) -> Vec<Wish> {
-    let of_results = wish.outcome.is_some() || wish.stop_reason.is_some() || wish.error_type.is_some();
     let state = |state: &str| Wish { state: Some(state.to_owned()), ..wish.clone() };
     match (change, wish.state.as_deref()) {
         (Change::RunAgain, None | Some("done")) => vec![state("done")],
         (Change::RunAgain, Some("scheduled")) => vec![wish.clone()],
         (Change::RunAgain, Some(_)) | (_, Some("done")) => Vec::new(),
-        _ if of_results => Vec::new(),
+        _ if wish.is_of_results() => Vec::new(),
         (_, Some(_)) => vec![wish.clone()],
         (_, None) => ONWARDS.map(|open| state(open.as_str())).to_vec(),
     }
@@ -208,7 +217,8 @@ struct Asked {
 }
 
 /// The fields of a filter.
-const FILTERS: [&str; 7] = ["state", "queue", "batch", "outcome", "stop_reason", "model", "error_type"];
+const FILTERS: [&str; 8] =
+    ["state", "queue", "batch", "outcome", "stop_reason", "model", "error_type", "error_code"];
 /// The fields beside them.
 const OTHERS: [&str; 6] = ["action", "priority", "count", "more", "all", "key"];
 
@@ -259,23 +269,27 @@ async fn start(web: &Arc<Web>, actor: &Actor, asked: &Asked, of: Count) -> Resul
             return Err(fault);
         }
     };
-    if let Err(error) = written {
-        run.ends(Err(error.to_string()));
-        return Err(error.into());
-    }
+    let deed = match written {
+        Ok(deed) => deed,
+        Err(error) => {
+            run.ends(Err(error.to_string()));
+            return Err(error.into());
+        }
+    };
     let (web, actor, mine) = (Arc::clone(web), actor.clone(), Arc::clone(&run));
     #[expect(clippy::disallowed_methods, reason = "its end is kept in the run, where people see it")]
     tokio::spawn(async move {
         let read_max = web.settings.read_max;
         let done = within(read_max, work(&web, &mine)).await.map_err(|fault| fault.message);
-        let changed = mine.changed.load(Ordering::Relaxed) as i64;
+        let changed = mine.changed.load(Ordering::Relaxed);
+        correct(&web, deed, mine.of.jobs as u64, changed).await;
         let detail = match &done {
             Ok(()) => "done".to_owned(),
             Err(why) => format!("stopped: {why}"),
         };
         if let Ok(board) = web.board() {
             // The run itself says what became of it, should the database be away.
-            board.write_down(&actor.0, "bulk_end", &mine.what, changed, Some(&detail)).await.ok();
+            board.write_down(&actor.0, "bulk_end", &mine.what, changed as i64, Some(&detail)).await.ok();
         }
         mine.ends(done);
     });
@@ -310,6 +324,9 @@ async fn pass(web: &Web, run: &Run, most: usize) -> Result<usize, Fault> {
                 let changed = run.change.apply(web, &found.jobs).await?;
                 run.looked.fetch_add(found.jobs.len() as u64, Ordering::Relaxed);
                 run.changed.fetch_add(changed, Ordering::Relaxed);
+                let left = (found.jobs.len() as u64).saturating_sub(changed);
+                let redacted = run.change.redacted(web, &found.jobs, left).await;
+                run.redacted.fetch_add(redacted, Ordering::Relaxed);
             }
             match found.next {
                 Some(next) => from = Some(next),
@@ -391,7 +408,7 @@ struct RunPage {
     end: Option<(String, Option<String>)>,
 }
 
-async fn show(State(web): State<Arc<Web>>, Path(id): Path<u64>) -> Result<Response, Fault> {
+async fn show(State(web): State<Arc<Web>>, Id(id): Id<u64>) -> Result<Response, Fault> {
     let run =
         web.bulks.get(id).ok_or_else(|| Fault::missing("this process knows no such run; see the audit"))?;
     let end = run.end().map(|(took, result)| (duration(took.as_millis() as i64), result.err()));

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::store::Moment;
 use crate::store::board::Pulse;
+use crate::web::words::hundredths;
 
 /// Slots of a chart.
 const SLOTS: usize = 60;
@@ -122,7 +123,8 @@ impl Chart {
     }
 
     fn rows(&self, of: [fn(&Slot) -> f64; 2]) -> Value {
-        let row = |of: fn(&Slot) -> f64| self.slots.iter().map(|slot| of(slot).round()).collect::<Vec<_>>();
+        let row =
+            |of: fn(&Slot) -> f64| self.slots.iter().map(|slot| hundredths(of(slot))).collect::<Vec<_>>();
         json!([self.times(), row(of[0]), row(of[1])])
     }
 
@@ -212,5 +214,12 @@ mod tests {
         assert_eq!((chart.outcomes[0].word.as_str(), chart.outcomes[0].count), ("complete", 10));
         assert_eq!(chart.jobs_bars().len(), 3);
         assert_eq!(chart.tops().0.round() as i64, 10);
+    }
+
+    #[test]
+    fn one_job_in_a_slot_of_minutes_is_not_none() {
+        let beat = Beat { age_ms: 0, outcome: "complete".to_owned(), ..Beat::default() };
+        let chart = Chart::new(&Pulse { beats: vec![beat], step: 1 }, 6 * 3_600_000, Moment(9 * 3_600_000));
+        assert_eq!(chart.jobs_json()[1][59], 0.17);
     }
 }

@@ -1,10 +1,13 @@
 //! What a request says: its query, and the body of a form or a JSON object, as names with texts.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use axum::body::to_bytes;
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::request::Parts;
 use axum::http::{Method, StatusCode, header};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::fault::Fault;
@@ -15,12 +18,25 @@ const BODY_MAX: usize = 4 << 20;
 /// Characters of a text that is written down with what was done.
 const SHORT_MAX: usize = 1_000;
 /// A body that takes longer to come is not waited for.
-const BODY_TIME: std::time::Duration = std::time::Duration::from_secs(10);
+const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// Names and texts, in their order; a name may come several times. Beside them the names that a JSON
 /// object gave nothing for: `null`, or an empty list.
 #[derive(Debug, Clone, Default)]
 pub struct Fields(pub Vec<(String, String)>, pub Vec<String>);
+
+/// The number in an address: of a job, or of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Id<T = i64>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Id<T> {
+    type Rejection = Fault;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Fault> {
+        let odd = |_| Fault::bad("this address names its job, or its run, by a whole number");
+        Path::from_request_parts(parts, state).await.map(|Path(id)| Self(id)).map_err(odd)
+    }
+}
 
 impl<S: Send + Sync> FromRequest<S> for Fields {
     type Rejection = Fault;
@@ -41,6 +57,10 @@ impl Fields {
 
     /// Reads a request whose body is at most so many bytes long.
     pub async fn read_up_to(request: Request, max: usize) -> Result<Self, Fault> {
+        Self::read_within(request, max, BODY_TIME).await
+    }
+
+    async fn read_within(request: Request, max: usize, longest: Duration) -> Result<Self, Fault> {
         let mut fields = Self::of_query(request.uri().query().unwrap_or_default());
         if matches!(*request.method(), Method::GET | Method::HEAD) {
             return Ok(fields);
@@ -48,10 +68,17 @@ impl Fields {
         let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         let is_json = kind.is_some_and(|kind| kind.starts_with("application/json"));
         let is_form = kind.is_none_or(|kind| kind.starts_with("application/x-www-form-urlencoded"));
-        let coming = tokio::time::timeout(BODY_TIME, to_bytes(request.into_body(), max));
-        let Ok(Ok(body)) = coming.await else {
-            let what = format!("the body is longer than {max} bytes, or did not come");
-            return Err(Fault::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", what));
+        let coming = tokio::time::timeout(longest, to_bytes(request.into_body(), max));
+        let body = match coming.await {
+            Ok(Ok(body)) => body,
+            Ok(Err(_)) => {
+                let what = format!("the body is longer than {max} bytes, or broke off");
+                return Err(Fault::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", what));
+            }
+            Err(_) => {
+                let what = format!("the body did not come within {longest:?}");
+                return Err(Fault::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", what));
+            }
         };
         if is_json {
             let odd = || Fault::bad("the body is no JSON object of texts, numbers and lists of them");
@@ -154,4 +181,25 @@ pub fn link(path: &str, pairs: &[(&str, &str)]) -> String {
         write!(link, "?{query}").ok();
     }
     link
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::{Body, Bytes};
+    use futures_util::stream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_is_late_is_not_one_that_is_long() {
+        let status = async |body: Body| {
+            let request = Request::builder().method(Method::POST).body(body).expect("a request");
+            let read = Fields::read_within(request, 9, Duration::from_millis(1)).await;
+            read.err().map(|fault| fault.status)
+        };
+        let late = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+        assert_eq!(status(late).await, Some(StatusCode::REQUEST_TIMEOUT));
+        assert_eq!(status(Body::from("a=23456789")).await, Some(StatusCode::PAYLOAD_TOO_LARGE));
+        assert_eq!(status(Body::from("a=2345678")).await, None);
+    }
 }

@@ -8,17 +8,18 @@ use std::sync::Arc;
 
 use askama::Template;
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use serde_json::{Value, json};
 
+use self::copy::Around;
 use self::talk::Turn;
 use super::Web;
 use super::act::form_name;
 use super::fault::Fault;
-use super::fields::{Fields, link};
+use super::fields::{Fields, Id, link};
 use super::guard::is_there;
 use super::words::{self, Frame, TEXT_MAX, between, page, start};
 use crate::cli::out::{duration, time_rfc3339};
@@ -27,7 +28,7 @@ use crate::store::board::{Mark, Partial};
 use crate::store::{CallRow, JobRow, Moment, NewJob, ResultRow, Texts, ToolRow};
 
 /// Characters of what one call said that the conversation shows.
-const SAID_MAX: i64 = 200_000;
+const SAID_MAX: usize = 200_000;
 
 /// The addresses of a job.
 pub fn routes() -> Router<Arc<Web>> {
@@ -46,6 +47,11 @@ pub struct Job {
     result: Option<ResultRow>,
     partial: Option<Partial>,
     asked: Option<NewJob>,
+    /// Whether what it was asked, and its conversation, were asked for.
+    whole: bool,
+    around: Around,
+    /// How anybody's statement names the table of jobs.
+    table: String,
     turns: Vec<Turn>,
 }
 
@@ -60,12 +66,17 @@ pub async fn load(web: &Web, id: i64, whole: bool) -> Result<Job, Fault> {
         "running" => web.board()?.partial(job, (0, 0, 0)).await?,
         _ => None,
     };
-    let (mut asked, mut turns) = (None, Vec::new());
+    let (mut asked, mut turns, mut around) = (None, Vec::new(), Around::default());
     if whole {
-        asked = web.board()?.asked(job).await?;
-        turns = talk::turns(&web.board()?.said(job, SAID_MAX).await?, &tools);
+        // Of one that was redacted nobody knows any more what it asked.
+        asked = web.board()?.asked(job).await?.filter(|_| row.redacted_at.is_none());
+        let queue = row.asked.queue.as_deref().unwrap_or_default();
+        around.queue = web.board()?.queue_says(queue).await?.unwrap_or_default();
+        around.accounts = web.desk()?.account_rows().await?;
+        turns = talk::turns(&web.board()?.said(job, SAID_MAX as i64).await?, SAID_MAX, &tools);
     }
-    Ok(Job { now: web.board()?.now().await?, row, calls, tools, result, partial, asked, turns })
+    let (now, table) = (web.board()?.now().await?, web.board()?.name_of("jobs"));
+    Ok(Job { now, row, calls, tools, result, partial, asked, whole, around, table, turns })
 }
 
 /// A call on the line of time: where its bar begins, how long it waits, and how long it streams.
@@ -78,6 +89,10 @@ struct Bar {
 impl Job {
     fn is_done(&self) -> bool {
         self.row.state == "done"
+    }
+
+    fn is_redacted(&self) -> bool {
+        self.row.redacted_at.is_some()
     }
 
     fn is_running(&self) -> bool {
@@ -146,11 +161,11 @@ impl Job {
     }
 
     fn sql(&self) -> String {
-        self.asked.as_ref().map(copy::sql).unwrap_or_default()
+        self.asked.as_ref().map(|asked| copy::sql(asked, &self.table)).unwrap_or_default()
     }
 
-    fn curl(&self, web: &Defaults) -> String {
-        self.asked.as_ref().map(|asked| copy::curl(asked, &web.model, &web.base_url)).unwrap_or_default()
+    fn curl(&self, web: &Web) -> String {
+        self.asked.as_ref().map(|asked| copy::curl(asked, &self.around, &web.config)).unwrap_or_default()
     }
 
     /// For programs.
@@ -178,26 +193,28 @@ impl Job {
                 "metadata": asked.metadata,
             })
         });
+        let tool = |tool: &ToolRow| {
+            json!({
+                "run": tool.run, "claim": tool.claim, "seq": tool.seq, "position": tool.position,
+                "call_id": tool.call_id, "name": tool.name, "answered": tool.result.is_some(),
+                "is_error": tool.is_error, "taken_by": tool.taken_by,
+                "taken_at": tool.taken_at.map(time_rfc3339), "created_at": time_rfc3339(tool.created_at),
+                "answered_at": tool.answered_at.map(time_rfc3339),
+            })
+        };
+        // As on the page: what a conversation says is hidden until it is asked for.
+        let conversation = self.whole.then(|| self.turns.iter().map(Turn::json).collect::<Vec<_>>());
         json!({
             "id": row.id.0, "queue": row.asked.queue, "batch": row.asked.batch, "key": row.asked.key,
             "model": row.asked.model, "max_tokens": row.asked.max_tokens, "state": row.state,
             "reason": row.reason, "priority": row.priority, "run": row.run, "claims": row.claims,
             "failures": row.failures, "created_at": time_rfc3339(row.created_at),
             "available_at": time_rfc3339(row.available_at), "deadline_at": row.deadline_at.map(time_rfc3339),
-            "calls": self.calls.iter().map(call).collect::<Vec<_>>(), "result": result, "asked": asked,
+            "redacted_at": row.redacted_at.map(time_rfc3339),
+            "calls": self.calls.iter().map(call).collect::<Vec<_>>(),
+            "tool_calls": self.tools.iter().map(tool).collect::<Vec<_>>(), "result": result, "asked": asked,
+            "conversation": conversation,
         })
-    }
-}
-
-/// What a job that says nothing gets.
-struct Defaults {
-    model: String,
-    base_url: String,
-}
-
-impl Defaults {
-    fn of(web: &Web) -> Self {
-        Self { model: web.config.defaults.model.clone(), base_url: web.config.api.base_url.clone() }
     }
 }
 
@@ -206,13 +223,13 @@ impl Defaults {
 struct Page {
     frame: Frame,
     j: Job,
-    shown: bool,
-    defaults: Defaults,
+    sql: String,
+    curl: String,
 }
 
 async fn show(
     State(web): State<Arc<Web>>,
-    Path(id): Path<i64>,
+    Id(id): Id,
     headers: HeaderMap,
     fields: Fields,
 ) -> Result<Response, Fault> {
@@ -231,7 +248,8 @@ async fn show(
     // What runs is followed part by part; the rest is looked at again until it is done.
     let frame = if j.is_done() { frame } else { frame.every(3) };
     let frame = Frame { mark: mark.clone(), ..frame };
-    let mut answer = page(&Page { frame, j, shown, defaults: Defaults::of(&web) });
+    let (sql, curl) = (j.sql(), j.curl(&web));
+    let mut answer = page(&Page { frame, j, sql, curl });
     if let Ok(mark) = HeaderValue::from_str(&mark) {
         answer.headers_mut().insert(header::ETAG, mark);
     }
@@ -246,7 +264,7 @@ fn tag(mark: &Mark) -> String {
 }
 
 /// The whole text of an answer, as a file that no browser takes for a page.
-async fn answer(State(web): State<Arc<Web>>, Path(id): Path<i64>) -> Result<Response, Fault> {
+async fn answer(State(web): State<Arc<Web>>, Id(id): Id) -> Result<Response, Fault> {
     let result = web.desk()?.results(&[JobId(id)], Texts::Whole).await?.pop();
     let text = result.and_then(|result| result.text);
     let text = text.ok_or_else(|| Fault::missing(format!("job {id} has no answer")))?;
@@ -262,8 +280,8 @@ pub async fn partial_json(web: &Web, id: i64, fields: &Fields) -> Result<Value, 
     let partial = web.board()?.partial(JobId(id), after).await?;
     let partial = partial.ok_or_else(|| Fault::missing(format!("there is no job {id}")))?;
     Ok(json!({
-        "state": partial.state, "claim": partial.call.0, "seq": partial.call.1, "part": partial.part,
-        "text": partial.text,
+        "state": partial.state, "claim": partial.call.0, "seq": partial.call.1, "call": partial.number,
+        "part": partial.part, "text": partial.text,
     }))
 }
 
@@ -297,7 +315,7 @@ impl AgainPage {
 }
 
 /// The form of a new job that begins as this one.
-async fn again(State(web): State<Arc<Web>>, Path(id): Path<i64>) -> Result<Response, Fault> {
+async fn again(State(web): State<Arc<Web>>, Id(id): Id) -> Result<Response, Fault> {
     if web.settings.read_only {
         return Err(Fault::new(StatusCode::FORBIDDEN, "read_only", "this page is read-only (web.read_only)"));
     }

@@ -129,9 +129,16 @@ pub fn capped_at(n: impl Plain<i64>, limit: impl Plain<i64>) -> String {
     if n > limit { format!("{}+", out::number(limit)) } else { out::number(n) }
 }
 
-/// Returns a number in few letters: 950, 12.3k, 4.5M.
+/// Returns a number to two decimals.
+pub fn hundredths(n: f64) -> f64 {
+    (n * 100.0).round() / 100.0
+}
+
+/// Returns a number in few letters: 0.17, 950, 12.3k, 4.5M.
 pub fn short(n: impl Plain<f64>) -> String {
     match n.plain() {
+        // What is rare is not nothing.
+        n if hundredths(n) > 0.0 && hundredths(n) < 1.0 => format!("{n:.2}"),
         n if n < 999.5 => format!("{}", n.round()),
         n if n < 99_950.0 => format!("{:.1}k", n / 1e3),
         n if n < 999_500.0 => format!("{:.0}k", n / 1e3),
@@ -212,9 +219,16 @@ mod tests {
     fn numbers_are_short_and_say_where_counting_stopped() {
         assert_eq!(capped(10_001), "10,000+");
         assert_eq!(capped(10_000), "10,000");
-        for (n, text) in
-            [(0.0, "0"), (999.0, "999"), (1_234.0, "1.2k"), (123_456.0, "123k"), (4_500_000.0, "4.5M")]
-        {
+        for (n, text) in [
+            (0.0, "0"),
+            (0.004, "0"),
+            (0.1667, "0.17"),
+            (0.996, "1"),
+            (999.0, "999"),
+            (1_234.0, "1.2k"),
+            (123_456.0, "123k"),
+            (4_500_000.0, "4.5M"),
+        ] {
             assert_eq!(short(n), text);
         }
     }

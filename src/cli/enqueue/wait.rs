@@ -11,14 +11,12 @@ use crate::cli::progress::{Beside, Progress};
 use crate::cli::results::json_of;
 use crate::domain::job::JobId;
 use crate::domain::outcome::Outcome;
-use crate::store::{Desk, Texts};
+use crate::store::{Desk, Texts, WorkerLine};
 
 /// Jobs looked at in one statement.
 const LOOK_MAX: usize = 10_000;
 /// Shortest pause between two looks.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
-/// A worker that was not seen for so long is not at work.
-const WORKER_SILENT_MS: i64 = 120_000;
 
 /// Waits for one job and prints its answer, where it is complete.
 pub async fn for_answer(desk: &dyn Desk, job: JobId, json: bool, out: &mut Out) -> anyhow::Result<Exit> {
@@ -91,7 +89,7 @@ async fn wait(desk: &dyn Desk, mut left: Vec<JobId>) -> anyhow::Result<Ended> {
         if !warned {
             warned = true;
             let workers = desk.worker_lines().await.context("failed to look at the workers")?;
-            if !workers.iter().any(|worker| worker.seen_ms_ago < WORKER_SILENT_MS) {
+            if workers.iter().all(WorkerLine::is_silent) {
                 progress.say("nobody is at work on this database yet: promptmill run starts a daemon");
             }
         }

@@ -366,6 +366,7 @@ mod tests {
             name: "weather".into(),
             input: Some(r#"{"city":"Paris"}"#.into()),
             result: result.map(str::to_owned),
+            result_cut: false,
             is_error: position == 1,
             taken_by: (position < 3).then(|| "a server".into()),
             taken_at: Some(Moment(1_790_000_003_000)),

@@ -37,8 +37,6 @@ const JOBS_MAX: i64 = 100;
 const NAMES_MAX: usize = 20;
 /// Results that tell how fast one slow batch goes.
 const SPEED_OF: usize = 50;
-/// A worker that was not seen for so long is not at work.
-const WORKER_SILENT_MS: i64 = 120_000;
 
 /// What one look saw.
 #[derive(Debug, Clone, Default)]
@@ -130,7 +128,7 @@ impl Lens {
         let mut look = Look {
             at: Some(sight.board.now().await?),
             paused: sight.board.paused_queues(NAMES_MAX as i64).await?,
-            workers: workers.iter().filter(|worker| worker.seen_ms_ago < WORKER_SILENT_MS).count(),
+            workers: workers.iter().filter(|worker| !worker.is_silent()).count(),
             ..Look::default()
         };
         match &self.batch {

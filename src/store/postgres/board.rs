@@ -11,7 +11,7 @@ use crate::domain::job::JobId;
 use crate::domain::outcome::{Outcome, Usage};
 use crate::store::board::{
     BatchTally, Beat, Board, Deed, FAULTS_MAX, FaultCard, Head, JobLine, Mark, Oldest, OpenState, OpenWalk,
-    Partial, Pulse, QueueCard, Said, Stretch, Tally, Walk, Wish, stretch,
+    Part, Partial, Pulse, QueueCard, QueueSays, Said, Stretch, Tally, Walk, Wish, stretch,
 };
 use crate::store::desk::{fields, usage};
 use crate::store::op::said;
@@ -56,7 +56,7 @@ macro_rules! results {
     ($from:literal) => {
         concat!(
             "WITH seen AS MATERIALIZED (
-                 SELECT seq, job_id, queue, batch, outcome, stop_reason, model, error_type
+                 SELECT seq, job_id, queue, batch, outcome, stop_reason, model, error_type, error_code
                    FROM ",
             $from,
             ")
@@ -70,6 +70,7 @@ macro_rules! results {
                              AND ($7::text IS NULL OR s.batch = $7)
                              AND ($8::text IS NULL OR s.stop_reason = $8)
                              AND ($9::text IS NULL OR s.error_type = $9)
+                             AND ($10::text IS NULL OR s.error_code = $10)
                            ORDER BY s.seq DESC
                            LIMIT $3) h ON true
               ORDER BY h.seq DESC"
@@ -79,6 +80,14 @@ macro_rules! results {
 
 #[async_trait]
 impl Board for PostgresStore {
+    fn name_of(&self, table: &str) -> String {
+        // A plain name, but it may be a word of SQL.
+        match self.schema.as_str() {
+            "promptmill" => format!("promptmill.{table}"),
+            schema => format!("\"{schema}\".{table}"),
+        }
+    }
+
     async fn now(&self) -> Result<Moment, StoreError> {
         sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
             .fetch_one(self.looks())
@@ -137,6 +146,7 @@ impl Board for PostgresStore {
             .bind(batch)
             .bind(&wish.stop_reason)
             .bind(&wish.error_type)
+            .bind(&wish.error_code)
             .fetch_all(self.looks())
             .await
             .map_err(said)?;
@@ -324,6 +334,32 @@ impl Board for PostgresStore {
 
     async fn heads(&self) -> Result<Vec<Head>, StoreError> {
         self.run_on(self.looks.plain(), (), |conn, ()| Box::pin(heads(conn))).await
+    }
+
+    async fn first_queues(&self, limit: i64) -> Result<Vec<String>, StoreError> {
+        sqlx::query_scalar(
+            "SELECT name
+               FROM queues
+              ORDER BY name
+              LIMIT $1",
+        )
+        .bind(limit)
+        .fetch_all(self.looks())
+        .await
+        .map_err(said)
+    }
+
+    async fn queue_says(&self, name: &str) -> Result<Option<QueueSays>, StoreError> {
+        let says: Option<(Option<String>, Option<String>)> = sqlx::query_as(
+            "SELECT model, policy::text
+               FROM queues
+              WHERE name = $1",
+        )
+        .bind(name)
+        .fetch_optional(self.looks())
+        .await
+        .map_err(said)?;
+        Ok(says.map(|(model, policy)| QueueSays { model, policy }))
     }
 
     async fn queue_cards(&self, limit: i64) -> Result<Vec<QueueCard>, StoreError> {
@@ -562,8 +598,11 @@ impl Board for PostgresStore {
     }
 
     async fn partial(&self, job: JobId, after: (i64, i64, i64)) -> Result<Option<Partial>, StoreError> {
-        let rows: Vec<(String, i64, Option<i64>, Option<i64>, Option<String>)> = sqlx::query_as(
-            "SELECT s.state, s.claims, p.seq::bigint, p.part::bigint, p.content
+        let rows: Vec<Part> = sqlx::query_as(
+            "SELECT s.state, s.claims,
+                    (SELECT count(*) + 1 FROM calls c
+                      WHERE c.job_id = s.job_id AND (p.seq IS NULL OR (c.claim, c.seq) < (s.claims, p.seq))),
+                    p.seq::bigint, p.part::bigint, p.content
                FROM job_state s
                LEFT JOIN checkpoints p
                  ON p.job_id = s.job_id AND p.claim = s.claims AND p.part > 0
@@ -638,6 +677,20 @@ impl Board for PostgresStore {
         .fetch_one(self.writes())
         .await
         .map_err(said)
+    }
+
+    async fn correct(&self, deed: i64, count: i64) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE audit
+                SET count = $2
+              WHERE id = $1",
+        )
+        .bind(deed)
+        .bind(count)
+        .execute(self.writes())
+        .await
+        .map_err(said)?;
+        Ok(())
     }
 
     async fn deeds(&self, before: i64, limit: i64) -> Result<Vec<Deed>, StoreError> {

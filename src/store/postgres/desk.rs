@@ -13,7 +13,7 @@ use super::{PostgresStore, retention};
 use crate::domain::job::JobId;
 use crate::domain::outcome::Usage;
 use crate::domain::retention::{DoneJob, Erasure};
-use crate::store::desk::{Found, fields, queues_of, usage};
+use crate::store::desk::{Found, TOOL_MAX, cut, fields, queues_of, usage};
 use crate::store::op::said;
 use crate::store::{
     AccountRow, BEHIND_SCAN, BatchLine, Behind, CallRow, Desk, Erased, FaultLine, Flow, Freed, GateLine,
@@ -536,7 +536,7 @@ impl Desk for PostgresStore {
     async fn tools(&self, job: JobId) -> Result<Vec<ToolRow>, StoreError> {
         let rows = sqlx::query(
             "SELECT run, claim, seq::bigint AS seq, position::bigint AS position, call_id, name,
-                    left(input::text, 4000) AS input, left(coalesce(result, result_content::text), 4000) AS result,
+                    left(input::text, 4000) AS input, left(coalesce(result, result_content::text), 4001) AS result,
                     is_error, taken_by,
                     (extract(epoch FROM taken_at) * 1000)::bigint AS taken_at,
                     (extract(epoch FROM created_at) * 1000)::bigint AS created_at,
@@ -550,9 +550,12 @@ impl Desk for PostgresStore {
         .await
         .map_err(said)?;
         let row = |row: &PgRow| {
+            let (result, result_cut) = cut(row.try_get("result")?, TOOL_MAX);
             Ok(fields!(row => ToolRow {
-                run, claim, seq, position, call_id, name, input, result, is_error, taken_by,
+                run, claim, seq, position, call_id, name, input, is_error, taken_by,
             } with {
+                result: result,
+                result_cut: result_cut,
                 taken_at: moment(row, "taken_at")?,
                 created_at: Moment(row.try_get("created_at")?),
                 answered_at: moment(row, "answered_at")?,

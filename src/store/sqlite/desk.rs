@@ -12,7 +12,7 @@ use super::{SqliteStore, retention, text};
 use crate::domain::job::JobId;
 use crate::domain::outcome::Usage;
 use crate::domain::retention::{DoneJob, Erasure};
-use crate::store::desk::{Found, fields, list, queues_of, usage};
+use crate::store::desk::{Found, TOOL_MAX, cut, fields, list, queues_of, usage};
 use crate::store::op::said;
 use crate::store::{
     AccountRow, BEHIND_SCAN, BatchLine, Behind, CallRow, Desk, Erased, FaultLine, Flow, Freed, GateLine,
@@ -554,7 +554,7 @@ impl Desk for SqliteStore {
     async fn tools(&self, job: JobId) -> Result<Vec<ToolRow>, StoreError> {
         let rows = sqlx::query(
             "SELECT run, claim, seq, position, call_id, name, substr(input, 1, 4000) AS input,
-                    substr(coalesce(result, result_content), 1, 4000) AS result, is_error, taken_by, taken_at,
+                    substr(coalesce(result, result_content), 1, 4001) AS result, is_error, taken_by, taken_at,
                     created_at, answered_at
                FROM tool_calls
               WHERE job_id = $1
@@ -565,9 +565,11 @@ impl Desk for SqliteStore {
         .await
         .map_err(said)?;
         let row = |row: &SqliteRow| {
+            let (result, result_cut) = cut(text(row, "result")?, TOOL_MAX);
             Ok(fields!(row => ToolRow { run, claim, seq, position, call_id, name, is_error } with {
                 input: text(row, "input")?,
-                result: text(row, "result")?,
+                result: result,
+                result_cut: result_cut,
                 taken_by: text(row, "taken_by")?,
                 taken_at: moment(row, "taken_at")?,
                 created_at: Moment(row.try_get("created_at")?),

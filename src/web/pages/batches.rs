@@ -17,7 +17,7 @@ use crate::web::fault::Fault;
 use crate::web::fields::{Fields, link};
 use crate::web::guard::is_there;
 use crate::web::pages::places::{GATES_MAX, Gate, look_at_gates, stopped_batches};
-use crate::web::words::{self, Frame, brief, page};
+use crate::web::words::{self, Frame, brief, hundredths, page};
 
 /// Batches on a page.
 const PAGE: usize = 20;
@@ -90,11 +90,16 @@ impl Batch {
         self.tally.open.iter().filter(|(state, _)| near(state)).map(|(_, n)| n).sum()
     }
 
-    /// How long the rest may take, in words, where it flows.
-    fn eta(&self) -> Option<String> {
+    /// How long the rest may take, where it flows.
+    fn rest_ms(&self) -> Option<i64> {
         let flows = self.gate.is_none() && !self.capped() && self.next() > 0;
         let rate = self.rate().filter(|_| flows)?;
-        Some(brief((self.next() as f64 / rate * 60_000.0) as i64))
+        Some((self.next() as f64 / rate * 60_000.0) as i64)
+    }
+
+    /// The same in words.
+    fn eta(&self) -> Option<String> {
+        self.rest_ms().map(brief)
     }
 
     fn link(&self) -> String {
@@ -112,7 +117,8 @@ impl Batch {
         json!({
             "batch": self.name, "states": counts(&self.tally.open), "outcomes": counts(&self.tally.done),
             "done": self.done(), "total": self.total(), "counted_up_to": self.limit + 1,
-            "counted_all": !self.capped(), "results_a_minute": self.rate().map(f64::round),
+            "counted_all": !self.capped(), "results_a_minute": self.rate().map(hundredths), "rest_in_ms": self.rest_ms(),
+            "gate": self.gate,
         })
     }
 }
@@ -162,6 +168,10 @@ struct ListPage {
 }
 
 impl ListPage {
+    fn first_link(&self) -> String {
+        link("/batches", &[("open", if self.open { "on" } else { "" })])
+    }
+
     fn next_link(&self) -> String {
         let open = if self.open { "on" } else { "" };
         link("/batches", &[("open", open), ("from", self.list.next.as_deref().unwrap_or_default())])

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::cli::out::time_rfc3339;
 use crate::domain::outcome::Outcome;
 use crate::store::Moment;
-use crate::store::board::{COUNT_MAX, Cursor, JobLine, Tally, Wish, find};
+use crate::store::board::{COUNT_MAX, Cursor, JobLine, QUEUES_MAX, Tally, Wish, find};
 use crate::web::Web;
 use crate::web::fault::Fault;
 use crate::web::fields::{Fields, link};
@@ -36,6 +36,7 @@ pub fn wish(fields: &Fields) -> Result<Wish, Fault> {
         stop_reason: fields.text("stop_reason"),
         model: fields.text("model"),
         error_type: fields.text("error_type"),
+        error_code: fields.text("error_code"),
     };
     if wish.state.as_deref().is_some_and(|state| !STATES.contains(&state)) {
         return Err(Fault::bad(format!("state is one of {}", STATES.join(", "))));
@@ -48,7 +49,7 @@ pub fn wish(fields: &Fields) -> Result<Wish, Fault> {
 }
 
 /// Returns a wish as pairs for a query or for hidden fields.
-pub fn pairs(wish: &Wish) -> [(&'static str, &str); 7] {
+pub fn pairs(wish: &Wish) -> [(&'static str, &str); 8] {
     [
         ("state", wish.state.as_deref().unwrap_or_default()),
         ("queue", wish.queue.as_deref().unwrap_or_default()),
@@ -57,6 +58,7 @@ pub fn pairs(wish: &Wish) -> [(&'static str, &str); 7] {
         ("stop_reason", wish.stop_reason.as_deref().unwrap_or_default()),
         ("model", wish.model.as_deref().unwrap_or_default()),
         ("error_type", wish.error_type.as_deref().unwrap_or_default()),
+        ("error_code", wish.error_code.as_deref().unwrap_or_default()),
     ]
 }
 
@@ -121,7 +123,7 @@ pub async fn load(web: &Web, fields: &Fields, most: usize) -> Result<Jobs, Fault
         lines,
         next: found.next.map(cursor_text),
         tabs,
-        queues: web.desk()?.queue_names().await?,
+        queues: web.board()?.first_queues(QUEUES_MAX).await?,
         begun: from.is_some(),
         wish,
     })
@@ -129,8 +131,7 @@ pub async fn load(web: &Web, fields: &Fields, most: usize) -> Result<Jobs, Fault
 
 /// The tabs with their counts, where those can be told for the filters.
 async fn tabs(web: &Web, wish: &Wish) -> Result<Vec<Tab>, Fault> {
-    let others = [&wish.queue, &wish.outcome, &wish.stop_reason, &wish.model, &wish.error_type];
-    let plain = others.iter().all(|filter| filter.is_none());
+    let plain = wish.queue.is_none() && wish.model.is_none() && !wish.is_of_results();
     let mut counts = None;
     let mut done = None;
     if plain {

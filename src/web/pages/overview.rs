@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 use super::places::{Gate, look_at_gates};
 use crate::cli::out::time_rfc3339;
 use crate::store::board::{COUNT_MAX, Oldest, Tally};
-use crate::store::{Listed, Moment, WorkerLine};
+use crate::store::{Listed, Moment};
 use crate::web::Web;
 use crate::web::chart::Chart;
 use crate::web::fault::Fault;
 use crate::web::fields::Fields;
 use crate::web::guard::is_there;
-use crate::web::words::{self, Frame, page};
+use crate::web::words::{self, Frame, hundredths, page};
 
 /// Results that a chart is made of, at most twice as many.
 const BEATS: i64 = 2_048;
@@ -37,7 +37,9 @@ pub struct Overview {
     paused: Vec<String>,
     gates: Vec<Gate>,
     more_gates: usize,
-    workers: Vec<WorkerLine>,
+    /// All that have a row, and those among them that say nothing any more.
+    workers: usize,
+    silent: usize,
     window: &'static str,
     chart: Chart,
 }
@@ -53,6 +55,7 @@ pub async fn load(web: &Web, fields: &Fields) -> Result<Overview, Fault> {
     let board = web.board()?;
     let now = board.now().await?;
     let pulse = board.pulse(length, BEATS).await?;
+    let workers = web.desk()?.worker_lines().await?;
     let (gates, more_gates) = look_at_gates(web, Listed::Stopped, GATES, |_| true).await?;
     Ok(Overview {
         now,
@@ -62,13 +65,23 @@ pub async fn load(web: &Web, fields: &Fields) -> Result<Overview, Fault> {
         paused: board.paused_queues(PAUSED).await?,
         gates,
         more_gates,
-        workers: web.desk()?.worker_lines().await?,
+        workers: workers.len(),
+        silent: workers.iter().filter(|worker| worker.is_silent()).count(),
         window,
         chart: Chart::new(&pulse, i64::try_from(length.as_millis()).unwrap_or(i64::MAX), now),
     })
 }
 
 impl Overview {
+    fn at_work(&self) -> usize {
+        self.workers - self.silent
+    }
+
+    /// Whether jobs wait for somebody who is not here.
+    fn deserted(&self) -> bool {
+        self.at_work() == 0 && self.tally.pending + self.tally.running > 0
+    }
+
     /// For programs.
     pub fn json(&self) -> Value {
         let shares = |shares: &[crate::web::chart::Share]| -> Value {
@@ -85,12 +98,12 @@ impl Overview {
             "paused_queues": self.paused,
             "more_stopped_gates": self.more_gates,
             "stopped_gates": self.gates.iter().map(|gate| gate.json.clone()).collect::<Vec<_>>(),
-            "workers": self.workers.len(),
+            "workers": self.at_work(), "silent_workers": self.silent,
             "window": {
                 "length": self.window, "jobs": self.chart.jobs, "sampled": self.chart.sampled,
-                "jobs_a_minute": self.chart.rate().round(),
-                "tokens_in_a_minute": self.chart.latest.tokens_in.round(),
-                "tokens_out_a_minute": self.chart.latest.tokens_out.round(),
+                "jobs_a_minute": hundredths(self.chart.rate()),
+                "tokens_in_a_minute": hundredths(self.chart.latest.tokens_in),
+                "tokens_out_a_minute": hundredths(self.chart.latest.tokens_out),
                 "outcomes": shares(&self.chart.outcomes), "stop_reasons": shares(&self.chart.stops),
                 "jobs_series": self.chart.jobs_json(), "tokens_series": self.chart.tokens_json(),
             },

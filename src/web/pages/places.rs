@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::cli::gates::House;
 use crate::cli::gates::scope::Scope;
-use crate::store::board::{QueueCard, queue_count_max};
+use crate::store::board::{QUEUES_MAX, QueueCard, queue_count_max};
 use crate::store::{GateLine, Listed, Moment, WorkerLine};
 use crate::web::Web;
 use crate::web::fault::Fault;
@@ -107,26 +107,38 @@ pub async fn gates(State(web): State<Arc<Web>>, fields: Fields) -> Result<Respon
     Ok(page(&GatesPage { frame: Frame::new(&web, "Gates", "/gates").every(5), now, gates, more, all }))
 }
 
+/// Queues with their jobs, counted up to `limit`.
+struct Queues {
+    cards: Vec<QueueCard>,
+    limit: i64,
+    /// Whether there are more than are listed.
+    more: bool,
+}
+
+async fn look_at_queues(web: &Web) -> Result<Queues, Fault> {
+    let there = web.board()?.first_queues(QUEUES_MAX + 1).await?.len();
+    let limit = queue_count_max(there);
+    let cards = web.board()?.queue_cards(limit).await?;
+    Ok(Queues { cards, limit, more: there as i64 > QUEUES_MAX })
+}
+
 #[derive(Template)]
 #[template(path = "queues.html")]
 struct QueuesPage {
     frame: Frame,
-    queues: Vec<QueueCard>,
-    limit: i64,
+    q: Queues,
 }
 
 /// Shows the queues.
 pub async fn queues(State(web): State<Arc<Web>>) -> Result<Response, Fault> {
-    let limit = queue_count_max(web.desk()?.queue_names().await?.len());
-    let queues = web.board()?.queue_cards(limit).await?;
+    let q = look_at_queues(&web).await?;
     is_there(&web);
-    Ok(page(&QueuesPage { frame: Frame::new(&web, "Queues", "/queues").every(5), queues, limit }))
+    Ok(page(&QueuesPage { frame: Frame::new(&web, "Queues", "/queues").every(5), q }))
 }
 
 /// The queues, for programs.
 pub async fn queues_json(web: &Web) -> Result<Value, Fault> {
-    let limit = queue_count_max(web.desk()?.queue_names().await?.len());
-    let queues = web.board()?.queue_cards(limit).await?;
+    let Queues { cards, limit, more } = look_at_queues(web).await?;
     let queue = |queue: &QueueCard| {
         json!({
             "name": queue.name, "paused": queue.paused, "max_running": queue.max_running, "model": queue.model,
@@ -134,7 +146,8 @@ pub async fn queues_json(web: &Web) -> Result<Value, Fault> {
             "waiting": queue.jobs.waiting,
         })
     };
-    Ok(json!({"queues": queues.iter().map(queue).collect::<Vec<_>>(), "counted_up_to": limit + 1}))
+    let queues: Vec<Value> = cards.iter().map(queue).collect();
+    Ok(json!({"queues": queues, "counted_up_to": limit + 1, "more": more}))
 }
 
 #[derive(Template)]
@@ -142,15 +155,13 @@ pub async fn queues_json(web: &Web) -> Result<Value, Fault> {
 struct WorkersPage {
     frame: Frame,
     workers: Vec<WorkerLine>,
-    lease_ms: i64,
 }
 
 /// Shows the workers.
 pub async fn workers(State(web): State<Arc<Web>>) -> Result<Response, Fault> {
     let workers = web.desk()?.worker_lines().await?;
     is_there(&web);
-    let lease_ms = i64::try_from(web.config.worker.lease.as_millis()).unwrap_or(i64::MAX);
-    Ok(page(&WorkersPage { frame: Frame::new(&web, "Workers", "/workers").every(5), workers, lease_ms }))
+    Ok(page(&WorkersPage { frame: Frame::new(&web, "Workers", "/workers").every(5), workers }))
 }
 
 /// The workers, for programs.
@@ -159,7 +170,7 @@ pub async fn workers_json(web: &Web) -> Result<Value, Fault> {
     let worker = |worker: &WorkerLine| {
         json!({
             "id": worker.id, "host": worker.host, "pid": worker.pid, "version": worker.version,
-            "running": worker.running, "seen_ms_ago": worker.seen_ms_ago,
+            "running": worker.running, "seen_ms_ago": worker.seen_ms_ago, "silent": worker.is_silent(),
         })
     };
     Ok(json!({"workers": workers.iter().map(worker).collect::<Vec<_>>()}))

@@ -38,6 +38,7 @@ impl ErrorsPage {
             &[
                 ("outcome", fault.outcome.as_str()),
                 ("error_type", fault.error_type.as_deref().unwrap_or_default()),
+                ("error_code", fault.error_code.as_deref().unwrap_or_default()),
                 ("stop_reason", fault.stop_reason.as_deref().unwrap_or_default()),
             ],
         )

@@ -7,6 +7,7 @@ on_both! {
     status_counts_jobs_by_queue_and_batch,
     the_status_of_a_batch_tells_why_jobs_failed,
     an_empty_database_says_how_to_begin,
+    a_daemon_that_is_silent_is_not_at_work,
     watching_a_batch_ends_with_its_last_job,
 }
 
@@ -61,6 +62,24 @@ async fn the_status_of_a_batch_tells_why_jobs_failed(ground: &Ground) {
 
 async fn an_empty_database_says_how_to_begin(ground: &Ground) {
     assert!(Desk::new(ground).mill(&["status"]).good().starts_with("no jobs yet: INSERT INTO jobs"));
+}
+
+async fn a_daemon_that_is_silent_is_not_at_work(ground: &Ground) {
+    let worker = "INSERT INTO workers (host, boot, pid, pid_started, version, seen_at) VALUES ('box', 'b',";
+    ground.run(&format!("{worker} 1, 1, '0', {})", ground.at(-121))).await;
+    let desk = Desk::new(ground);
+    let out = desk.mill(&["status"]).good();
+    assert!(
+        out.contains("no daemon is at work; 1 is silent: promptmill run") && out.contains("silent for 2 min"),
+        "{out}"
+    );
+    assert_eq!(desk.mill(&["status", "--json"]).json()["workers"][0]["silent"], true);
+    ground.run(&format!("{worker} 2, 1, '0', {})", ground.at(-100))).await;
+    let out = desk.mill(&["status"]).good();
+    assert!(
+        !out.contains("no daemon is at work") && out.contains("1 min 4") && out.contains("silent for"),
+        "{out}"
+    );
 }
 
 async fn watching_a_batch_ends_with_its_last_job(ground: &Ground) {

@@ -171,6 +171,7 @@ async fn a_reader_reads_and_an_operator_turns() {
         "UPDATE MILL.gates SET state = 'flowing'",
         "UPDATE MILL.rates SET rate = 30, cap = 1",
         "INSERT INTO MILL.audit (actor, action, target) VALUES ('me', 'cancel', 'jobs 1')",
+        "UPDATE MILL.audit SET count = 3",
     ] {
         assert!(attempt(&operator, &ground, sql).await.unwrap() > 0, "{sql}");
     }

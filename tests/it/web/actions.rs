@@ -24,10 +24,14 @@ async fn chosen_jobs_are_cancelled_run_again_and_prioritised(ground: &Ground) {
     ground.run("INSERT INTO jobs (prompt) VALUES ('a'), ('b'), ('c')").await;
     settle(ground, 3, "failed", "").await;
     let site = Site::on(ground).await;
-    let answer = site
-        .post("/act/jobs", "action=prioritise&priority=7&job=1&job=2&job=3&back=/jobs?state=pending")
-        .await;
+    let answer =
+        site.post("/act/jobs", "action=prioritise&priority=7&job=1&job=2&back=/jobs?state=pending").await;
     assert_eq!((answer.status, answer.header("location")), (303, "/jobs?state=pending"));
+    let page = site.post("/act/jobs", "action=prioritise&priority=7&job=2&job=3&job=99").await.good();
+    assert!(
+        page.contains("1 of 3 changed</strong>; 2 could not be: 2 done already, or not there."),
+        "{page}"
+    );
     site.post("/act/jobs", "action=cancel&job=1&back=//evil.example").await;
     let answer =
         site.post_json("/api/v1/jobs/act", &json!({"action": "run_again", "jobs": [3, 2]})).await.json();
@@ -38,7 +42,12 @@ async fn chosen_jobs_are_cancelled_run_again_and_prioritised(ground: &Ground) {
     );
     assert_eq!(
         deeds(ground).await,
-        ["prioritise|jobs 1, 2, 3|3|priority 7", "cancel|jobs 1|1|NULL", "run_again|jobs 2, 3|2|NULL"]
+        [
+            "prioritise|jobs 1, 2|2|priority 7",
+            "prioritise|jobs 2, 3, 99|1|priority 7",
+            "cancel|jobs 1|1|NULL",
+            "run_again|jobs 2, 3|1|NULL"
+        ]
     );
     assert_eq!(ground.line("SELECT DISTINCT actor FROM audit").await, "whoever, from 127.0.0.1");
     assert!(site.get("/audit").await.good().contains("priority 7"));
@@ -83,6 +92,9 @@ async fn a_job_is_asked_again_with_changes(ground: &Ground) {
         ["2|one\ntwo|NULL|c|NULL|m|NULL|{\"top_k\": 1}|3", "3|three|s|b|NULL|NULL|9|{\"top_k\": 1}|3"]
     );
     assert_eq!(deeds(ground).await, ["ask_again|job 1|1|NULL", "ask_again|job 1|1|NULL"]);
+    let taken = site.post_json("/api/v1/jobs", &json!({"like": 3, "key": "k"})).await;
+    assert_eq!(taken.status, 409);
+    assert!(taken.text.contains("job 1 has this key already"), "{taken:?}");
     let refused = site.post_json("/api/v1/jobs", &json!({"like": 1, "params": "{\"messages\": []}"})).await;
     assert_eq!(refused.status, 422);
     assert!(refused.json()["error"]["message"].as_str().expect("a sentence").contains("job_has_one_prompt"));
@@ -178,6 +190,9 @@ async fn what_makes_no_sense_changes_nothing(ground: &Ground) {
         ("/act/gate", "action=block&scope=nonsense", 404),
         ("/act/gate", "action=free&scope=model:p/m", 404),
         ("/act/gate", "action=let_fail&scope=model:p/m", 400),
+        ("/act/gate", "action=let_fail&scope=batch:default/none", 404),
+        ("/act/batch", "action=pause&batch=none", 404),
+        ("/act/batch", "action=resume&batch=none", 404),
         ("/act/gate", "action=block&scope=model:p/m&minutes=0", 400),
         ("/jobs/99/again", "prompt=x", 404),
         ("/jobs/1/again", "params=[1]", 400),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::Site;
+use super::{Site, settle};
 use crate::store::Bench;
 use crate::support::{Ground, on_both};
 
@@ -12,6 +12,7 @@ on_both!(
     a_filter_that_is_not_understood_changes_nothing,
     all_jobs_are_meant_only_where_that_is_said,
     a_run_changes_no_more_than_was_confirmed,
+    a_run_says_which_jobs_it_could_not_change,
     a_second_click_finds_the_first_run,
     the_same_change_finds_the_run_that_is_under_way,
     a_cancel_reaches_the_jobs_that_daemons_take_meanwhile,
@@ -89,6 +90,26 @@ async fn a_run_changes_no_more_than_was_confirmed(ground: &Ground) {
     assert_eq!(ground.line("SELECT count(*) FROM job_state WHERE state = 'pending'").await, "18");
     let page = site.get("/bulk/1").await.good();
     assert!(page.contains("12 changed of 12") && page.contains("There were more"), "{page}");
+}
+
+async fn a_run_says_which_jobs_it_could_not_change(ground: &Ground) {
+    ground.run("INSERT INTO jobs (prompt, batch) VALUES ('a', 'b'), ('c', 'b'), ('d', 'b')").await;
+    for job in 1..=3 {
+        settle(ground, job, "failed", "").await;
+    }
+    ground.run(&format!("UPDATE jobs SET redacted_at = {} WHERE id < 3", ground.at(0))).await;
+    let site = Site::on(ground).await;
+    let wish = json!({"action": "run_again", "batch": "b", "count": 3});
+    let run = site.post_json("/api/v1/bulk", &wish).await.json();
+    let run = ended(&site, &run["bulk"]).await;
+    assert_eq!((&run["changed"], &run["looked_at"]), (&1.into(), &3.into()));
+    assert_eq!(run["why_not"], "2 could not be: 2 redacted, so that nobody knows what to ask");
+    let page = site.get("/bulk/1").await.good();
+    assert!(page.contains("1 changed of 3") && page.contains("2 could not be: 2 redacted"), "{page}");
+    assert_eq!(
+        ground.lines("SELECT action, count FROM audit ORDER BY id").await,
+        ["run_again|1", "bulk_end|1"]
+    );
 }
 
 async fn a_second_click_finds_the_first_run(ground: &Ground) {

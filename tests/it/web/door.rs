@@ -260,7 +260,7 @@ async fn a_forged_change_is_refused() {
     // A browser whose pages tell no referrer says "null" of its own; a program says nothing.
     for headers in [&[("sec-fetch-site", "same-origin"), ("origin", "null")][..], &[("origin", &own)], &[]] {
         assert_eq!(
-            site.post_with("/act/jobs", "job=1&action=cancel", headers).await.status,
+            site.post_with("/act/jobs", "job=1&action=prioritise&priority=1", headers).await.status,
             303,
             "{headers:?}"
         );

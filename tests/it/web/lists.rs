@@ -10,6 +10,8 @@ on_both!(
     pages_show_every_job_once,
     a_batch_shows_what_is_open_before_what_is_done,
     a_word_that_is_no_state_is_refused,
+    a_group_of_errors_leads_to_its_own_jobs,
+    a_list_of_very_many_queues_ends_and_says_so,
 );
 
 /// Twelve jobs: two batches, two queues, all states but waiting.
@@ -110,4 +112,39 @@ async fn a_word_that_is_no_state_is_refused(ground: &Ground) {
         assert_eq!(answer.status, 400, "{query}");
         assert_eq!(answer.json()["error"]["type"], "bad_request");
     }
+}
+
+async fn a_group_of_errors_leads_to_its_own_jobs(ground: &Ground) {
+    ground.run("INSERT INTO jobs (prompt) VALUES ('1'), ('2'), ('3')").await;
+    for job in 1..=3 {
+        settle(ground, job, "failed", "").await;
+    }
+    ground.run("UPDATE results SET error_code = CASE WHEN job_id = 2 THEN 'b' ELSE 'a' END").await;
+    let site = Site::on(ground).await;
+    let page = site.get("/errors").await.good();
+    let query =
+        "outcome=failed&#38;error_type=invalid_request_error&#38;error_code=b&#38;stop_reason=max_tokens";
+    assert!(page.contains(&format!("/jobs?{query}")), "{page}");
+    assert_eq!(all(&site, &query.replace("&#38;", "&"), 50).await, [2]);
+    assert_eq!(all(&site, "error_code=a", 1).await, [3, 1]);
+    assert_eq!(all(&site, "error_code=a&state=pending", 50).await, Vec::<i64>::new());
+    let wish = serde_json::json!({"action": "run_again", "error_code": "a"});
+    assert_eq!(site.post_json("/api/v1/bulk", &wish).await.json()["counted"], 2);
+}
+
+async fn a_list_of_very_many_queues_ends_and_says_so(ground: &Ground) {
+    let rows: Vec<String> = (0..500).map(|n| format!("('q{n:04}')")).collect();
+    ground.run(&format!("INSERT INTO queues (name) VALUES {}", rows.join(", "))).await;
+    let site = Site::on(ground).await;
+    let more = "<code>SELECT * FROM queues</code>";
+    assert!(!site.get("/queues").await.good().contains(more));
+    ground.run("INSERT INTO queues (name) VALUES ('z')").await;
+    let page = site.get("/queues").await.good();
+    assert!(page.contains(more) && page.contains("The first 500") && page.contains("q0499"), "{page}");
+    assert_eq!(site.get("/api/v1/queues").await.json()["more"], true);
+    let page = site.get("/jobs").await.good();
+    assert!(page.contains("value=\"q0499\"") && !page.contains("value=\"z\""), "{page}");
+    // One that is not listed can be turned all the same.
+    site.post("/act/queue", "queue=z&action=pause").await;
+    assert_eq!(ground.line("SELECT name FROM queues WHERE paused").await, "z");
 }

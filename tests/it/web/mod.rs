@@ -10,6 +10,7 @@ mod door;
 mod downloads;
 mod hostile;
 mod lists;
+mod one;
 mod roles;
 mod slow;
 mod views;

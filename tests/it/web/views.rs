@@ -8,6 +8,7 @@ use crate::support::{Ground, on_both, server};
 
 on_both!(
     the_overview_tells_what_runs_and_what_is_in_the_way,
+    a_worker_that_says_nothing_any_more_is_not_at_work,
     a_job_tells_its_story_and_hides_its_prompt,
     the_text_of_a_running_stream_comes_part_by_part,
     a_job_that_did_not_change_is_not_sent_again,
@@ -45,7 +46,30 @@ async fn the_overview_tells_what_runs_and_what_is_in_the_way(ground: &Ground) {
     assert_eq!(json["window"]["outcomes"]["failed"], 1);
     assert_eq!(json["window"]["sampled"], false);
     assert_eq!(json["stopped_gates"][0]["reason"], "out of credit");
+    // Two jobs in the last slot of six minutes, which is one of the six that "of late" means.
+    let long = site.get("/api/v1/overview?window=6h").await.json()["window"].clone();
+    assert_eq!(long["jobs_a_minute"], 0.06);
+    assert_eq!((&long["jobs_series"][1][59], &long["jobs_series"][2][59]), (&0.17.into(), &0.17.into()));
+    assert!(site.get("/?window=6h").await.good().contains("<dd>0.06</dd>"));
     assert_eq!(site.get("/?window=1y").await.status, 400);
+}
+
+async fn a_worker_that_says_nothing_any_more_is_not_at_work(ground: &Ground) {
+    ground.run("INSERT INTO jobs (prompt) VALUES ('a')").await;
+    let worker = "INSERT INTO workers (host, boot, pid, pid_started, version, seen_at) VALUES ('box', 'b',";
+    ground.run(&format!("{worker} 1, 1, '0', {})", ground.at(-121))).await;
+    let site = Site::on(ground).await;
+    let page = site.get("/").await.good();
+    for said in ["No worker is here", "1 worker has been silent", "0 workers, 1 silent"] {
+        assert!(page.contains(said), "{said}: {page}");
+    }
+    let json = site.get("/api/v1/overview").await.json();
+    assert_eq!((&json["workers"], &json["silent_workers"]), (&0.into(), &1.into()));
+    assert!(site.get("/workers").await.good().contains(">silent<"));
+    assert_eq!(site.get("/api/v1/workers").await.json()["workers"][0]["silent"], true);
+    ground.run(&format!("{worker} 2, 1, '0', {})", ground.at(-100))).await;
+    let page = site.get("/").await.good();
+    assert!(page.contains("1 worker, 1 silent") && !page.contains("No worker is here"), "{page}");
 }
 
 async fn a_job_tells_its_story_and_hides_its_prompt(ground: &Ground) {
@@ -60,7 +84,7 @@ async fn a_job_tells_its_story_and_hides_its_prompt(ground: &Ground) {
     }
     assert!(!page.contains("the secret question") && !page.contains("be brief"), "{page}");
     let page = site.get("/jobs/1?show=prompt").await.good();
-    for said in ["the secret question", "be brief", "INSERT INTO jobs", "$ANTHROPIC_API_KEY"] {
+    for said in ["the secret question", "be brief", "INSERT INTO ", "$ANTHROPIC_API_KEY"] {
         assert!(page.contains(said), "{said}: {page}");
     }
     let hidden = site.get("/api/v1/jobs/1").await.json();
@@ -145,6 +169,8 @@ async fn batches_tell_their_progress_and_are_downloaded(ground: &Ground) {
     assert_eq!(list["batches"][0]["batch"], "monday/1");
     assert_eq!((&list["batches"][0]["done"], &list["batches"][0]["total"]), (&2.into(), &3.into()));
     assert_eq!(list["batches"][1]["batch"], "tuesday");
+    let pages = site.get("/batches?open=on&from=a").await.good();
+    assert!(pages.contains("<a href=\"/batches?open=on\">First</a>"), "{pages}");
     assert_eq!(site.get("/api/v1/batches?from=monday/1").await.json()["batches"][0]["batch"], "tuesday");
     let page = site.get("/batch?name=monday%2F1").await.good();
     for said in ["66 %", "invalid_request_error", "of 3"] {
@@ -180,7 +206,13 @@ async fn what_is_left_of_a_batch_has_no_time_while_it_stands(ground: &Ground) {
     let site = Site::on(ground).await;
     let rest = "the rest in about";
     assert!(site.get("/batch?name=b").await.good().contains(rest));
+    let json = site.get("/api/v1/batches").await.json()["batches"][0].clone();
+    // Two more, at three a minute.
+    assert!(json["rest_in_ms"].as_i64().is_some_and(|ms| (35_000..50_000).contains(&ms)), "{json}");
+    assert!(json["gate"].is_null(), "{json}");
     ground.run("INSERT INTO gates (scope, state) VALUES ('batch:default/b', 'blocked')").await;
+    let json = site.get("/api/v1/batch?name=b").await.json();
+    assert_eq!((&json["gate"], &json["rest_in_ms"]), (&"blocked".into(), &serde_json::Value::Null));
     assert!(!site.get("/batch?name=b").await.good().contains(rest));
     let list = site.get("/batches").await.good();
     assert!(list.contains("<span class=\"badge bad\">blocked</span>"), "{list}");
