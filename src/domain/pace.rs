@@ -176,6 +176,11 @@ impl Pace {
         self.loss.resume();
     }
 
+    /// A person lets calls flow: nothing is waited for, not even what the server asked for.
+    pub fn free(&mut self) {
+        self.loss.free();
+    }
+
     /// Whether it may be forgotten: nothing is in flight, owed or paused, and the last call was so long ago
     /// that what was found by loss is old. A limit that was learnt stands in the shared budget.
     pub fn is_idle(&self, now: Instant) -> bool {

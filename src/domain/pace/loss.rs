@@ -251,6 +251,12 @@ impl Loss {
         self.in_a_row = 0;
     }
 
+    /// Ends every pause, the server's too: a person says so.
+    pub fn free(&mut self) {
+        self.asked_until = None;
+        self.resume();
+    }
+
     /// A call was refused: pauses, and lowers the window, once a round. To be told before it ended.
     pub fn lost(&mut self, number: u64, overload: Overload, hint: Option<Duration>, now: Instant, dice: f64) {
         if number < self.lowered {

@@ -14,9 +14,9 @@ const UNTIL_MAX: Duration = Duration::from_hours(366 * 24);
 
 /// `gates.counters` of a gate that does not flow: how often it blocked since it last did.
 const BLOCKS: &str = "blocks";
-/// `gates.counters` of a gate that flows because an answer came. A person who opens one clears it, and
-/// the next call is a probe.
-const ANSWERED: &str = "answered";
+/// `gates.counters` of a gate that flows because an answer came, or because a rate limit's pause is over. A
+/// person who opens one clears it, and the next call is a probe.
+pub(super) const ANSWERED: &str = "answered";
 
 /// What is said of a gate that a person blocked without a reason.
 const BY_HAND: &str = "blocked by hand";
@@ -195,12 +195,12 @@ impl Gates {
         if counts && inner.changed.contains(&scope) {
             return;
         }
-        inner.changed.remove(&scope);
-        self.take_over_as(&mut inner, &scope, row, now);
+        let unsaid = inner.changed.remove(&scope);
+        self.take_over_as(&mut inner, &scope, row, unsaid, now);
         self.opened.notify_one();
     }
 
-    fn take_over_as(&self, inner: &mut Inner, scope: &Scope, row: &GateRow, now: Instant) {
+    fn take_over_as(&self, inner: &mut Inner, scope: &Scope, row: &GateRow, unsaid: bool, now: Instant) {
         let until = row.until_in.map(|left| now + left.min(UNTIL_MAX));
         let blocks = row.counters.as_ref().filter(|counters| counters.word == BLOCKS);
         let blocks = blocks.map_or(0, |counters| counters.count);
@@ -220,12 +220,13 @@ impl Gates {
             }
             Scope::Rate(tier) => {
                 match (row.state.as_str(), until) {
-                    ("blocked", Some(until)) => inner.paces.pause(tier, until, now),
+                    ("blocked", Some(until)) => inner.paces.paused_elsewhere(tier, until, unsaid, now),
                     ("blocked", None) => {
                         let reason = row.reason.clone().unwrap_or_else(|| BY_HAND.to_owned());
-                        inner.paces.hold(tier, Some(reason), now);
+                        inner.paces.hold(tier, reason, now);
                     }
-                    _ => inner.paces.hold(tier, None, now),
+                    _ if is_answered(row) => inner.paces.is_over(tier, now),
+                    _ => inner.paces.free(tier, now),
                 }
                 return;
             }
@@ -242,7 +243,7 @@ impl Gates {
             "probing" => gate.probed_elsewhere(until.unwrap_or(now), blocks),
             // By another daemon whose probe was answered, which says so in the counters, or by a person,
             // after whose word the next call is a probe.
-            _ if row.counters.as_ref().is_some_and(|counters| counters.word == ANSWERED) => {
+            _ if is_answered(row) => {
                 gate.flow();
                 if let Scope::Model(profile, model) = scope {
                     let tier = (inner.accounts[*profile].key.clone(), self.classes.class(model));
@@ -261,15 +262,14 @@ impl Gates {
         let gate = inner.gate(scope).unwrap_or(&flowing);
         let reason = gate.reason().map(str::to_owned);
         let blocks = Some(Counters { word: BLOCKS.to_owned(), count: gate.blocks() });
+        let answered = Counters { word: ANSWERED.to_owned(), count: 0 };
         let (state, reason, until, counters) = match (scope, gate.state()) {
             (Scope::Rate(tier), _) => match inner.paces.row(tier, now) {
                 Some((reason, until)) => ("blocked", Some(reason), until, None),
-                None => ("flowing", None, None, None),
+                None => ("flowing", None, None, Some(answered)),
             },
-            (_, State::Flowing) => {
-                let answered = Counters { word: ANSWERED.to_owned(), count: 0 };
-                ("flowing", None, None, (!matches!(scope, Scope::Batch(_))).then_some(answered))
-            }
+            (Scope::Batch(_), State::Flowing) => ("flowing", None, None, None),
+            (_, State::Flowing) => ("flowing", None, None, Some(answered)),
             (_, State::Blocked { until }) => ("blocked", reason, until, blocks),
             (_, State::Probing { until, .. }) => ("probing", reason, Some(until), blocks),
         };
@@ -282,4 +282,9 @@ impl Gates {
             counters,
         }
     }
+}
+
+/// Whether a daemon wrote that it flows, and not a person.
+fn is_answered(row: &GateRow) -> bool {
+    row.counters.as_ref().is_some_and(|counters| counters.word == ANSWERED)
 }
