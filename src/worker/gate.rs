@@ -396,6 +396,12 @@ impl Gates {
     pub fn block_key(&self, key: &str, reason: &str, rest: Duration, now: Instant) {
         let mut inner = self.lock();
         let Some(known) = inner.keys.get_mut(key) else { return };
+        // A call that was under way already lifts no block that lasts longer, a person's least of all.
+        if let State::Blocked { until } = known.gate.state()
+            && until.is_none_or(|until| until >= now + rest)
+        {
+            return;
+        }
         if known.gate.state() == State::Flowing {
             tracing::error!(gate.key = key, gate.reason = reason, "the gate of key {key} blocks: {reason}");
         }
@@ -621,7 +627,9 @@ impl Permit<'_> {
             self.gates.opened.notify_one();
         }
         let scope = Scope::Batch(self.lane.clone());
-        if self.probe(&scope).is_some() && inner.batches.remove(&self.lane).is_some() {
+        let probe = self.probe(&scope);
+        if inner.batches.get(&self.lane).is_some_and(|gate| gate.awaits(probe)) {
+            inner.batches.remove(&self.lane);
             tracing::info!(job.queue = %self.lane.queue, job.batch = %self.lane.batch, "{} flows again", self.lane);
             self.gates.tell(&mut inner, scope);
             self.gates.opened.notify_one();

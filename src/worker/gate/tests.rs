@@ -1,6 +1,7 @@
 //! What blocks, for whom, and what opens it again.
 
 mod rates;
+mod words;
 
 use std::collections::HashMap;
 
