@@ -74,6 +74,8 @@ struct Inner {
     trust: HashMap<Lane, Trust>,
     /// Generations as they were last read or written.
     seen: HashMap<String, i64>,
+    /// Generations of rows that are being written here, as they will be read.
+    sending: HashMap<String, i64>,
     read: sync::Read,
     /// Batches whose row counts refusals.
     counted: HashSet<Lane>,
@@ -145,6 +147,7 @@ impl Gates {
             batches: HashMap::new(),
             trust: HashMap::new(),
             seen: HashMap::new(),
+            sending: HashMap::new(),
             read: sync::Read::default(),
             counted: HashSet::new(),
             changed: HashSet::new(),

@@ -1,7 +1,7 @@
 //! The table `gates`: what changed here is written, what changed there is taken over, and who may
 //! probe is decided.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::scope::Scope;
@@ -108,12 +108,29 @@ impl Gates {
 
     /// Writes a gate as it is here. Returns whether that was possible: somebody else may have been first.
     async fn write(&self, store: &dyn Store, scope: &Scope, now: Instant) -> Result<bool, StoreError> {
+        let row = self.sends(scope, now);
+        let written = store.set_gate(&row).await;
+        self.sent(row, written.as_ref().ok().copied().flatten());
+        Ok(written?.is_some())
+    }
+
+    /// Returns the row of a scope, which is written now: it may be read before the database's answer is here,
+    /// and is not another daemon's then.
+    pub(super) fn sends(&self, scope: &Scope, now: Instant) -> GateRow {
         let row = self.row(scope, now);
-        let written = store.set_gate(&row).await?;
-        if let Some(generation) = written {
-            self.lock().seen.insert(row.scope, generation);
+        self.lock().sending.insert(row.scope.clone(), row.generation + 1);
+        row
+    }
+
+    /// Notes what came of writing a row: its new generation, if it was possible.
+    pub(super) fn sent(&self, row: GateRow, written: Option<i64>) {
+        let mut inner = self.lock();
+        inner.sending.remove(&row.scope);
+        // What somebody wrote after it may have been read meanwhile.
+        let is_last = inner.seen.get(&row.scope).copied().unwrap_or(0) == row.generation;
+        if let Some(generation) = written.filter(|_| is_last) {
+            inner.seen.insert(row.scope, generation);
         }
-        Ok(written.is_some())
     }
 
     /// Takes the probe of a gate, where no other daemon has it: returns its number.
@@ -181,11 +198,14 @@ impl Gates {
     }
 
     pub(super) fn take_over(&self, row: &GateRow, now: Instant) {
-        if self.lock().seen.get(&row.scope) == Some(&row.generation) {
-            return;
-        }
         let scope = self.scope(&row.scope);
         let mut inner = self.lock();
+        // What is being written here may yet turn out to be another's: then the tally tells, and it is read again.
+        let is_known =
+            |generations: &HashMap<String, i64>| generations.get(&row.scope) == Some(&row.generation);
+        if is_known(&inner.seen) || is_known(&inner.sending) {
+            return;
+        }
         inner.seen.insert(row.scope.clone(), row.generation);
         let Some(scope) = scope else { return };
         // A row that only counts says nothing about what we are about to write.

@@ -40,3 +40,45 @@ async fn an_answer_to_a_probe_does_not_open_a_batch_that_a_person_blocked_meanwh
     assert_eq!((row.state.as_str(), row.reason.as_deref()), ("blocked", Some("mine")));
     assert!(admit(&gates, &*store, &job(2, "m", None)).await.is_err());
 }
+
+#[tokio::test]
+async fn a_probe_that_is_read_back_before_its_write_is_confirmed_is_our_own() {
+    let (gates, (_folder, store)) = (gates(), store().await);
+    fall(&gates, &*store, "m").await;
+    gates.sync(&*store, Instant::now()).await.expect("shared");
+    let_time_pass(&gates);
+    // As `take_probe` does, with a look at the table between the write and its answer.
+    let scope = Scope::Model(ProfileId::DEFAULT, "m".to_owned());
+    let now = Instant::now();
+    let number = gates.lock().gate_mut(&scope).expect("it blocks").probe(OPEN, now);
+    let sent = gates.sends(&scope, now);
+    let written = store.set_gate(&sent).await.expect("written");
+    gates.sync(&*store, now).await.expect("shared");
+    gates.sent(sent, written);
+    gates.sync(&*store, now).await.expect("shared");
+    assert!(gates.lock().gate(&scope).expect("it is there").awaits(Some(number)));
+}
+
+#[tokio::test]
+async fn a_row_of_another_daemon_that_came_first_is_taken_over_once_our_write_is_refused() {
+    let (_folder, store) = store().await;
+    let (here, there) = (gates(), gates());
+    fall(&here, &*store, "m").await;
+    for gates in [&here, &there] {
+        gates.sync(&*store, Instant::now()).await.expect("shared");
+        let_time_pass(gates);
+    }
+    let scope = Scope::Model(ProfileId::DEFAULT, "m".to_owned());
+    let now = Instant::now();
+    let number = here.lock().gate_mut(&scope).expect("it blocks").probe(OPEN, now);
+    let sent = here.sends(&scope, now);
+    let probe = admit(&there, &*store, &job(1, "m", None)).await.expect("it is first");
+    let written = store.set_gate(&sent).await.expect("an answer");
+    assert_eq!(written, None);
+    here.sync(&*store, now).await.expect("shared");
+    here.sent(sent, written);
+    here.sync(&*store, now).await.expect("shared");
+    assert!(!here.lock().gate(&scope).expect("it is there").awaits(Some(number)));
+    assert_eq!(refused(&here, now), ["m"]);
+    drop(probe);
+}
