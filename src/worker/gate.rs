@@ -6,6 +6,7 @@
 //! a gate: a blocked job goes back to the table.
 
 mod pace;
+mod ramp;
 mod scope;
 mod sync;
 mod trust;
@@ -28,6 +29,7 @@ use crate::store::{Blocked, Rated, Rooms, Store};
 
 pub use pace::PaceSettings;
 use pace::{Paced, Paces, Tier};
+use ramp::Ramps;
 pub use scope::Lane;
 use scope::Scope;
 use trust::Trust;
@@ -68,6 +70,8 @@ struct Inner {
     /// The keys in use. Profiles that have the same key share its gate, its suspects and its paces.
     keys: HashMap<String, Key>,
     paces: Paces,
+    /// The models that were unwell a moment ago.
+    ramps: Ramps,
     /// Batches that do not flow.
     batches: HashMap<Lane, Gate>,
     /// How far each labelled batch is trusted.
@@ -100,6 +104,7 @@ struct Key {
 /// The right to make one call. Dropped without a report, its probes are given back.
 pub struct Permit<'a> {
     gates: &'a Gates,
+    lease: Lease,
     profile: ProfileId,
     key: String,
     model: String,
@@ -144,6 +149,7 @@ impl Gates {
             accounts: profiles.map(account),
             keys: profiles.iter().map(|(_, (_, key))| (key.clone(), Key::default())).collect(),
             paces: Paces::new(Arc::clone(&classes)),
+            ramps: Ramps::default(),
             batches: HashMap::new(),
             trust: HashMap::new(),
             seen: HashMap::new(),
@@ -211,6 +217,10 @@ impl Gates {
                     Admission::Blocked => blocked.models.push((id.word(), model.clone())),
                 }
             }
+        }
+        for (profile, model, room) in inner.ramps.rooms(now) {
+            // A probe's room stays its own.
+            rooms.models.entry((profile.word(), model.to_owned())).or_insert(room);
         }
         for (lane, trust) in &inner.trust {
             // A batch that is not named here would get the room of one that nobody knows.
@@ -281,9 +291,11 @@ impl Gates {
         behind
     }
 
-    /// Whether the pace keeps jobs from being claimed just now: then it says nothing that none came.
+    /// Whether the pace keeps jobs from being claimed just now, or a model that comes back: then it says nothing
+    /// that none came.
     pub fn is_limiting(&self, now: Instant) -> bool {
-        self.lock().paces.is_limiting(now)
+        let inner = self.lock();
+        inner.paces.is_limiting(now) || inner.ramps.rooms(now).any(|(_, _, room)| room == 0)
     }
 
     /// Notes that a job of this lane was claimed, which will ask this model.
@@ -291,6 +303,7 @@ impl Gates {
         let mut inner = self.lock();
         let tier = self.tier(&inner, &lane.queue, model);
         inner.paces.claimed(lease, tier, now);
+        inner.ramps.claimed(lease, self.whose(&lane.queue), model, now);
         if lane.is_labelled() {
             if inner.trust.len() >= REMEMBERED {
                 inner.trust.retain(|_, trust| trust.is_in_use());
@@ -303,6 +316,9 @@ impl Gates {
     pub fn over(&self, lease: Lease, lane: &Lane) {
         let mut inner = self.lock();
         inner.paces.waits_no_more(lease);
+        if inner.ramps.heard(lease) {
+            self.opened.notify_one();
+        }
         if let Some(trust) = inner.trust.get_mut(lane) {
             trust.end();
         }
@@ -336,6 +352,7 @@ impl Gates {
         self.lock().paces.waits_no_more(lease);
         let mut permit = Permit {
             gates: self,
+            lease,
             profile,
             key,
             model: job.model.clone(),
@@ -526,7 +543,12 @@ impl Gates {
         let before = breaker.gate().state();
         breaker.report(health, reason, permit.probe(&scope), now, dice);
         let after = breaker.gate().state();
+        let makes_room = inner.ramps.heard(permit.lease);
+        if inner.ramps.report(permit.profile, &permit.model, health, now) || makes_room {
+            self.opened.notify_one();
+        }
         if before != after {
+            inner.moves_ramp(permit.profile, &permit.model, after, now);
             // The gate's rest is the pause for an overload; our own, which may be longer, would come on top of it.
             inner.paces.resume(&(permit.key.clone(), self.classes.class(&permit.model)));
             match after {
@@ -551,6 +573,14 @@ impl Gates {
 }
 
 impl Inner {
+    /// What is claimed of a model that came back, or that does not flow any more.
+    fn moves_ramp(&mut self, profile: ProfileId, model: &str, state: State, now: Instant) {
+        match state {
+            State::Flowing => self.ramps.begin(profile, model, now),
+            State::Blocked { .. } | State::Probing { .. } => self.ramps.forget(profile, model),
+        }
+    }
+
     fn model(
         &mut self,
         profile: ProfileId,
@@ -663,6 +693,9 @@ impl Drop for Permit<'_> {
         let now = Instant::now();
         self.end_paced(Spent::Nothing, now);
         let mut inner = self.gates.lock();
+        if inner.ramps.heard(self.lease) {
+            self.gates.opened.notify_one();
+        }
         // A probe that found nothing out may go at once again, whoever takes it.
         for (scope, number) in &self.probes {
             if let Some(gate) = inner.gate_mut(scope)

@@ -257,6 +257,7 @@ impl Gates {
             Scope::Key(_) => {}
         }
         let gate = inner.gate_mut(scope).expect("it was made above");
+        let before = gate.state();
         let reason = row.reason.clone().unwrap_or_else(|| BY_HAND.to_owned());
         match row.state.as_str() {
             "blocked" => gate.blocked_elsewhere(reason, until, blocks),
@@ -266,11 +267,18 @@ impl Gates {
             _ if is_answered(row) => {
                 gate.flow();
                 if let Scope::Model(profile, model) = scope {
+                    inner.model(*profile, model, self.settings, now).flows_elsewhere();
                     let tier = (inner.accounts[*profile].key.clone(), self.classes.class(model));
                     inner.paces.resume(&tier);
                 }
             }
             _ => gate.free(now),
+        }
+        if let Scope::Model(profile, model) = scope
+            && let Some(after) = inner.gate(scope).map(Gate::state)
+            && (before == State::Flowing) != (after == State::Flowing)
+        {
+            inner.moves_ramp(*profile, model, after, now);
         }
     }
 

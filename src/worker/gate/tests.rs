@@ -1,5 +1,6 @@
 //! What blocks, for whom, and what opens it again.
 
+mod ramp;
 mod rates;
 mod words;
 
