@@ -146,6 +146,12 @@ impl Breaker {
         self.count_anew();
     }
 
+    /// Takes over that another daemon's probe was answered: what was counted here before says nothing any more.
+    pub fn flows_elsewhere(&mut self) {
+        self.gate.flow();
+        self.count_anew();
+    }
+
     fn count_anew(&mut self) {
         self.in_a_row = 0;
         self.slices = [Slice::default(); SLICES];

@@ -28,12 +28,46 @@ pub use loss::{Loss, Overload};
 /// time, and would never use all it may.
 const CATCH_UP: Duration = Duration::from_millis(50);
 
+/// A limit that the configuration names and no answer is doubted after so many refusals, of which each so many
+/// calls that begin to be answered take one back: it may be set too high.
+const DOUBTED: u32 = 20;
+const ANSWERS_A_REFUSAL: u32 = 20;
+
 /// The pace of one (key, model class) in this process.
 #[derive(Debug, Clone)]
 pub struct Pace {
     allowance: Allowance,
     loss: Loss,
+    doubt: Doubt,
     next_send: Instant,
+}
+
+/// Whether the limits that are known are not those that the API keeps.
+#[derive(Debug, Clone, Copy, Default)]
+struct Doubt {
+    /// Refusals, in parts of the answers that take one back.
+    parts: u32,
+    /// Whether there were too many: nothing but the API's own word ends that.
+    there_is: bool,
+    /// Whether the API named a limit: its 429 says nothing against that.
+    told: bool,
+}
+
+impl Doubt {
+    /// Returns whether this one was too many.
+    fn refused(&mut self) -> bool {
+        self.parts += if self.told { 0 } else { ANSWERS_A_REFUSAL };
+        self.there_is = self.parts >= DOUBTED * ANSWERS_A_REFUSAL;
+        self.there_is
+    }
+
+    fn answered(&mut self) {
+        self.parts = self.parts.saturating_sub(1);
+    }
+
+    fn told(&mut self) {
+        *self = Self { told: true, ..Self::default() };
+    }
 }
 
 /// The right to make one call, and what was set aside for it. Goes back to [`Pace::end`].
@@ -84,7 +118,12 @@ impl Spent {
 impl Pace {
     /// Returns a pace that knows no limit: one call goes first.
     pub fn new(now: Instant) -> Self {
-        Self { allowance: Allowance::default(), loss: Loss::new(now), next_send: now }
+        Self {
+            allowance: Allowance::default(),
+            loss: Loss::new(now),
+            doubt: Doubt::default(),
+            next_send: now,
+        }
     }
 
     /// Asks to make a call that will likely cost so much.
@@ -112,6 +151,7 @@ impl Pace {
     /// The first content of a call came.
     pub fn content(&mut self, ticket: &Ticket, now: Instant) {
         self.loss.clean(ticket.number, now.saturating_duration_since(ticket.sent));
+        self.doubt.answered();
     }
 
     /// A call ended. `dice` in [0, 1) spreads the end of a pause.
@@ -133,9 +173,13 @@ impl Pace {
                 Each::default()
             }
             Spent::Refused(overload, hint) => {
-                // A limit that is known is kept by the budget: its 429 only says that we were early.
-                if overload == Overload::Limit && self.allowance.knows_limits() {
-                    self.loss.pause(hint, now, dice);
+                // A limit that is known is kept by the budget: its 429 only says that we were early. Where they
+                // do not cease it is not the API's, and what that allows is found by loss.
+                if overload == Overload::Limit && self.trusts_limits() {
+                    self.loss.early(number, hint, now, dice);
+                    if self.doubt.refused() {
+                        self.loss.begin_anew();
+                    }
                 } else {
                     self.loss.lost(number, overload, hint, now, dice);
                 }
@@ -149,6 +193,9 @@ impl Pace {
     /// Takes in what the headers of a response said. Told to the budget with the next take.
     pub fn learn(&mut self, limits: &RateLimits, now: Instant) {
         self.allowance.learn(limits, now);
+        if limits.each.into_iter().any(|said| said.limit.is_some()) {
+            self.doubt.told();
+        }
         self.know();
     }
 
@@ -176,6 +223,11 @@ impl Pace {
         self.loss.resume();
     }
 
+    /// A person lets calls flow: nothing is waited for, not even what the server asked for.
+    pub fn free(&mut self) {
+        self.loss.free();
+    }
+
     /// Whether it may be forgotten: nothing is in flight, owed or paused, and the last call was so long ago
     /// that what was found by loss is old. A limit that was learnt stands in the shared budget.
     pub fn is_idle(&self, now: Instant) -> bool {
@@ -195,9 +247,13 @@ impl Pace {
     }
 
     fn know(&mut self) {
-        if self.allowance.knows_limits() {
+        if self.trusts_limits() {
             self.loss.lift();
         }
+    }
+
+    fn trusts_limits(&self) -> bool {
+        self.allowance.knows_limits() && !self.doubt.there_is
     }
 }
 

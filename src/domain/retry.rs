@@ -494,11 +494,21 @@ pub fn reason(failure: &Failure) -> String {
     let fault = fault(failure);
     match (failure, &fault.code) {
         (Failure::Api(error), Some(code)) if error.status >= 400 => {
-            format!("{} ({}, {code})", fault.kind, error.status)
+            format!("{} ({}, {code}){}", fault.kind, error.status, end_of_limit(code))
         }
         (Failure::Api(error), None) if error.status >= 400 => format!("{} ({})", fault.kind, error.status),
         (_, Some(code)) => format!("{} ({code})", fault.kind),
         (_, None) => fault.kind,
+    }
+}
+
+/// When a spent limit ends whose code says it, but no message: the tier's is for the month (API guide, rate limits).
+fn end_of_limit(code: &str) -> &'static str {
+    match code {
+        "enforced_spend_limit_reached" => {
+            "; it ends with the month, on the 1st at 00:00 UTC, unless it is raised before"
+        }
+        _ => "",
     }
 }
 

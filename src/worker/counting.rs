@@ -2,7 +2,8 @@
 //!
 //! A count is free and has rate limits of its own: nothing of it reaches gates, pace or ledger.
 
-use std::sync::{Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
@@ -44,8 +45,15 @@ pub enum Counted {
 pub struct Counting {
     turns: Semaphore,
     curve: Curve,
-    /// When a server that cannot count was last asked.
-    unable: Mutex<Option<Instant>>,
+    /// When each server that cannot count was last asked.
+    unable: Mutex<HashMap<Server, Instant>>,
+}
+
+/// A host and a port, where calls have one: profiles may ask other servers.
+type Server = Option<(String, u16)>;
+
+fn server(claude: &dyn Claude) -> Server {
+    claude.server().map(|(host, port)| (host.to_owned(), port))
 }
 
 impl Counting {
@@ -56,7 +64,7 @@ impl Counting {
 
     /// Has the input of a call counted.
     pub async fn count(&self, claude: &dyn Claude, request: &Request, stop: &CancellationToken) -> Counted {
-        if self.is_unable(Instant::now()) {
+        if self.is_unable(claude, Instant::now()) {
             return Counted::Unknown { reason: "the server cannot count tokens".to_owned(), again: None };
         }
         let Some(turn) = stop.run_until_cancelled(self.turns.acquire()).await else {
@@ -70,7 +78,7 @@ impl Counting {
                 Err(failure) => failure,
             };
             tried += 1;
-            let again = self.again(&failure, tried);
+            let again = self.again(claude, &failure, tried);
             match again {
                 _ if failure == Failure::Stopped => return Counted::Stopped,
                 Some(pause) if tried < TRIES && pause <= PAUSE_MAX => {
@@ -84,10 +92,10 @@ impl Counting {
     }
 
     /// How long to wait before it is tried again; `None`: that cannot help.
-    fn again(&self, failure: &Failure, tried: i32) -> Option<Duration> {
+    fn again(&self, claude: &dyn Claude, failure: &Failure, tried: i32) -> Option<Duration> {
         let class = retry::class(failure, false);
         if class == Class::Job && is_missing(failure) || is_foreign(failure) {
-            self.found_unable();
+            self.found_unable(claude);
             return None;
         }
         match class {
@@ -100,14 +108,17 @@ impl Counting {
         }
     }
 
-    fn is_unable(&self, now: Instant) -> bool {
-        let unable = *self.unable.lock().unwrap_or_else(PoisonError::into_inner);
-        unable.is_some_and(|since| now.saturating_duration_since(since) < UNABLE_FOR)
+    fn lock(&self) -> MutexGuard<'_, HashMap<Server, Instant>> {
+        self.unable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn found_unable(&self) {
-        let mut unable = self.unable.lock().unwrap_or_else(PoisonError::into_inner);
-        if unable.replace(Instant::now()).is_none() {
+    fn is_unable(&self, claude: &dyn Claude, now: Instant) -> bool {
+        let since = self.lock().get(&server(claude)).copied();
+        since.is_some_and(|since| now.saturating_duration_since(since) < UNABLE_FOR)
+    }
+
+    fn found_unable(&self, claude: &dyn Claude) {
+        if self.lock().insert(server(claude), Instant::now()).is_none() {
             tracing::debug!("the server cannot count tokens: calls show by themselves whether they fit");
         }
     }
@@ -121,4 +132,59 @@ fn is_foreign(failure: &Failure) -> bool {
 /// Whether there is nothing at the address.
 fn is_missing(failure: &Failure) -> bool {
     matches!(failure, Failure::Api(error) if matches!(error.status, 404 | 405 | 501))
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::claude::Listener;
+    use crate::domain::model::Catalogue;
+    use crate::domain::reply::Exchange;
+
+    /// A server at this port.
+    struct At(u16);
+
+    #[async_trait]
+    impl Claude for At {
+        async fn ask(&self, _: &Request, _: Listener<'_>) -> Exchange {
+            unreachable!("nothing is asked")
+        }
+
+        async fn check(&self) -> Result<(), Failure> {
+            unreachable!("nothing is asked")
+        }
+
+        async fn models(&self) -> Result<Catalogue, Failure> {
+            unreachable!("nothing is asked")
+        }
+
+        async fn count_tokens(&self, _: &Request, _: &CancellationToken) -> Result<i64, Failure> {
+            unreachable!("nothing is asked")
+        }
+
+        fn reload_key(&self) -> bool {
+            false
+        }
+
+        fn fingerprint(&self) -> String {
+            String::new()
+        }
+
+        fn server(&self) -> Option<(&str, u16)> {
+            Some(("127.0.0.1", self.0))
+        }
+    }
+
+    #[test]
+    fn a_server_that_cannot_count_says_nothing_of_another_profiles() {
+        let now = Instant::now();
+        let curve = Curve { base: Duration::from_millis(5), max: Duration::from_millis(40), still: now };
+        let counting = Counting::new(curve);
+        assert_eq!(counting.again(&At(1), &Failure::Unreadable("a page".to_owned()), 1), None);
+        assert!(counting.is_unable(&At(1), now));
+        assert!(!counting.is_unable(&At(2), now));
+        assert!(!counting.is_unable(&At(1), now + UNABLE_FOR * 2), "it is asked again");
+    }
 }

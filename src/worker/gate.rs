@@ -6,6 +6,7 @@
 //! a gate: a blocked job goes back to the table.
 
 mod pace;
+mod ramp;
 mod scope;
 mod sync;
 mod trust;
@@ -28,6 +29,7 @@ use crate::store::{Blocked, Rated, Rooms, Store};
 
 pub use pace::PaceSettings;
 use pace::{Paced, Paces, Tier};
+use ramp::Ramps;
 pub use scope::Lane;
 use scope::Scope;
 use trust::Trust;
@@ -68,12 +70,16 @@ struct Inner {
     /// The keys in use. Profiles that have the same key share its gate, its suspects and its paces.
     keys: HashMap<String, Key>,
     paces: Paces,
+    /// The models that were unwell a moment ago.
+    ramps: Ramps,
     /// Batches that do not flow.
     batches: HashMap<Lane, Gate>,
     /// How far each labelled batch is trusted.
     trust: HashMap<Lane, Trust>,
     /// Generations as they were last read or written.
     seen: HashMap<String, i64>,
+    /// Generations of rows that are being written here, as they will be read.
+    sending: HashMap<String, i64>,
     read: sync::Read,
     /// Batches whose row counts refusals.
     counted: HashSet<Lane>,
@@ -98,6 +104,7 @@ struct Key {
 /// The right to make one call. Dropped without a report, its probes are given back.
 pub struct Permit<'a> {
     gates: &'a Gates,
+    lease: Lease,
     profile: ProfileId,
     key: String,
     model: String,
@@ -142,9 +149,11 @@ impl Gates {
             accounts: profiles.map(account),
             keys: profiles.iter().map(|(_, (_, key))| (key.clone(), Key::default())).collect(),
             paces: Paces::new(Arc::clone(&classes)),
+            ramps: Ramps::default(),
             batches: HashMap::new(),
             trust: HashMap::new(),
             seen: HashMap::new(),
+            sending: HashMap::new(),
             read: sync::Read::default(),
             counted: HashSet::new(),
             changed: HashSet::new(),
@@ -208,6 +217,10 @@ impl Gates {
                     Admission::Blocked => blocked.models.push((id.word(), model.clone())),
                 }
             }
+        }
+        for (profile, model, room) in inner.ramps.rooms(now) {
+            // A probe's room stays its own.
+            rooms.models.entry((profile.word(), model.to_owned())).or_insert(room);
         }
         for (lane, trust) in &inner.trust {
             // A batch that is not named here would get the room of one that nobody knows.
@@ -278,9 +291,11 @@ impl Gates {
         behind
     }
 
-    /// Whether the pace keeps jobs from being claimed just now: then it says nothing that none came.
+    /// Whether the pace keeps jobs from being claimed just now, or a model that comes back: then it says nothing
+    /// that none came.
     pub fn is_limiting(&self, now: Instant) -> bool {
-        self.lock().paces.is_limiting(now)
+        let inner = self.lock();
+        inner.paces.is_limiting(now) || inner.ramps.rooms(now).any(|(_, _, room)| room == 0)
     }
 
     /// Notes that a job of this lane was claimed, which will ask this model.
@@ -288,6 +303,7 @@ impl Gates {
         let mut inner = self.lock();
         let tier = self.tier(&inner, &lane.queue, model);
         inner.paces.claimed(lease, tier, now);
+        inner.ramps.claimed(lease, self.whose(&lane.queue), model, now);
         if lane.is_labelled() {
             if inner.trust.len() >= REMEMBERED {
                 inner.trust.retain(|_, trust| trust.is_in_use());
@@ -300,6 +316,9 @@ impl Gates {
     pub fn over(&self, lease: Lease, lane: &Lane) {
         let mut inner = self.lock();
         inner.paces.waits_no_more(lease);
+        if inner.ramps.heard(lease) {
+            self.opened.notify_one();
+        }
         if let Some(trust) = inner.trust.get_mut(lane) {
             trust.end();
         }
@@ -333,6 +352,7 @@ impl Gates {
         self.lock().paces.waits_no_more(lease);
         let mut permit = Permit {
             gates: self,
+            lease,
             profile,
             key,
             model: job.model.clone(),
@@ -396,6 +416,12 @@ impl Gates {
     pub fn block_key(&self, key: &str, reason: &str, rest: Duration, now: Instant) {
         let mut inner = self.lock();
         let Some(known) = inner.keys.get_mut(key) else { return };
+        // A call that was under way already lifts no block that lasts longer, a person's least of all.
+        if let State::Blocked { until } = known.gate.state()
+            && until.is_none_or(|until| until >= now + rest)
+        {
+            return;
+        }
         if known.gate.state() == State::Flowing {
             tracing::error!(gate.key = key, gate.reason = reason, "the gate of key {key} blocks: {reason}");
         }
@@ -517,7 +543,12 @@ impl Gates {
         let before = breaker.gate().state();
         breaker.report(health, reason, permit.probe(&scope), now, dice);
         let after = breaker.gate().state();
+        let makes_room = inner.ramps.heard(permit.lease);
+        if inner.ramps.report(permit.profile, &permit.model, health, now) || makes_room {
+            self.opened.notify_one();
+        }
         if before != after {
+            inner.moves_ramp(permit.profile, &permit.model, after, now);
             // The gate's rest is the pause for an overload; our own, which may be longer, would come on top of it.
             inner.paces.resume(&(permit.key.clone(), self.classes.class(&permit.model)));
             match after {
@@ -542,6 +573,14 @@ impl Gates {
 }
 
 impl Inner {
+    /// What is claimed of a model that came back, or that does not flow any more.
+    fn moves_ramp(&mut self, profile: ProfileId, model: &str, state: State, now: Instant) {
+        match state {
+            State::Flowing => self.ramps.begin(profile, model, now),
+            State::Blocked { .. } | State::Probing { .. } => self.ramps.forget(profile, model),
+        }
+    }
+
     fn model(
         &mut self,
         profile: ProfileId,
@@ -626,7 +665,9 @@ impl Permit<'_> {
             self.gates.opened.notify_one();
         }
         let scope = Scope::Batch(self.lane.clone());
-        if self.probe(&scope).is_some() && inner.batches.remove(&self.lane).is_some() {
+        let probe = self.probe(&scope);
+        if inner.batches.get(&self.lane).is_some_and(|gate| gate.awaits(probe)) {
+            inner.batches.remove(&self.lane);
             tracing::info!(job.queue = %self.lane.queue, job.batch = %self.lane.batch, "{} flows again", self.lane);
             self.gates.tell(&mut inner, scope);
             self.gates.opened.notify_one();
@@ -657,6 +698,9 @@ impl Drop for Permit<'_> {
         let now = Instant::now();
         self.end_paced(Spent::Nothing, now);
         let mut inner = self.gates.lock();
+        if inner.ramps.heard(self.lease) {
+            self.gates.opened.notify_one();
+        }
         // A probe that found nothing out may go at once again, whoever takes it.
         for (scope, number) in &self.probes {
             if let Some(gate) = inner.gate_mut(scope)

@@ -40,6 +40,8 @@ struct Scene {
     depth: Duration,
     /// Whether the API says so.
     headers: bool,
+    /// What the configuration says, in parts of what the API allows.
+    configured: Option<f64>,
     seed: u64,
 }
 
@@ -173,8 +175,15 @@ struct World {
 impl World {
     fn new(scene: Scene, jobs: &[Job]) -> Self {
         let start = Instant::now();
+        let pace = || {
+            let mut pace = Pace::new(start);
+            if let Some(parts) = scene.configured {
+                pace.configure(scene.limits.map(|limit| Some(limit * parts)));
+            }
+            pace
+        };
         let daemon = || Daemon {
-            pace: Pace::new(start),
+            pace: pace(),
             estimates: Estimates::default(),
             calls: HashMap::new(),
             looking: None,
@@ -397,6 +406,7 @@ fn scene() -> Scene {
         limits: Each::default(),
         depth: Duration::from_mins(1),
         headers: true,
+        configured: None,
         seed: 1,
     }
 }
@@ -442,5 +452,16 @@ fn limits_that_nobody_tells_and_that_are_enforced_by_the_second_are_found_by_los
         let outcome = play(scene);
         assert!(outcome.ratio() <= 1.20, "{outcome:?}");
         assert!(outcome.refused_share() <= 0.06, "{outcome:?}");
+    }
+}
+
+#[test]
+fn limits_that_are_configured_too_high_are_found_by_loss_all_the_same() {
+    for (depth, parts) in [(Duration::from_mins(1), 10.0), (2 * SECOND, 10.0), (2 * SECOND, 2.0)] {
+        for scene in scenes(Scene { headers: false, configured: Some(parts), depth, ..scene() }) {
+            let outcome = play(scene);
+            assert!(outcome.ratio() <= 1.25, "{outcome:?}");
+            assert!(outcome.refused_share() <= 0.08, "{outcome:?}");
+        }
     }
 }

@@ -143,6 +143,12 @@ impl Loss {
         }
     }
 
+    /// Closes the window again: what was taken for limits are none, and one call goes first.
+    pub fn begin_anew(&mut self) {
+        (self.window, self.threshold, self.grown, self.full) = (1.0, f64::INFINITY, 0, false);
+        self.round = self.next;
+    }
+
     /// How many more calls may begin now.
     pub fn slots(&self, now: Instant) -> usize {
         if self.paused_until.is_some_and(|until| now < until) {
@@ -249,6 +255,25 @@ impl Loss {
     pub fn resume(&mut self) {
         self.paused_until = self.asked_until;
         self.in_a_row = 0;
+    }
+
+    /// A call was refused although a limit is kept: it was early. Pauses, once a round and ever longer while nothing
+    /// gets through. To be told before it ended.
+    pub fn early(&mut self, number: u64, hint: Option<Duration>, now: Instant, dice: f64) {
+        let is_news = number >= self.lowered;
+        if is_news || hint.is_some() {
+            self.pause(hint, now, dice);
+        }
+        if is_news {
+            self.in_a_row = self.in_a_row.saturating_add(1);
+            self.lowered = self.next;
+        }
+    }
+
+    /// Ends every pause, the server's too: a person says so.
+    pub fn free(&mut self) {
+        self.asked_until = None;
+        self.resume();
     }
 
     /// A call was refused: pauses, and lowers the window, once a round. To be told before it ended.

@@ -527,3 +527,49 @@ fn estimates_are_bounded_however_many_queues_there_are() {
     assert!(estimates.len() <= 1026, "{}", estimates.len());
     assert!(estimates.of("4999", "m", 10).output > 600.0, "those without a memory of their own share one");
 }
+
+#[test]
+fn pauses_for_a_limit_that_is_known_grow_until_a_call_gets_through() {
+    let (mut pace, mut now) = (Pace::new(Instant::now()), Instant::now());
+    pace.configure(Each { requests: Some(600_000.0), ..Each::default() });
+    let mut budget = Budget::default();
+    let mut pauses = Vec::new();
+    for _ in 0..8 {
+        draw(&mut pace, &mut budget, now);
+        let flight = [now, now + ms(10)].map(|at| pace.admit(call(1.0), at).unwrap());
+        now += ms(20);
+        for ticket in flight {
+            pace.end(ticket, Spent::Refused(Overload::Limit, None), now, 0.0);
+        }
+        let Err(Hold::Until(until)) = pace.admit(call(1.0), now) else { panic!("it pauses") };
+        pauses.push((until - now).as_millis());
+        now = until;
+    }
+    assert_eq!(pauses, [250, 500, 1000, 2000, 4000, 8000, 10_000, 10_000], "once for each flight");
+    draw(&mut pace, &mut budget, now);
+    let ticket = pace.admit(call(1.0), now).unwrap();
+    pace.content(&ticket, now);
+    pace.end(ticket, Spent::Refused(Overload::Limit, None), now, 0.0);
+    assert_eq!(pace.admit(call(1.0), now).unwrap_err(), Hold::Until(now + ms(250)));
+}
+
+#[test]
+fn a_configured_limit_that_the_api_refuses_is_doubted_and_one_that_it_names_is_not() {
+    let now = Instant::now();
+    let mut later = now;
+    let mut refuse = |pace: &mut Pace, calls: u32| {
+        for _ in 0..calls {
+            later += Duration::from_secs(15);
+            draw(pace, &mut Budget::default(), later);
+            let ticket = pace.admit(call(1.0), later).expect("no pause is as long");
+            pace.end(ticket, Spent::Refused(Overload::Limit, None), later, 0.0);
+        }
+        pace.slots(call(1.0), later + Duration::from_secs(15))
+    };
+    let (mut configured, _) = allowed(6000.0, now);
+    assert_eq!(refuse(&mut configured, DOUBTED - 1), 100, "a second's worth");
+    assert_eq!(refuse(&mut configured, 1), 1, "as where nobody knows a limit");
+    let mut told = configured.clone();
+    told.learn(&said(6000, 6000, now), now);
+    assert_eq!(refuse(&mut told, 2 * DOUBTED), 100, "its word is believed");
+}

@@ -386,6 +386,7 @@ proptest! {
 fn a_spent_limit_rests_longer_and_says_when_the_api_says_that_it_ends() {
     let spent = api(429, "rate_limit_error", Some("enforced_spend_limit_reached"), "");
     assert_eq!(decided(&spent, with()).news, News::KeyBlocked(LIMIT_REST));
+    assert!(reason(&spent).contains("it ends with the month, on the 1st at 00:00 UTC"), "{}", reason(&spent));
     let sentence = "You have reached your specified API usage limits. You will regain access on 2026-12-01 at 00:00 UTC.";
     let limit = api(400, "invalid_request_error", None, sentence);
     assert_eq!(decided(&limit, with()).news, News::KeyBlocked(LIMIT_REST));

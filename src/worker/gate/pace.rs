@@ -19,6 +19,8 @@ const WAIT_MAX: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// A pause of this length shows in the table: nobody would see a shorter one.
 const SHOWN: Duration = Duration::from_secs(2);
+/// Ends that differ by less are the same: they are taken over with the time that reading took.
+const SAME_END: Duration = Duration::from_secs(5);
 
 /// What the configuration says of models' limits.
 #[derive(Debug, Clone, Default)]
@@ -60,13 +62,28 @@ struct Class {
     waiting: usize,
     /// A pause that others should know of.
     until: Option<Instant>,
-    /// Whether the table says so.
+    /// Whether the table says so, whoever wrote it: once it is over, anybody takes it out again.
     shown: bool,
     /// A person blocks it: no pause ends that.
     held: Option<String>,
 }
 
 impl Class {
+    fn pause(&mut self, until: Instant, now: Instant) {
+        self.until = Some(self.until.map_or(until, |known| known.max(until)));
+        self.pace.pause(Some(until.saturating_duration_since(now)), now, 0.0);
+    }
+
+    /// Nothing of the table holds it any more.
+    fn let_go(&mut self) {
+        (self.held, self.until, self.shown) = (None, None, false);
+    }
+
+    fn free(&mut self) {
+        self.let_go();
+        self.pace.free();
+    }
+
     fn blocks(&self, now: Instant) -> bool {
         self.held.is_some() || self.until.is_some_and(|until| now < until)
     }
@@ -101,7 +118,8 @@ impl Paces {
 
     fn of(&mut self, tier: &Tier, now: Instant) -> &mut Class {
         if self.by_class.len() >= super::REMEMBERED {
-            self.by_class.retain(|_, class| !class.pace.is_idle(now) || class.waiting > 0 || class.shown);
+            let counts = |class: &Class| class.waiting > 0 || class.shown || class.held.is_some();
+            self.by_class.retain(|_, class| !class.pace.is_idle(now) || counts(class));
         }
         let limits = self.settings.limits.get(&tier.1);
         self.by_class.entry(tier.clone()).or_insert_with(|| {
@@ -143,11 +161,27 @@ impl Paces {
         }
     }
 
-    /// A class is refused by the API, or a person or another daemon says so in the table.
-    pub(super) fn pause(&mut self, tier: &Tier, until: Instant, now: Instant) {
+    /// A class is refused by the API until then. Returns whether the table is to say so: what a person holds
+    /// stays theirs, and a later end that stands there stays.
+    fn refused(&mut self, tier: &Tier, until: Instant, now: Instant) -> bool {
         let class = self.of(tier, now);
-        class.until = Some(class.until.map_or(until, |known| known.max(until)));
-        class.pace.pause(Some(until.saturating_duration_since(now)), now, 0.0);
+        let is_news = class.held.is_none() && class.until.is_none_or(|known| known < until);
+        class.pause(until, now);
+        class.shown |= is_news;
+        is_news
+    }
+
+    /// The table says that a class pauses until then. `unsaid`: what was to be said here of another end is not
+    /// there yet. Daemons only ever put an end off: an earlier one than was there is a person's word, which is
+    /// obeyed, as is one in the place of a block without an end.
+    pub(super) fn paused_elsewhere(&mut self, tier: &Tier, until: Instant, unsaid: bool, now: Instant) {
+        let class = self.of(tier, now);
+        if !unsaid && class.until.is_some_and(|known| until + SAME_END < known) {
+            class.free();
+        }
+        class.held = None;
+        class.pause(until, now);
+        class.shown = true;
     }
 
     /// A gate rests in place of this class's own pause, or opened: only what the server asked for is waited for.
@@ -157,9 +191,21 @@ impl Paces {
         }
     }
 
-    pub(super) fn hold(&mut self, tier: &Tier, reason: Option<String>, now: Instant) {
+    /// A person blocks a class without an end.
+    pub(super) fn hold(&mut self, tier: &Tier, reason: String, now: Instant) {
         let class = self.of(tier, now);
-        (class.held, class.until) = (reason, None);
+        class.let_go();
+        class.held = Some(reason);
+    }
+
+    /// Another daemon saw that a pause was over. What the server asked for here is still waited for.
+    pub(super) fn is_over(&mut self, tier: &Tier, now: Instant) {
+        self.of(tier, now).let_go();
+    }
+
+    /// A person lets a class flow.
+    pub(super) fn free(&mut self, tier: &Tier, now: Instant) {
+        self.of(tier, now).free();
     }
 
     /// What the table is to say of a class: the reason and the end, if it does not flow.
@@ -304,9 +350,8 @@ impl Gates {
         let room = inner.paces.room(&tier, now);
         if let Spent::Refused(_, Some(hint)) = spent
             && hint >= SHOWN
+            && inner.paces.refused(&tier, now + hint, now)
         {
-            inner.paces.pause(&tier, now + hint, now);
-            inner.paces.of(&tier, now).shown = true;
             self.tell(inner, Scope::Rate(tier.clone()));
         }
         inner.paces.of(&tier, now).pace.end(ticket, spent, now, fastrand::f64());

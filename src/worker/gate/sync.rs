@@ -1,7 +1,7 @@
 //! The table `gates`: what changed here is written, what changed there is taken over, and who may
 //! probe is decided.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::scope::Scope;
@@ -14,9 +14,9 @@ const UNTIL_MAX: Duration = Duration::from_hours(366 * 24);
 
 /// `gates.counters` of a gate that does not flow: how often it blocked since it last did.
 const BLOCKS: &str = "blocks";
-/// `gates.counters` of a gate that flows because an answer came. A person who opens one clears it, and
-/// the next call is a probe.
-const ANSWERED: &str = "answered";
+/// `gates.counters` of a gate that flows because an answer came, or because a rate limit's pause is over. A
+/// person who opens one clears it, and the next call is a probe.
+pub(super) const ANSWERED: &str = "answered";
 
 /// What is said of a gate that a person blocked without a reason.
 const BY_HAND: &str = "blocked by hand";
@@ -108,12 +108,29 @@ impl Gates {
 
     /// Writes a gate as it is here. Returns whether that was possible: somebody else may have been first.
     async fn write(&self, store: &dyn Store, scope: &Scope, now: Instant) -> Result<bool, StoreError> {
+        let row = self.sends(scope, now);
+        let written = store.set_gate(&row).await;
+        self.sent(row, written.as_ref().ok().copied().flatten());
+        Ok(written?.is_some())
+    }
+
+    /// Returns the row of a scope, which is written now: it may be read before the database's answer is here,
+    /// and is not another daemon's then.
+    pub(super) fn sends(&self, scope: &Scope, now: Instant) -> GateRow {
         let row = self.row(scope, now);
-        let written = store.set_gate(&row).await?;
-        if let Some(generation) = written {
-            self.lock().seen.insert(row.scope, generation);
+        self.lock().sending.insert(row.scope.clone(), row.generation + 1);
+        row
+    }
+
+    /// Notes what came of writing a row: its new generation, if it was possible.
+    pub(super) fn sent(&self, row: GateRow, written: Option<i64>) {
+        let mut inner = self.lock();
+        inner.sending.remove(&row.scope);
+        // What somebody wrote after it may have been read meanwhile.
+        let is_last = inner.seen.get(&row.scope).copied().unwrap_or(0) == row.generation;
+        if let Some(generation) = written.filter(|_| is_last) {
+            inner.seen.insert(row.scope, generation);
         }
-        Ok(written.is_some())
     }
 
     /// Takes the probe of a gate, where no other daemon has it: returns its number.
@@ -181,11 +198,14 @@ impl Gates {
     }
 
     pub(super) fn take_over(&self, row: &GateRow, now: Instant) {
-        if self.lock().seen.get(&row.scope) == Some(&row.generation) {
-            return;
-        }
         let scope = self.scope(&row.scope);
         let mut inner = self.lock();
+        // What is being written here may yet turn out to be another's: then the tally tells, and it is read again.
+        let is_known =
+            |generations: &HashMap<String, i64>| generations.get(&row.scope) == Some(&row.generation);
+        if is_known(&inner.seen) || is_known(&inner.sending) {
+            return;
+        }
         inner.seen.insert(row.scope.clone(), row.generation);
         let Some(scope) = scope else { return };
         // A row that only counts says nothing about what we are about to write.
@@ -195,12 +215,12 @@ impl Gates {
         if counts && inner.changed.contains(&scope) {
             return;
         }
-        inner.changed.remove(&scope);
-        self.take_over_as(&mut inner, &scope, row, now);
+        let unsaid = inner.changed.remove(&scope);
+        self.take_over_as(&mut inner, &scope, row, unsaid, now);
         self.opened.notify_one();
     }
 
-    fn take_over_as(&self, inner: &mut Inner, scope: &Scope, row: &GateRow, now: Instant) {
+    fn take_over_as(&self, inner: &mut Inner, scope: &Scope, row: &GateRow, unsaid: bool, now: Instant) {
         let until = row.until_in.map(|left| now + left.min(UNTIL_MAX));
         let blocks = row.counters.as_ref().filter(|counters| counters.word == BLOCKS);
         let blocks = blocks.map_or(0, |counters| counters.count);
@@ -220,12 +240,13 @@ impl Gates {
             }
             Scope::Rate(tier) => {
                 match (row.state.as_str(), until) {
-                    ("blocked", Some(until)) => inner.paces.pause(tier, until, now),
+                    ("blocked", Some(until)) => inner.paces.paused_elsewhere(tier, until, unsaid, now),
                     ("blocked", None) => {
                         let reason = row.reason.clone().unwrap_or_else(|| BY_HAND.to_owned());
-                        inner.paces.hold(tier, Some(reason), now);
+                        inner.paces.hold(tier, reason, now);
                     }
-                    _ => inner.paces.hold(tier, None, now),
+                    _ if is_answered(row) => inner.paces.is_over(tier, now),
+                    _ => inner.paces.free(tier, now),
                 }
                 return;
             }
@@ -236,20 +257,28 @@ impl Gates {
             Scope::Key(_) => {}
         }
         let gate = inner.gate_mut(scope).expect("it was made above");
+        let before = gate.state();
         let reason = row.reason.clone().unwrap_or_else(|| BY_HAND.to_owned());
         match row.state.as_str() {
             "blocked" => gate.blocked_elsewhere(reason, until, blocks),
             "probing" => gate.probed_elsewhere(until.unwrap_or(now), blocks),
             // By another daemon whose probe was answered, which says so in the counters, or by a person,
             // after whose word the next call is a probe.
-            _ if row.counters.as_ref().is_some_and(|counters| counters.word == ANSWERED) => {
+            _ if is_answered(row) => {
                 gate.flow();
                 if let Scope::Model(profile, model) = scope {
+                    inner.model(*profile, model, self.settings, now).flows_elsewhere();
                     let tier = (inner.accounts[*profile].key.clone(), self.classes.class(model));
                     inner.paces.resume(&tier);
                 }
             }
             _ => gate.free(now),
+        }
+        if let Scope::Model(profile, model) = scope
+            && let Some(after) = inner.gate(scope).map(Gate::state)
+            && (before == State::Flowing) != (after == State::Flowing)
+        {
+            inner.moves_ramp(*profile, model, after, now);
         }
     }
 
@@ -261,15 +290,14 @@ impl Gates {
         let gate = inner.gate(scope).unwrap_or(&flowing);
         let reason = gate.reason().map(str::to_owned);
         let blocks = Some(Counters { word: BLOCKS.to_owned(), count: gate.blocks() });
+        let answered = Counters { word: ANSWERED.to_owned(), count: 0 };
         let (state, reason, until, counters) = match (scope, gate.state()) {
             (Scope::Rate(tier), _) => match inner.paces.row(tier, now) {
                 Some((reason, until)) => ("blocked", Some(reason), until, None),
-                None => ("flowing", None, None, None),
+                None => ("flowing", None, None, Some(answered)),
             },
-            (_, State::Flowing) => {
-                let answered = Counters { word: ANSWERED.to_owned(), count: 0 };
-                ("flowing", None, None, (!matches!(scope, Scope::Batch(_))).then_some(answered))
-            }
+            (Scope::Batch(_), State::Flowing) => ("flowing", None, None, None),
+            (_, State::Flowing) => ("flowing", None, None, Some(answered)),
             (_, State::Blocked { until }) => ("blocked", reason, until, blocks),
             (_, State::Probing { until, .. }) => ("probing", reason, Some(until), blocks),
         };
@@ -282,4 +310,9 @@ impl Gates {
             counters,
         }
     }
+}
+
+/// Whether a daemon wrote that it flows, and not a person.
+fn is_answered(row: &GateRow) -> bool {
+    row.counters.as_ref().is_some_and(|counters| counters.word == ANSWERED)
 }

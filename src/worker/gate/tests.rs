@@ -1,9 +1,15 @@
 //! What blocks, for whom, and what opens it again.
 
+mod ramp;
+mod rates;
+mod words;
+
 use std::collections::HashMap;
 
+use super::sync::ANSWERED;
 use super::*;
 use crate::domain::job::{Claimed, Defaults, JobId, Lease, Policy, Tally};
+use crate::domain::pace::Overload;
 use crate::store::{Counters, DEFAULT_PROFILE, GateRow, IGNORED, Migrate, StoreSettings};
 
 /// Gates of one account.
@@ -48,6 +54,14 @@ async fn store() -> (tempfile::TempDir, std::sync::Arc<dyn Store>) {
     let file = format!("sqlite:{}", folder.path().join("mill.db").display());
     let opened = crate::store::open(&file, &settings, Migrate::Now).await.expect("a database");
     (folder, opened.store)
+}
+
+/// Does what a person does.
+async fn by_hand(folder: &tempfile::TempDir, sql: &str) {
+    let file = format!("sqlite:{}", folder.path().join("mill.db").display());
+    let pool = sqlx::SqlitePool::connect(&file).await.expect("the file");
+    sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&pool).await.expect("done");
+    pool.close().await;
 }
 
 /// Moves the end of every block into the past.

@@ -13,6 +13,7 @@ on_both! {
     jobs_without_a_batch_that_are_all_refused_are_tried_ever_more_seldom_until_one_succeeds,
     a_credit_that_runs_out_stops_all_daemons_and_one_update_lets_them_go_on,
     an_overload_costs_no_job_and_one_probe_an_interval_over_all_daemons,
+    a_rate_limit_that_a_person_blocks_for_hours_is_free_at_their_word,
     a_small_batch_behind_a_large_one_waits_no_more_than_two_claims,
     a_queue_runs_no_more_than_its_limit_over_all_daemons,
 }
@@ -180,6 +181,32 @@ async fn an_overload_costs_no_job_and_one_probe_an_interval_over_all_daemons(gro
     assert!(recovered < open_max.mul_f64(1.2) + Duration::from_secs(10), "{recovered:?}");
     mill.holds().await;
     mill.ledger_is_the_stand_ins().await;
+}
+
+async fn a_rate_limit_that_a_person_blocks_for_hours_is_free_at_their_word(ground: &Ground) {
+    let mill = Mill::new(ground).await;
+    mill.insert(&["first"]).await;
+    assert_eq!(mill.drain().await.code, 0);
+    let key = ground.line("SELECT key FROM accounts WHERE queue = ''").await;
+    let scope = format!("rate:{key}/sonnet-5");
+    let blocked = mill.run(&["gates", "block", &scope, "--for", "2h"]).await;
+    assert_eq!(blocked.code, 0, "{}", blocked.stderr);
+    mill.insert(&["behind it"]).await;
+    ground.run("INSERT INTO jobs (prompt, model) VALUES ('another class', 'claude-haiku-4-5')").await;
+    let daemon = mill.start();
+    until_complete(&mill, 2, "").await;
+    assert_eq!(ground.line("SELECT count(*) FROM job_state WHERE state = 'pending'").await, "1");
+    let freed = mill.run(&["gates", "free", &scope]).await;
+    assert_eq!(freed.code, 0, "{}", freed.stderr);
+    until_complete(&mill, 3, "").await;
+    stop(vec![daemon]).await;
+
+    // As a daemon leaves it that dies while its class pauses.
+    let past = ground.either("1600000000000", "'2020-09-13 12:26:40+00'");
+    ground.run(&format!("UPDATE gates SET state = 'blocked', until = {past} WHERE scope = '{scope}'")).await;
+    let daemon = mill.start();
+    mill.until(&format!("SELECT state FROM gates WHERE scope = '{scope}'"), "flowing").await;
+    stop(vec![daemon]).await;
 }
 
 async fn a_small_batch_behind_a_large_one_waits_no_more_than_two_claims(ground: &Ground) {
