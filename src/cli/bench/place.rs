@@ -317,8 +317,10 @@ impl Database {
 
     /// Brings what was written to its place, so that no measurement pays for the one before.
     pub(super) async fn rest(&self) -> anyhow::Result<()> {
-        if self.kind == Kind::Sqlite {
-            self.run("PRAGMA wal_checkpoint(TRUNCATE)").await?;
+        match self.kind {
+            Kind::Sqlite => drop(self.run("PRAGMA wal_checkpoint(TRUNCATE)").await?),
+            // Not every role that may create databases may say this.
+            Kind::Postgres => drop(self.run("CHECKPOINT").await),
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ on_both! {
     jobs_without_a_batch_that_are_all_refused_are_tried_ever_more_seldom_until_one_succeeds,
     a_credit_that_runs_out_stops_all_daemons_and_one_update_lets_them_go_on,
     an_overload_costs_no_job_and_one_probe_an_interval_over_all_daemons,
+    after_an_outage_a_daemon_sends_one_call_then_two_then_four,
     a_rate_limit_that_a_person_blocks_for_hours_is_free_at_their_word,
     a_small_batch_behind_a_large_one_waits_no_more_than_two_claims,
     a_queue_runs_no_more_than_its_limit_over_all_daemons,
@@ -107,6 +108,32 @@ async fn jobs_without_a_batch_that_are_all_refused_are_tried_ever_more_seldom_un
         stop(running).await;
     }
     mill.holds().await;
+}
+
+async fn after_an_outage_a_daemon_sends_one_call_then_two_then_four(ground: &Ground) {
+    let options = Options { delay: Duration::from_millis(300), ..Options::default() };
+    let mut mill = Mill::with(ground, options).await;
+    mill.knows_a_limit();
+    mill.set("PROMPTMILL_WORKER__CONCURRENCY", "32");
+    mill.api.fail(Some("500")).expect("it knows this error");
+    fill(ground, 200, "prompt", "'row ' || i").await;
+    let running = start(&mill, 1);
+    mill.until("SELECT state FROM gates WHERE scope LIKE 'model:%'", "blocked").await;
+    mill.until("SELECT count(*) FROM job_state WHERE state = 'running'", "0").await;
+    mill.api.fail(None).expect("it does");
+    until_complete(&mill, 200, "").await;
+    stop(running).await;
+    let heard_at = ground.either("first_token_at", "(extract(epoch FROM first_token_at) * 1000)::bigint");
+    let heard = format!("SELECT {heard_at} FROM calls WHERE http_status = 200 ORDER BY 1");
+    let heard: Vec<i64> =
+        ground.lines(&heard).await.iter().map(|at| at.parse().expect("milliseconds")).collect();
+    let sent = sent(ground, &format!("{} > {}", sent_at(ground), heard[0])).await;
+    // Whenever one is sent, at most one more is on its way unheard than were heard since the probe.
+    for (before, at) in sent.iter().enumerate() {
+        let heard = heard[1..].iter().filter(|heard| **heard <= at + 1).count();
+        assert!(before <= 2 * heard, "{} calls were sent, and {heard} heard", before + 1);
+    }
+    mill.ledger_is_the_stand_ins().await;
 }
 
 /// SQL for the milliseconds at which a call was sent.
