@@ -3,13 +3,13 @@
 //   node suite.mjs check                 everything that has to hold; exits 1 with what does not
 //   node suite.mjs screenshots FOLDER    pictures of the main views, three widths and dark mode
 //
-// OPEN is the address of a page without a token, LOCKED of one whose token is TOKEN.
+// OPEN is the address of a page without a token, LOCKED of one whose token is TOKEN, READ_ONLY of one that changes nothing.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { chromium } from 'playwright-core';
 
-const { OPEN, LOCKED, TOKEN, CHROMIUM = '/usr/bin/chromium' } = process.env;
+const { OPEN, LOCKED, READ_ONLY, TOKEN, CHROMIUM = '/usr/bin/chromium' } = process.env;
 const here = (name) => fileURLToPath(new URL(name, import.meta.url));
 const axe = readFileSync(here('node_modules/axe-core/axe.min.js'), 'utf8');
 const faults = [];
@@ -31,7 +31,7 @@ async function open(options = {}) {
   });
   page.on('request', (request) => {
     const host = new URL(request.url()).host;
-    if (![new URL(OPEN).host, new URL(LOCKED).host].includes(host) && !request.url().startsWith('data:')) fail(`${page.url()} asks ${request.url()}`);
+    if (![OPEN, LOCKED, READ_ONLY].some((ours) => new URL(ours).host === host) && !request.url().startsWith('data:')) fail(`${page.url()} asks ${request.url()}`);
   });
   await context.addInitScript(() => {
     window.violations = [];
@@ -66,6 +66,7 @@ async function check() {
   await hostile();
   await live();
   await actions();
+  await readOnly();
   await door();
   await forged();
 }
@@ -98,7 +99,8 @@ async function views() {
 // Read and changed without JavaScript.
 async function withoutScript() {
   const page = await open({ javaScriptEnabled: false });
-  for (const path of ['/', '/jobs', '/jobs/1', '/batches', '/batch?name=nightly-2026-11-22', '/queues', '/gates', '/errors']) {
+  for (const path of ['/', '/jobs', '/jobs/1', '/batches', '/batch?name=nightly-2026-11-22', '/queues', '/gates', '/errors', '/workers', '/audit',
+    '/config?all=on', '/jobs/1?show=prompt', '/jobs/1/again']) {
     await page.goto(OPEN + path);
     if (!(await page.locator('main h1').count())) fail(`${path} has no heading without JavaScript`);
   }
@@ -132,7 +134,12 @@ async function hostile() {
       if (wide > screen) fail(`${path} is ${wide} wide`);
     }
   }
+  // What the page fetches by itself is put into it by another way.
+  await page.goto(OPEN + '/jobs?queue=hostile');
+  await page.waitForResponse((answer) => answer.request().resourceType() === 'fetch' && answer.url().includes('queue=hostile'));
   await page.waitForTimeout(300);
+  const odd = await page.evaluate(() => document.querySelectorAll('main img, main script, main iframe, main [onerror], main a[href^="javascript:"]').length);
+  if (odd) fail(`after a look of its own the list has ${odd} elements of a model`);
   await page.context().close();
 }
 
@@ -193,6 +200,40 @@ async function actions() {
   await page.getByText('Done in').waitFor();
   await accessible(page, 'a bulk change');
   has('changed', await main(), '700 changed of 700');
+  // The jobs of a batch, and a priority for all that match.
+  const bulk = async (button, sentence) => {
+    await button.click();
+    await page.getByRole('button', { name: `Yes, ${sentence}` }).click();
+    await page.waitForURL(/bulk\/\d+$/);
+    await page.getByText('Done in').waitFor();
+    has(sentence, await main(), '700 changed of 700');
+  };
+  await page.goto(OPEN + '/batch?name=to-cancel');
+  await bulk(page.getByRole('button', { name: 'Run all done ones again…' }), 'run again 700 jobs');
+  await page.goto(OPEN + '/jobs?state=pending&batch=to-cancel');
+  await page.locator('form[action="/bulk"] input[name=priority]').fill('4');
+  await bulk(page.locator('form[action="/bulk"] button[value=prioritise]'), 'set to priority 4 700 jobs');
+  await page.goto(OPEN + '/batch?name=to-cancel');
+  await bulk(page.getByRole('button', { name: 'Cancel what is not done…' }), 'cancel 700 jobs');
+  await page.goto(OPEN + '/jobs?state=done&batch=to-cancel');
+  await bulk(page.locator('form[action="/bulk"] button[value=run_again]'), 'run again 700 jobs');
+  // Chosen ones cancelled and run again, and one that runs now.
+  const chosen = async (list, action, then) => {
+    await page.goto(OPEN + list);
+    const one = await page.locator('tbody th a').first().getAttribute('href');
+    await page.locator('td.tick input').first().check();
+    await page.locator(`#chosen button[value=${action}]`).click();
+    await page.waitForLoadState();
+    await page.goto(OPEN + one);
+    has(`a chosen job: ${action}`, await main(), then);
+  };
+  await chosen('/jobs?state=scheduled', 'cancel', 'cancelled');
+  await chosen('/jobs?queue=nightly&state=done', 'run_again', 'pending');
+  await page.goto(OPEN + '/jobs?state=scheduled');
+  await page.locator('tbody th a').first().click();
+  await page.getByRole('button', { name: 'Run now' }).click();
+  await page.waitForLoadState();
+  has('run now', await main(), 'pending');
   // A batch, a gate, a queue.
   await page.goto(OPEN + '/batch?name=nightly-2026-11-22');
   await page.getByRole('button', { name: 'Pause' }).click();
@@ -203,6 +244,13 @@ async function actions() {
   if ((await main()).includes('paused by a person')) fail('the batch still stands');
   const [download] = await Promise.all([page.waitForEvent('download'), page.getByRole('link', { name: 'CSV' }).click()]);
   equal('the file is named', download.suggestedFilename(), 'nightly-2026-11-22.csv');
+  const [lines] = await Promise.all([page.waitForEvent('download'), page.getByRole('link', { name: 'JSONL' }).click()]);
+  equal('the file of lines is named', lines.suggestedFilename(), 'nightly-2026-11-22.jsonl');
+  await page.goto(OPEN + '/gates');
+  await page.getByRole('form', { name: 'batch:default/summaries' }).getByRole('button', { name: 'Let it fail' }).click();
+  await page.waitForLoadState();
+  await page.goto(OPEN + '/gates?all=on');
+  has('a batch may fail', await main(), 'a person lets it fail');
   await page.goto(OPEN + '/gates');
   await page.locator('input[name=scope]').last().fill('model:default/from-the-browser');
   await page.getByRole('button', { name: 'Block' }).click();
@@ -217,7 +265,20 @@ async function actions() {
   equal('a queue is limited', await page.getByLabel('Jobs of interactive at once').inputValue(), '3');
   await page.goto(OPEN + '/audit');
   const audit = await main();
-  for (const word of ['prioritise', 'cancel', 'run_again', 'ask_again', 'bulk_end', 'pause', 'resume', 'block', 'free', 'limit']) has('audit', audit, word);
+  for (const word of ['prioritise', 'cancel', 'run_again', 'ask_again', 'bulk_end', 'pause', 'resume', 'block', 'free', 'let_fail', 'limit']) has('audit', audit, word);
+  await page.context().close();
+}
+
+// A page that only shows has nothing to press, and obeys nobody.
+async function readOnly() {
+  const page = await open();
+  for (const path of VIEWS) {
+    await look(page, READ_ONLY + path, { audit: false });
+    const forms = await page.locator('main form[method=post]').count();
+    if (forms) fail(`${path} has ${forms} forms on a page that is read-only`);
+  }
+  const answer = await page.request.post(`${READ_ONLY}/act/queue`, { form: { queue: 'default', action: 'pause' } });
+  equal('a change on a page that is read-only', answer.status(), 403);
   await page.context().close();
 }
 

@@ -120,6 +120,7 @@ async fn hostile(ground: &Ground) {
 async fn suite(ground: &Ground, piece: &str, args: &[&Path]) {
     let open = Site::on(ground).await;
     let locked = Site::with(ground, |settings| settings.token = Some(TOKEN.into())).await;
+    let read_only = Site::with(ground, |settings| settings.read_only = true).await;
     let folder = folder();
     if !folder.join("node_modules/playwright-core").exists() {
         let mut npm = Command::new("npm");
@@ -130,6 +131,7 @@ async fn suite(ground: &Ground, piece: &str, args: &[&Path]) {
     let mut command = Command::new("node");
     command.arg("suite.mjs").args(args).current_dir(&folder);
     command.env("OPEN", &open.url).env("LOCKED", &locked.url).env("TOKEN", TOKEN);
+    command.env("READ_ONLY", &read_only.url);
     let mut child = command.spawn().expect(MISSING);
     let mut waiting = JoinSet::new();
     waiting.spawn_blocking(move || child.wait().expect("it ends"));
