@@ -311,7 +311,7 @@ impl Fold {
     fn take_frame(&mut self, message: &Message<'_>) {
         let raw = |value: Option<&RawValue>| value.map(|value| value.get().to_owned());
         if let Some(sequence) = message.stop_sequence {
-            self.head.stop_sequence = Some(sanitise(&decode_string(sequence.get())).0);
+            self.head.stop_sequence = Some(sanitise(decode_string(sequence.get())).0);
         }
         self.head.stop_details = raw(message.stop_details).or(self.head.stop_details.take());
         self.head.container = raw(message.container).or(self.head.container.take());
@@ -375,7 +375,7 @@ fn read_message(json: &str) -> Result<Message<'_>, Broken> {
 
 /// A word for a text column; an empty one is none.
 fn clean(raw: Option<&RawValue>) -> Option<String> {
-    Some(word(raw)).filter(|word| !word.is_empty()).map(|word| sanitise(&word).0)
+    Some(word(raw)).filter(|word| !word.is_empty()).map(|word| sanitise(word).0)
 }
 
 fn read_usage(usage: &Fields) -> Usage {

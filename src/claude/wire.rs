@@ -163,7 +163,7 @@ fn cut_request_id(mut id: String) -> String {
 
 fn string(raw: Option<&RawValue>) -> Option<String> {
     let raw = raw?.get();
-    raw.starts_with('"').then(|| sanitise(&decode_string(raw)).0)
+    raw.starts_with('"').then(|| sanitise(decode_string(raw)).0)
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

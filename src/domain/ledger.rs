@@ -4,6 +4,7 @@
 //! process or its age. A field that a later version adds needs a default, or old paper is unreadable.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -117,7 +118,7 @@ pub struct Call<T = Instant> {
     /// JSON text as received: the billing truth.
     pub usage_raw: Option<String>,
     /// JSON array text of the content blocks; of a cut call, what had arrived.
-    pub content: Option<String>,
+    pub content: Option<Arc<str>>,
     /// JSON text of the container.
     pub container: Option<String>,
     /// Whether the call was cut, so that tokens are estimates and content is not whole.
@@ -196,7 +197,7 @@ pub struct Answer<T = Instant> {
     /// Text of the last assistant turn, over its continuations; no U+0000.
     pub text: Option<String>,
     /// JSON array text: the blocks of that turn, text at a seam made one.
-    pub content: Option<String>,
+    pub content: Option<Arc<str>>,
     /// JSON text: the parsed structured output.
     pub output: Option<String>,
     /// How many characters had to be replaced by U+FFFD.
@@ -361,6 +362,16 @@ impl<T> Answer<T> {
 }
 
 impl<T> Settlement<T> {
+    /// Returns the end of a job. What its answer and its last call say alike is held once, for as long as
+    /// the database lets it wait.
+    pub fn new(lease: Lease, mut answer: Answer<T>, call: Option<Call<T>>) -> Self {
+        let said = call.as_ref().and_then(|call| call.content.as_ref());
+        if answer.content.as_ref() == said {
+            answer.content = said.cloned();
+        }
+        Self { lease, answer, call }
+    }
+
     /// Returns the same with other times.
     pub fn map<U>(self, mut time: impl FnMut(T) -> U) -> Settlement<U> {
         Settlement {

@@ -2,6 +2,7 @@
 //!
 //! A block's JSON is never interpreted beyond what we need: unknown blocks and fields round-trip.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -199,8 +200,9 @@ fn decode_leniently(literal: &str) -> String {
 
 /// Replaces U+0000, which Postgres cannot store as text, by U+FFFD; returns the text and how many
 /// replacement characters are in it.
-pub fn sanitise(text: &str) -> (String, i32) {
-    let clean = if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text.to_owned() };
+pub fn sanitise<'a>(text: impl Into<Cow<'a, str>>) -> (String, i32) {
+    let text = text.into();
+    let clean = if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text.into_owned() };
     let count = clean.matches('\u{fffd}').count();
     (clean, i32::try_from(count).unwrap_or(i32::MAX))
 }
@@ -208,9 +210,10 @@ pub fn sanitise(text: &str) -> (String, i32) {
 /// The same for JSON text: the escapes of U+0000 and of lone surrogates become `\ufffd`.
 ///
 /// Walks the escapes, so that `\\u0000` (a backslash and letters) stays as it is.
-pub fn sanitise_json(json: &str) -> (String, i32) {
+pub fn sanitise_json<'a>(json: impl Into<Cow<'a, str>>) -> (String, i32) {
+    let json = json.into();
     if !json.contains("\\u") {
-        return (json.to_owned(), 0);
+        return (json.into_owned(), 0);
     }
     let bytes = json.as_bytes();
     let mut out = String::with_capacity(json.len());

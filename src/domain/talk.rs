@@ -523,32 +523,32 @@ impl Talk {
     }
 
     /// Returns the result row of this conversation.
-    pub fn answer(&self, verdict: Verdict, tally: Tally) -> Answer {
+    pub fn answer(self, verdict: Verdict, tally: Tally) -> Answer {
         let Verdict { outcome, fault } = verdict;
         let said = !self.turn.is_empty();
         let text = (said && outcome != Outcome::Refused && self.turn.has_text())
-            .then(|| sanitise(&self.turn.text()).0);
-        let content = said.then(|| sanitise_json(&Block::write_all(self.turn.blocks())).0);
-        let output = self.output.clone().filter(|_| outcome == Outcome::Complete);
-        let last = &self.last;
+            .then(|| sanitise(self.turn.text()).0);
+        let content = said.then(|| sanitise_json(Block::write_all(self.turn.blocks())).0.into());
+        let output = self.output.filter(|_| outcome == Outcome::Complete);
+        let last = self.last;
         Answer {
             outcome,
-            stop_reason: last.stop.as_ref().map(|stop| sanitise(stop.as_str()).0),
-            stop_sequence: last.stop_sequence.as_deref().map(|word| sanitise(word).0),
-            stop_details: last.stop_details.as_deref().map(|json| sanitise_json(json).0),
+            stop_reason: last.stop.map(|stop| sanitise(stop.as_str()).0),
+            stop_sequence: last.stop_sequence.map(|word| sanitise(word).0),
+            stop_details: last.stop_details.map(|json| sanitise_json(json).0),
             text,
             content,
-            output: output.map(|json| sanitise_json(&json).0),
+            output: output.map(|json| sanitise_json(json).0),
             sanitised: self.sanitised,
             dropped: self.dropped as i32,
-            model: last.model.as_deref().map(|model| sanitise(model).0),
+            model: last.model.map(|model| sanitise(model).0),
             usage: self.usage,
             calls: self.calls,
             continuations: self.continuations,
             seams: self.seams,
             failures: tally.failures,
-            fault: fault.map(|fault| Fault { message: sanitise(&fault.message).0, ..fault }),
-            request_id: last.request_id.clone(),
+            fault: fault.map(|fault| Fault { message: sanitise(fault.message).0, ..fault }),
+            request_id: last.request_id,
             started: self.started,
         }
     }

@@ -95,10 +95,36 @@ impl Ended {
 /// One call that is not in the ledger yet.
 type Pending = Option<Call>;
 
+/// How an attempt leaves its job, before anything of that is written.
+enum Parting {
+    /// The conversation is over.
+    End { verdict: Verdict, tally: Tally, call: Pending },
+    /// The job goes back to the table.
+    Back { back: Back, reason: String, tally: Tally, call: Pending },
+    /// The job was taken away.
+    Lost { tally: Tally, call: Pending },
+}
+
+impl Parting {
+    fn end(outcome: Outcome, fault: Fault, tally: Tally, call: Pending) -> Self {
+        Self::End { verdict: Verdict { outcome, fault: Some(fault) }, tally, call }
+    }
+
+    /// The lease is not ours any more, or the process ends.
+    fn stopped(why: Why, tally: Tally, call: Pending) -> Self {
+        match why {
+            Why::Shutdown => {
+                Self::Back { back: Back::Now, reason: "its worker was shut down".to_owned(), tally, call }
+            }
+            Why::Lost => Self::Lost { tally, call },
+        }
+    }
+}
+
 /// Takes one claimed job to its end.
 pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
     let lease = claimed.lease;
-    let mut tally = claimed.tally;
+    let tally = claimed.tally;
     let (mut talk, lane_model) = match begin(mill, &claimed) {
         Ok(begun) => begun,
         Err(answer) => return settle(mill, lease, *answer, None).await,
@@ -107,24 +133,42 @@ pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
     failpoint!("resume", lease.job);
     // The wide row has been understood; its prompt need not be held twice while the call runs.
     drop(claimed);
+    match converse(mill, &mut talk, tally, &tools, &lane_model, rein).await {
+        Parting::End { verdict, tally, call } => {
+            // What was said need not be held twice either, however long the database lets it wait.
+            let answer = talk.answer(verdict, tally);
+            settle(mill, lease, answer, call).await
+        }
+        Parting::Back { back, reason, tally, call } => {
+            release(mill, lease, talk, tally, back, reason, call).await
+        }
+        Parting::Lost { tally, call } => taken_away(mill, lease, talk, tally, call).await,
+    }
+}
+
+/// Asks, appends and pushes in turns until the job is to be left.
+async fn converse(
+    mill: &Mill,
+    talk: &mut Talk,
+    mut tally: Tally,
+    tools: &[PastTool],
+    lane_model: &str,
+    rein: &Rein,
+) -> Parting {
+    let lease = talk.job().lease;
     let mut pending: Pending = None;
     let mut seq = 0;
     loop {
-        let request = match next_request(mill, &mut talk, tally, &tools, rein, &mut pending).await {
+        let request = match next_request(mill, talk, tally, tools, rein, &mut pending).await {
             Ok(request) => request,
-            Err(ended) => return ended,
+            Err(parting) => return parting,
         };
-        if let Some(call) = pending.take()
-            && is_late(mill, lease, call).await
-        {
-            return taken_away(mill, lease, &talk, tally, None).await;
-        }
         if let Some(why) = rein.why() {
-            return stopped(mill, lease, &talk, tally, None, why).await;
+            return Parting::stopped(why, tally, None);
         }
-        let mut permit = match admitted(mill, lease, &talk, tally, &request, rein, &lane_model).await {
+        let mut permit = match admitted(mill, talk, tally, &request, rein, lane_model).await {
             Ok(permit) => permit,
-            Err(ended) => return ended,
+            Err(parting) => return parting,
         };
         let probe = permit.is_probe();
         let key = mill.claude(talk.job()).fingerprint();
@@ -176,7 +220,7 @@ pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
                 }
                 if let (Failure::Stopped, Some(why)) = (&failure, rein.why()) {
                     drop(permit);
-                    return stopped(mill, lease, &talk, tally, Some(call), why).await;
+                    return Parting::stopped(why, tally, Some(call));
                 }
                 match judge(mill, talk.job(), &failure, &class, permit, tally, &key).await {
                     Disposition::AskAgain => {
@@ -185,11 +229,10 @@ pub async fn attempt(mill: &Mill, mut claimed: Claimed, rein: &Rein) -> Ended {
                         pending = Some(call);
                     }
                     Disposition::End { outcome, fault, tally } => {
-                        let verdict = Verdict { outcome, fault: Some(fault) };
-                        return end(mill, &talk, tally, verdict, Some(call)).await;
+                        return Parting::end(outcome, fault, tally, Some(call));
                     }
                     Disposition::Back { delay, tally, reason } => {
-                        return release(mill, lease, &talk, tally, delay.into(), reason, Some(call)).await;
+                        return Parting::Back { back: delay.into(), reason, tally, call: Some(call) };
                     }
                 }
             }
@@ -225,23 +268,15 @@ async fn next_request(
     tools: &[PastTool],
     rein: &Rein,
     pending: &mut Pending,
-) -> Result<Request, Ended> {
+) -> Result<Request, Parting> {
     loop {
         match talk.next() {
-            Step::Done(verdict) => return Err(end(mill, talk, tally, verdict, pending.take()).await),
-            Step::Tools(asked) => {
-                if let Some(ended) = call_tools(mill, talk, tally, asked, tools, rein, pending.take()).await {
-                    return Err(ended);
-                }
-            }
+            Step::Done(verdict) => return Err(Parting::End { verdict, tally, call: pending.take() }),
+            Step::Tools(asked) => call_tools(mill, talk, tally, asked, tools, rein, pending.take()).await?,
             Step::Ask(request) => {
+                // Counting takes its time, too: what was paid for must not be here alone meanwhile.
+                keep(mill, talk, tally, pending.take()).await?;
                 let Some(window) = window_to_measure(talk, &request) else { return Ok(request) };
-                // Counting takes its time: what was paid for must not be here alone meanwhile.
-                if let Some(call) = pending.take()
-                    && is_late(mill, talk.job().lease, call).await
-                {
-                    return Err(taken_away(mill, talk.job().lease, talk, tally, None).await);
-                }
                 measure(mill, talk, &request, window, rein).await;
             }
         }
@@ -258,29 +293,31 @@ async fn call_tools(
     before: &[PastTool],
     rein: &Rein,
     call: Pending,
-) -> Option<Ended> {
-    let lease = talk.job().lease;
+) -> Result<(), Parting> {
     if talk.job().policy.on_tool_use != OnToolUse::Run {
         let reason = waits_for(asked.tools.len());
-        return Some(release(mill, lease, talk, tally, Back::Waiting(asked), reason, call).await);
+        return Err(Parting::Back { back: Back::Waiting(asked), reason, tally, call });
     }
-    if let Some(call) = call
-        && is_late(mill, lease, call).await
-    {
-        return Some(taken_away(mill, lease, talk, tally, None).await);
-    }
+    keep(mill, talk, tally, call).await?;
     match tools::run(mill, talk.job(), &asked, before, rein).await {
         Ok(results) => {
             talk.answer_tools(&results);
-            None
+            Ok(())
         }
-        Err(Undone::Lost) => Some(taken_away(mill, lease, talk, tally, None).await),
-        Err(Undone::Stopped(why)) => Some(stopped(mill, lease, talk, tally, None, why).await),
-        Err(Undone::StartedBefore(fault)) => {
-            let verdict = Verdict { outcome: Outcome::Failed, fault: Some(fault) };
-            Some(end(mill, talk, tally, verdict, None).await)
-        }
+        Err(Undone::Lost) => Err(Parting::Lost { tally, call: None }),
+        Err(Undone::Stopped(why)) => Err(Parting::stopped(why, tally, None)),
+        Err(Undone::StartedBefore(fault)) => Err(Parting::end(Outcome::Failed, fault, tally, None)),
     }
+}
+
+/// Puts the last call into the ledger, where something follows. `Err`: the job is not ours any more.
+async fn keep(mill: &Mill, talk: &Talk, tally: Tally, call: Pending) -> Result<(), Parting> {
+    if let Some(call) = call
+        && is_late(mill, talk.job().lease, call).await
+    {
+        return Err(Parting::Lost { tally, call: None });
+    }
+    Ok(())
 }
 
 /// The model's window, where the request may be too long for it and was not counted yet.
@@ -312,36 +349,35 @@ fn too_long(failure: &Failure) -> Option<TooLong> {
 /// Waits for the right to make a call. Where there is none the job goes back, or ends.
 async fn admitted<'m>(
     mill: &'m Mill,
-    lease: Lease,
     talk: &Talk,
     tally: Tally,
     request: &Request,
     rein: &Rein,
     lane_model: &str,
-) -> Result<Permit<'m>, Ended> {
-    let (gates, weight) = (&mill.gates, request.input.weight());
-    let refusal = match mill.is_not_retired(talk.job(), Instant::now()) {
+) -> Result<Permit<'m>, Parting> {
+    let (gates, weight, job) = (&mill.gates, request.input.weight(), talk.job());
+    let refusal = match mill.is_not_retired(job, Instant::now()) {
         Err(refusal) => refusal,
-        Ok(()) => match gates.admit(&*mill.store, lease, talk.job(), weight, &rein.token).await {
+        Ok(()) => match gates.admit(&*mill.store, job.lease, job, weight, &rein.token).await {
             Ok(permit) => return Ok(permit),
             Err(refusal) => refusal,
         },
     };
     if let Some(why) = rein.why() {
-        return Err(stopped(mill, lease, talk, tally, None, why).await);
+        return Err(Parting::stopped(why, tally, None));
     }
     let (outcome, fault) = match refusal {
         Refusal::Blocked(reason) => {
             // A claim passes by what blocks, but for a run that began with another model than its
             // lane names: put back at once, it would be claimed again at once.
-            let pause = (talk.job().model != lane_model).then_some(GATE_PAUSE);
-            return Err(release(mill, lease, talk, tally, pause.into(), reason, None).await);
+            let pause = (job.model != lane_model).then_some(GATE_PAUSE);
+            return Err(Parting::Back { back: pause.into(), reason, tally, call: None });
         }
         // What was answered while the model was there is no invalid job.
         Refusal::Retired(fault) if request.kind == CallKind::Ask => (Outcome::Invalid, fault),
         Refusal::Missing(fault) | Refusal::Retired(fault) => (Outcome::Failed, fault),
     };
-    Err(end(mill, talk, tally, Verdict { outcome, fault: Some(fault) }, None).await)
+    Err(Parting::end(outcome, fault, tally, None))
 }
 
 /// What a failed call means for the job, having told its gates.
@@ -423,19 +459,9 @@ async fn blame(mill: &Mill, job: &Job, permit: &Permit<'_>) -> Blame {
     }
 }
 
-/// The lease is not ours any more, or the process ends.
-async fn stopped(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: Pending, why: Why) -> Ended {
-    match why {
-        Why::Shutdown => {
-            release(mill, lease, talk, tally, Back::Now, "its worker was shut down".to_owned(), call).await
-        }
-        Why::Lost => taken_away(mill, lease, talk, tally, call).await,
-    }
-}
-
 /// The job was cancelled, expired, rescued or deleted under us: what was spent is written down, and
 /// what had arrived is added to the result of a cancelled or expired job.
-async fn taken_away(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: Pending) -> Ended {
+async fn taken_away(mill: &Mill, lease: Lease, talk: Talk, tally: Tally, call: Pending) -> Ended {
     failpoint!("taken", lease.job);
     let arrived = call.as_ref().and_then(|call| call.content.clone());
     if let Some(call) = call {
@@ -447,9 +473,9 @@ async fn taken_away(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, call: 
 }
 
 /// Adds what was said so far, and what had arrived of the call that was under way.
-async fn fill_with(mill: &Mill, lease: Lease, talk: &Talk, tally: Tally, arrived: Option<&str>) {
+async fn fill_with(mill: &Mill, lease: Lease, talk: Talk, tally: Tally, arrived: Option<&str>) {
     let arrived = arrived.map(Block::read_all).unwrap_or_default();
-    mill.recorder.fill(lease, talk.clone().interrupted(arrived, tally)).await;
+    mill.recorder.fill(lease, talk.interrupted(arrived, tally)).await;
 }
 
 /// Appends to the ledger; returns whether the job is not ours any more.
@@ -457,14 +483,10 @@ async fn is_late(mill: &Mill, lease: Lease, call: Call) -> bool {
     mill.recorder.append(lease, call).await == Kept::Lost
 }
 
-/// Ends the job as its conversation did.
-async fn end(mill: &Mill, talk: &Talk, tally: Tally, verdict: Verdict, call: Pending) -> Ended {
-    settle(mill, talk.job().lease, talk.answer(verdict, tally), call).await
-}
-
+/// Ends the job.
 async fn settle(mill: &Mill, lease: Lease, answer: Answer, call: Pending) -> Ended {
     let status = call.as_ref().and_then(|call| call.http_status);
-    let settlement = Arc::new(Settlement { lease, answer, call });
+    let settlement = Arc::new(Settlement::new(lease, answer, call));
     match mill.recorder.settle(Arc::clone(&settlement)).await {
         Kept::Done => {
             traces::answered(mill, lease, &settlement.answer);
@@ -482,7 +504,7 @@ async fn settle(mill: &Mill, lease: Lease, answer: Answer, call: Pending) -> End
 async fn release(
     mill: &Mill,
     lease: Lease,
-    talk: &Talk,
+    talk: Talk,
     tally: Tally,
     back: Back,
     reason: String,

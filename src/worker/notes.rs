@@ -64,7 +64,7 @@ impl Notes {
                 call.cut(lease, head);
             }
             let fresh = std::mem::take(&mut call.fresh);
-            call.cut(lease, sanitise(&fresh).0);
+            call.cut(lease, sanitise(fresh).0);
             call.since = now;
         }
         call.unwritten.clone()

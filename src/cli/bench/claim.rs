@@ -96,7 +96,7 @@ fn wanted(worker: WorkerId, slots: usize) -> Wanted {
 fn end(lease: Lease) -> Settlement {
     let now = Instant::now();
     let usage = Usage { input: 14, output: 53, ..Usage::default() };
-    let content = Some(format!(r#"[{{"type":"text","text":"{}"}}]"#, bare_sql::TEXT));
+    let content = Some(format!(r#"[{{"type":"text","text":"{}"}}]"#, bare_sql::TEXT).into());
     let request_id = Some(format!("req_011CT{}", lease.job.0));
     let call = Call {
         seq: 1,
@@ -134,7 +134,7 @@ fn end(lease: Lease) -> Settlement {
         started: Some(now),
         ..Answer::of(Outcome::Complete)
     };
-    Settlement { lease, answer, call: Some(call) }
+    Settlement::new(lease, answer, Some(call))
 }
 
 /// Measures claims of each size.

@@ -70,7 +70,7 @@ fn asked(talk: &Talk) -> Request {
 
 fn ended(talk: &Talk) -> Answer {
     match talk.next() {
-        Step::Done(verdict) => talk.answer(verdict, Tally::default()),
+        Step::Done(verdict) => talk.clone().answer(verdict, Tally::default()),
         other => panic!("is not over: {other:?}"),
     }
 }
@@ -675,7 +675,7 @@ fn a_refusal_is_taken_to_the_fallback_model_once_and_without_foreign_thoughts() 
 fn what_was_refused_is_no_answer_when_the_fallback_fails_too() {
     let mut talk = talk("{}", r#"{"fallback_model":"other"}"#);
     push(&mut talk, said("refusal", "I was about to"));
-    let failed = talk.answer(Verdict { outcome: Outcome::Failed, fault: None }, Tally::default());
+    let failed = talk.clone().answer(Verdict { outcome: Outcome::Failed, fault: None }, Tally::default());
     let cancelled = talk.interrupted(Vec::new(), Tally::default());
     for answer in [failed, cancelled] {
         assert_eq!((answer.text, answer.content), (None, None), "{}", answer.outcome);

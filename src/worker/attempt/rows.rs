@@ -21,7 +21,7 @@ pub(super) fn refused_by_us(fault: Fault, tally: Tally, calls: &[PastCall]) -> A
         usage,
         calls: calls.len() as i32,
         failures: tally.failures,
-        fault: Some(Fault { message: sanitise(&fault.message).0, ..fault }),
+        fault: Some(Fault { message: sanitise(fault.message).0, ..fault }),
         ..Answer::of(Outcome::Invalid)
     }
 }
@@ -74,7 +74,7 @@ pub(super) fn ledger_row(request: &Request, exchange: &Exchange, seq: i32, probe
         usage: reply.usage,
         usage_raw: reply.usage_raw.clone(),
         content: (!reply.content.is_empty() || reply.stop.is_some())
-            .then(|| Block::write_all(&reply.content)),
+            .then(|| Block::write_all(&reply.content).into()),
         container: reply.container.clone(),
         partial: exchange.end.is_err() && !reply.is_empty(),
         fault: reply.tail_missing.then(|| {

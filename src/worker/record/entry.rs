@@ -190,8 +190,8 @@ pub(super) async fn hand_over(
     }
 }
 
-fn len(text: Option<&String>) -> usize {
-    text.map_or(0, String::len)
+fn len(text: Option<&(impl AsRef<str> + ?Sized)>) -> usize {
+    text.map_or(0, |text| text.as_ref().len())
 }
 
 fn unstorable(refusals: u8, why: &str, kept: &str) -> Fault {

@@ -130,7 +130,7 @@ fn call(seq: i32) -> Call {
         stop_details: None,
         usage: Usage { input: 10, output: 20, cache_creation: 1, cache_read: 2 },
         usage_raw: Some(r#"{"input_tokens":10,"b":1,"a":2}"#.to_owned()),
-        content: Some(r#"[{"type":"text","text":"hi"}]"#.to_owned()),
+        content: Some(r#"[{"type":"text","text":"hi"}]"#.into()),
         container: None,
         partial: false,
         fault: None,
@@ -143,7 +143,7 @@ fn answer(text: &str) -> Answer {
     Answer {
         stop_reason: Some("end_turn".to_owned()),
         text: Some(text.to_owned()),
-        content: Some(r#"[{"type":"text","text":"hi"}]"#.to_owned()),
+        content: Some(r#"[{"type":"text","text":"hi"}]"#.into()),
         model: Some("model-a".to_owned()),
         usage: Usage { input: 10, output: 20, cache_creation: 1, cache_read: 2 },
         calls: 1,

@@ -325,7 +325,7 @@ async fn a_call_keeps_what_it_said_where_the_answer_says_something_else_or_is_no
     let (bench, old, new) = lost_and_held(ground).await;
     bench.settle(vec![failure(old)]).await;
     let mut longer = end(new);
-    longer.answer.content = Some(r#"[{"type":"text","text":"hi there"}]"#.to_owned());
+    longer.answer.content = Some(r#"[{"type":"text","text":"hi there"}]"#.into());
     bench.settle(vec![longer]).await;
     let contents = ground.lines("SELECT claim, CAST(content AS text) FROM calls ORDER BY claim").await;
     assert_eq!(contents, [r#"1|[{"type":"text","text":"hi"}]"#, r#"3|[{"type":"text","text":"hi"}]"#]);

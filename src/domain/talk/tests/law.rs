@@ -1,6 +1,8 @@
 //! The law of a conversation: however often it is interrupted between two calls and read back from the
 //! ledger, it asks the API exactly what an undisturbed one asks, and ends the same way.
 
+use std::sync::Arc;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -142,7 +144,7 @@ impl Run {
         self.talk = Talk::resume(job.clone(), &self.ledger, &self.tools, Instant::now());
     }
 
-    fn end(&self) -> (Outcome, Option<String>, Option<String>) {
+    fn end(&self) -> (Outcome, Option<String>, Option<Arc<str>>) {
         let answer = ended(&self.talk);
         (answer.outcome, answer.text, answer.content)
     }
