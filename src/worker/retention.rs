@@ -21,7 +21,10 @@ const LOOK_EVERY: Duration = Duration::from_mins(1);
 const ANEW_EVERY: Duration = Duration::from_hours(24);
 /// Fewest results that one look reads, and most, while there is nothing for it on the way.
 const WINDOW: (i64, i64) = (256, 16_384);
-/// Others get at least so long between two steps.
+/// Others get so many times what a step took until the next, and at least [`REST_MIN`]: they wait for the
+/// disk too, which a million rows that go keep busy.
+const REST: u32 = 3;
+/// The shortest rest.
 const REST_MIN: Duration = Duration::from_millis(5);
 
 /// Keeps to the rules until told to stop; returns at once where there are none.
@@ -134,7 +137,7 @@ impl Way {
             taken.open = taken.open.into_iter().chain(held).min();
             self.steps.took(erased.took, !rest.is_empty() || now.len() as u64 >= self.steps.room());
             // Others get their turn: other processes share the one writer of a SQLite file, too.
-            tokio::time::sleep(erased.took.max(REST_MIN)).await;
+            tokio::time::sleep((erased.took * REST).max(REST_MIN)).await;
         }
         taken.open = taken.open.into_iter().chain(rest.first().map(|done| done.seq)).min();
         Ok(taken)
