@@ -233,7 +233,7 @@ fn with_start_up(options: PgConnectOptions, settings: &StoreSettings) -> PgConne
 }
 
 /// Nobody who inserts waits longer than this, whatever became of the notification.
-const POLL: Duration = Duration::from_millis(200);
+const POLL: Duration = Duration::from_millis(250);
 /// How long one operation waits for a connection. What waits longer is tried again anyway.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 

@@ -126,6 +126,12 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(5).min(limit / 2));
         let meta = migrate::prepare(file, &options, migrate).await?;
+        // What a daemon does at once is bounded. Where that spills, answers would stand in the system's
+        // folder for temporary files, which a read-only root does not even have.
+        let options = match migrate {
+            Migrate::Serve => options.pragma("temp_store", "MEMORY"),
+            Migrate::Never | Migrate::Now => options,
+        };
         let readers_max = settings.connections_max.clamp(1, 4);
         Ok(Self {
             place: place::Place::of(file)?,

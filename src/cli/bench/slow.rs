@@ -13,11 +13,12 @@ use super::{Api, Bench};
 use crate::cli::exit::Stop;
 use crate::cli::files;
 
-/// Streams at once. Each brings a piece of 32 tokens every half second, as fast as a model speaks.
+/// Streams at once. Each brings a piece every half second.
 const STREAMS: usize = 10_000;
 const STREAMS_QUICK: usize = 1_000;
 const PACE: Duration = Duration::from_millis(500);
-const PIECE: usize = 32;
+/// Tokens of a piece: slowly, and as fast as a model speaks.
+const PIECE: [usize; 2] = [2, 32];
 /// Pieces of each: the first stream must not have ended when the last begins. Where no limit is known
 /// the daemon doubles what is in flight, and sends one call every two milliseconds at most meanwhile.
 const PIECES: usize = 150;
@@ -48,7 +49,10 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
     }
     for _ in 0..bench.runs {
         for kind in bench.kinds.clone() {
-            slow(bench, kind, streams, if bench.jobs.is_some() { 4 } else { pieces }).await?;
+            let pieces = if bench.jobs.is_some() { 4 } else { pieces };
+            for piece in PIECE {
+                slow(bench, kind, streams, pieces, piece).await?;
+            }
         }
     }
     for _ in 0..bench.runs {
@@ -64,10 +68,16 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn slow(bench: &mut Bench, kind: Kind, streams: usize, pieces: usize) -> anyhow::Result<()> {
+async fn slow(
+    bench: &mut Bench,
+    kind: Kind,
+    streams: usize,
+    pieces: usize,
+    piece: usize,
+) -> anyhow::Result<()> {
     let api = bench.api(&["--pace-ms", &PACE.as_millis().to_string()]).await?;
     let database = bench.place.fresh(kind, &bench.mill).await?;
-    let markers = format!(" [[delta {PIECE}]] [[tokens {}]]", PIECE * pieces);
+    let markers = format!(" [[delta {piece}]] [[tokens {}]]", piece * pieces);
     database.insert_with(streams, &markers).await?;
     database.rest().await?;
     let lease = LEASE.as_secs().to_string();
@@ -76,7 +86,7 @@ async fn slow(bench: &mut Bench, kind: Kind, streams: usize, pieces: usize) -> a
     let (seen, ended) = watch(&api, &database, daemon, streams).await?;
     database.check(streams).await?;
     ensure!(seen.at_once as usize == streams, "{} streams of {streams} were there at once", seen.at_once);
-    let conditions = format!("{streams} streams of {} tokens/s", PIECE * 1_000 / PACE.as_millis() as usize);
+    let conditions = format!("{streams} streams of {} tokens/s", piece * 1_000 / PACE.as_millis() as usize);
     let report = &mut bench.report;
     report.add(
         of("slow streams, memory at most", kind, &conditions, "MB"),

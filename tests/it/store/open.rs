@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use promptmill::store::migrations::{LATEST, STEPS};
-use promptmill::store::{Migrate, StoreError, open};
+use promptmill::store::{Database, Migrate, StoreError, open};
 
 use super::{Bench, settings};
 use crate::support::{Ground, on_both};
@@ -15,6 +15,19 @@ on_both!(
     a_newer_schema_is_used_until_it_says_otherwise,
     an_older_schema_is_refused_with_the_way_out,
 );
+
+#[tokio::test]
+async fn a_daemon_spills_nothing_into_temporary_files_of_the_systems() {
+    let ground = Ground::sqlite().await;
+    for (migrate, kept_in) in [(Migrate::Serve, 2), (Migrate::Never, 0)] {
+        let opened = open(&ground.url(), &settings("main"), migrate).await.expect("it opens");
+        let Database::Sqlite(store) = opened.database else { panic!("not a file") };
+        let place: i64 =
+            sqlx::query_scalar("PRAGMA temp_store").fetch_one(&store.writer()).await.expect("known");
+        assert_eq!(place, kept_in, "2 is memory, 0 a file: {migrate:?}");
+    }
+    ground.close().await;
+}
 
 /// Returns the sentence of a schema error.
 fn sentence<T>(opened: Result<T, StoreError>) -> String {
