@@ -594,7 +594,8 @@ impl Turning {
         match checked {
             Ok(()) => None,
             Err(Failure::Api(error)) if error.status == 401 && id == ProfileId::DEFAULT => Some(
-                "the API refused the key (401): set ANTHROPIC_API_KEY, or api.key_file, to one that is valid"
+                "the API refused the key (401), or was given none: set ANTHROPIC_API_KEY, or api.key_file, to one that is \
+                 valid"
                     .to_owned(),
             ),
             Err(Failure::Api(error)) if error.status == 401 => {

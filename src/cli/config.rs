@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 
 use serde_json::json;
 
+use super::out;
 use crate::config::{ApiSettings, Auth, Config, ConfigError, Entry, Flags, part};
 
 /// Shows the effective configuration and where each value came from
@@ -32,7 +33,7 @@ pub async fn run(args: ConfigArgs, flags: &Flags) -> anyhow::Result<u8> {
             return Ok(ConfigError::EXIT);
         }
         Err(error) => {
-            eprintln!("{error}");
+            out::say(&error.to_string());
             return Ok(ConfigError::EXIT);
         }
     };
@@ -41,7 +42,7 @@ pub async fn run(args: ConfigArgs, flags: &Flags) -> anyhow::Result<u8> {
         (_, true) => say(&format!("{:#}\n", to_json(&config)))?,
         (check, false) => {
             for warning in warnings(&config) {
-                eprintln!("warning: {warning}");
+                out::say(&format!("warning: {warning}"));
             }
             say(&if check { checked_sentence(&config) } else { to_toml(&config) })?;
         }

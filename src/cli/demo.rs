@@ -13,6 +13,8 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
 
+use super::exit::Stop;
+use super::out::say;
 use crate::stand_in::{Counts, Options, StandIn};
 
 /// The jobs, as they are shown and inserted.
@@ -53,24 +55,29 @@ where
     let mut out = std::io::stdout();
     writeln!(out, "{SQL}")?;
     sqlx::raw_sql(SQL).execute(&pool).await.context("cannot insert the demo's jobs")?;
-    eprintln!(
+    say(&format!(
         "These prompts stand in {} now. The stand-in API at {} answers them.\n",
         file.path.display(),
         api.url()
-    );
+    ));
 
     let began = Instant::now();
     let url = api.url();
     tokio::select! {
         drained = drain(&database, &url) => drained?,
         watched = watch(&pool) => watched?,
+        // So that the file goes, too.
+        asked = tokio::signal::ctrl_c() => {
+            asked.context("cannot wait for Ctrl-C")?;
+            return Err(Stop::failure("interrupted"));
+        }
     }
     let took = began.elapsed();
     writeln!(out, "{}", outcomes(&pool).await?)?;
     writeln!(out, "{}", samples(&pool).await?)?;
     writeln!(out, "{}", books(&pool, &api.counts(), took).await?)?;
     pool.close().await;
-    eprintln!("{}", next_steps(&file, &called()));
+    say(&next_steps(&file, &called()));
     Ok(())
 }
 

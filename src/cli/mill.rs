@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use super::exit::{Exit, Stop};
 use crate::claude::http::{Auth, ClaudeSettings, HttpClaude, fingerprint};
 use crate::config::{ApiSettings, Config, KeyPlace, Model};
 use crate::domain::breaker::BreakerSettings;
@@ -139,7 +140,10 @@ pub fn claude(config: &Config, api: &ApiSettings) -> anyhow::Result<HttpClaude> 
 
 /// Returns how an account reaches the API.
 pub fn claude_settings(config: &Config, api: &ApiSettings) -> anyhow::Result<ClaudeSettings> {
-    let credential = api.key.read().context("failed to read the key")?;
+    let credential = api.key.read().map_err(|error| Stop {
+        exit: Exit::Credentials,
+        sentence: format!("failed to read the key: {error}"),
+    })?;
     let auth = credential.as_ref().map_or(Auth::XApiKey, |credential| credential.style);
     let (key, key_file) = match &api.key.place {
         KeyPlace::Nowhere | KeyPlace::Unset { .. } => (None, None),

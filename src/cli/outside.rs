@@ -27,7 +27,8 @@ impl Outside for World {
         match claude.check().await {
             Ok(()) => KeyCheck::Accepted,
             Err(Failure::Api(error)) if error.status == 401 => {
-                KeyCheck::Refused(reason(&Failure::Api(error)))
+                let why = reason(&Failure::Api(error));
+                KeyCheck::Refused(format!("{} refuses it: {why}; put a valid one in its place", api.base_url))
             }
             Err(failure) => {
                 let why = fault(&failure).message;

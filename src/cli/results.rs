@@ -88,7 +88,7 @@ enum Target {
     Stdout(Out),
     /// A file beside the wanted one, which takes its name when it is whole.
     Whole(BufWriter<NamedTempFile>, PathBuf),
-    /// The wanted file itself, growing.
+    /// The wanted file itself, growing; also a device or a pipe, whose place no file may take.
     Growing(BufWriter<File>),
 }
 
@@ -99,11 +99,22 @@ impl Target {
         };
         let cannot =
             |error: io::Error| Stop::failure(format!("{} cannot be written: {error}", path.display()));
-        if args.follow {
+        if args.follow || path.metadata().is_ok_and(|there| !there.is_file()) {
             return Ok(Self::Growing(BufWriter::new(File::create(path).map_err(cannot)?)));
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let file = NamedTempFile::new_in(folder).map_err(cannot)?;
+        // Its own words name the file beside, which nobody has heard of.
+        let file = NamedTempFile::new_in(folder).map_err(|error| {
+            let folder = folder.display();
+            let why = match error.kind() {
+                io::ErrorKind::NotFound => format!("there is no folder {folder}"),
+                io::ErrorKind::PermissionDenied => {
+                    format!("this user may not write into the folder {folder}")
+                }
+                _ => error.to_string(),
+            };
+            Stop::failure(format!("{} cannot be written: {why}", path.display()))
+        })?;
         Ok(Self::Whole(BufWriter::new(file), path.to_owned()))
     }
 
@@ -169,6 +180,12 @@ pub async fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         say(&format!("{some} of {all} results; --limit or another --format shows more"));
     } else if format == Format::Table {
         say(&count(shown.len() as i64, "result", "results"));
+    }
+    if let Some(batch) = &which.batch
+        && jobs.is_empty()
+        && desk.batch_counts(batch).await.context("failed to look at the batch")?.total() == 0
+    {
+        say(&format!("no job has batch \"{batch}\""));
     }
     if redacted > 0 && format == Format::Table {
         let prompts = if redacted == 1 { "prompt was" } else { "prompts were" };
@@ -264,6 +281,9 @@ async fn write(
             progress.add(jobs.len() as u64);
         }
         drop(progress);
+        if target.is_terminal() {
+            table.fit();
+        }
         target.text(&table.to_text())?;
         return Ok((shown, redacted));
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use super::out::say;
 use crate::stand_in::{Counts, Options, StandIn};
 
 /// Serves a stand-in for the Claude Messages API on this machine.
@@ -75,11 +76,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let url = running.url();
     let mut out = std::io::stdout();
     writeln!(out, "{url}").and_then(|()| out.flush()).context("cannot write the URL to stdout")?;
-    eprintln!("The stand-in is there. In another shell:\n");
-    eprintln!("    ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=any promptmill run\n");
-    eprintln!("What it was asked: {url}/stand-in/calls. Stop it with Ctrl-C.");
+    say("The stand-in is there. In another shell:\n");
+    say(&format!("    ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=any promptmill run\n"));
+    say(&format!("What it was asked: {url}/stand-in/calls. Stop it with Ctrl-C."));
     interrupted().await?;
-    eprintln!("{}", summary(&running.counts()));
+    say(&summary(&running.counts()));
     Ok(())
 }
 

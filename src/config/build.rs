@@ -183,10 +183,12 @@ fn base_url(r: &mut Reader, s: &[&str]) -> Option<String> {
     if text.is_empty() {
         return None;
     }
+    let scheme = "must begin with https:// or http:// and name a host";
     let what = match reqwest::Url::parse(text) {
+        Err(_) if !text.contains("://") => Some(scheme.to_owned()),
         Err(error) => Some(format!("is no URL: {error}")),
         Ok(url) if !matches!(url.scheme(), "http" | "https") || url.host().is_none() => {
-            Some("must begin with https:// or http:// and name a host".to_owned())
+            Some(scheme.to_owned())
         }
         Ok(url) if !url.username().is_empty() || url.password().is_some() => {
             Some("must not hold a user name or a password: use ANTHROPIC_CUSTOM_HEADERS".to_owned())

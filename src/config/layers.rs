@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use ::config::{Map, Source, Value, ValueKind};
@@ -139,12 +140,18 @@ fn find_file(flags: &Flags, around: &Surroundings) -> Result<Option<PathBuf>, Co
         (None, None) => None,
     };
     match named {
-        Some((path, by)) if !path.is_file() => Err(ConfigError::one(
-            path.display().to_string(),
-            by,
-            "there is no such file: give the path of a TOML file",
-        )),
-        Some((path, _)) => Ok(Some(path)),
+        Some((path, by)) => {
+            let why = match path.metadata() {
+                Ok(there) if there.is_file() => return Ok(Some(path)),
+                Ok(_) => "is no file: give the path of a TOML file".to_owned(),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    "there is no such file: give the path of a TOML file".to_owned()
+                }
+                // It may well be there, in a folder that others may not look into.
+                Err(error) => format!("cannot be read by this user: {error}"),
+            };
+            Err(ConfigError::one(path.display().to_string(), by, why))
+        }
         None => {
             let here = if around.dir == Path::new(".") { PathBuf::from(FILE) } else { around.dir.join(FILE) };
             Ok(here.is_file().then_some(here))

@@ -164,8 +164,12 @@ pub(crate) fn said(error: sqlx::Error) -> StoreError {
 fn by_code(code: &str, text: String) -> StoreError {
     if let Some(primary) = sqlite_code(code) {
         return match primary {
-            // BUSY, LOCKED, NOMEM, READONLY, INTERRUPT, IOERR, FULL, CANTOPEN, PROTOCOL
-            5..=10 | 13..=15 => StoreError::Unavailable(text),
+            // READONLY, which a person has to mend
+            8 => StoreError::Unavailable(format!(
+                "{text}: see that this user may write the file and into its folder"
+            )),
+            // BUSY, LOCKED, NOMEM, INTERRUPT, IOERR, FULL, CANTOPEN, PROTOCOL
+            5..=7 | 9..=10 | 13..=15 => StoreError::Unavailable(text),
             // TOOBIG, CONSTRAINT, MISMATCH
             18..=20 => StoreError::Refused(text),
             _ => StoreError::Database(text),

@@ -112,6 +112,17 @@ fn a_named_file_replaces_the_one_beside_you() {
     assert_eq!(place.good().worker.concurrency, 10);
     place.flags.config_file = Some(place.path("absent.toml"));
     assert!(place.refused().contains("absent.toml (--config): there is no such file"));
+    place.flags.config_file = Some(place.path("."));
+    assert!(place.refused().contains("(--config): is no file"));
+    // What stands below a file is not absent: nobody can tell.
+    place.flags.config_file = Some(place.path("env.toml/below.toml"));
+    assert!(place.refused().contains("(--config): cannot be read by this user"));
+}
+
+#[test]
+fn an_address_without_its_scheme_is_told_what_it_lacks() {
+    let place = place().var("ANTHROPIC_BASE_URL", "127.0.0.1:8787");
+    assert!(place.refused().contains("must begin with https:// or http:// and name a host"));
 }
 
 #[test]

@@ -137,10 +137,10 @@ fn names(header: &ByteRecord, separator: u8, filling: Option<&Filling>) -> Resul
     }
     let checked = match filling {
         Some(filling) => filling.check(&columns),
-        None => columns
-            .iter()
-            .try_for_each(|name| lines::known(name))
-            .map_err(|why| format!("{why} To make prompts of columns of your own, give --template")),
+        None => columns.iter().try_for_each(|name| lines::known(name)).map_err(|why| {
+            let stop = if why.ends_with('?') { "" } else { "." };
+            format!("{why}{stop} To make prompts of columns of your own, give --template")
+        }),
     };
     checked.map_err(|why| match other_separator(&columns, separator) {
         Some(other) => format!("{why}. Is the separator another one? Try --separator '{other}'"),

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use anyhow::Context as _;
-use comfy_table::Table;
+use comfy_table::{ColumnConstraint, Table};
 use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -111,6 +111,22 @@ impl Lines {
             cell_number(row.calls),
             cell(&one_line(said, TEXT_MAX)),
         ]);
+    }
+
+    /// Keeps to one line a result where a terminal is narrow: what matters least goes, and the text is cut.
+    pub fn fit(&mut self) {
+        let Some(width) = self.0.width() else { return };
+        for (width_min, column) in [(110, 3), (110, 7), (90, 4), (60, 5), (60, 6)] {
+            if width < width_min
+                && let Some(column) = self.0.column_mut(column)
+            {
+                column.set_constraint(ColumnConstraint::Hidden);
+            }
+        }
+        self.0.set_truncation_indicator("…");
+        for row in self.0.row_iter_mut() {
+            row.max_height(1);
+        }
     }
 
     /// Returns the table as text; nothing where it has no rows.

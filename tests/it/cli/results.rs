@@ -1,15 +1,19 @@
 //! Answers out, in each format.
 
+use super::terminal::Terminal;
 use super::{Desk, settle};
 use crate::support::{Ground, on_both};
 
 on_both! {
     a_table_shows_one_line_a_result,
+    a_narrow_terminal_gets_one_line_a_result,
     json_lines_hold_every_column,
     csv_is_safe_in_a_spreadsheet,
     batch_lines_have_the_official_shape,
     filters_narrow,
     a_file_appears_whole,
+    a_pipe_is_written_into_and_stays_one,
+    a_batch_that_nobody_has_is_told,
     following_a_batch_ends_with_its_last_job,
     what_came_after_a_seq_is_written_in_its_order,
     a_named_job_without_a_result_is_told,
@@ -35,6 +39,18 @@ async fn a_table_shows_one_line_a_result(ground: &Ground) {
     assert!(out.contains("=SUM(1) line two") && out.contains("cancelled while pending"), "{out}");
     let ran = desk.mill(&["results", "--limit", "1"]);
     assert_eq!(ran.good().lines().count(), 2);
+}
+
+async fn a_narrow_terminal_gets_one_line_a_result(ground: &Ground) {
+    three(ground).await;
+    let desk = Desk::new(ground);
+    for columns in [40, 60, 80, 100, 140] {
+        let left = Terminal::start(&desk, &["results"], (24, columns), &[]).ended().await.0;
+        assert_eq!(left.code, 0, "{}", left.screen);
+        let lines: Vec<&str> = left.screen.lines().filter(|line| !line.trim().is_empty()).collect();
+        assert!(lines.len() == 5 && lines[1].contains("complete"), "{columns}: {}", left.screen);
+        assert!(columns < 80 || left.screen.contains("=SUM(1) line two"), "{columns}: {}", left.screen);
+    }
 }
 
 async fn json_lines_hold_every_column(ground: &Ground) {
@@ -111,7 +127,31 @@ async fn a_file_appears_whole(ground: &Ground) {
     assert_eq!(ran.good(), "");
     assert_eq!(desk.read("out.jsonl").lines().count(), 3);
     let said = desk.mill(&["results", "-o", "absent/out.txt"]).said(1);
-    assert!(said.contains("absent/out.txt cannot be written"), "{said}");
+    assert!(said.contains("absent/out.txt cannot be written: there is no folder absent\n"), "{said}");
+}
+
+async fn a_pipe_is_written_into_and_stays_one(ground: &Ground) {
+    three(ground).await;
+    let desk = Desk::new(ground);
+    let pipe = desk.dir.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo is there");
+    assert!(made.success());
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read_to_string(pipe).expect("a pipe is read")
+    });
+    assert_eq!(desk.mill(&["results", "--format", "jsonl", "-o", "pipe"]).good(), "");
+    assert!(!pipe.metadata().expect("it is there").is_file(), "a file took its place");
+    assert_eq!(reader.join().expect("it was read").lines().count(), 3);
+}
+
+async fn a_batch_that_nobody_has_is_told(ground: &Ground) {
+    three(ground).await;
+    let desk = Desk::new(ground);
+    let ran = desk.mill(&["results", "--batch", "absent"]);
+    assert_eq!(ran.err, "0 results\nno job has batch \"absent\"\n");
+    ran.good();
+    assert_eq!(desk.mill(&["results", "--batch", "b", "--outcome", "refused"]).err, "0 results\n");
 }
 
 async fn following_a_batch_ends_with_its_last_job(ground: &Ground) {

@@ -189,6 +189,10 @@ async fn a_refused_key_ends_the_run_and_touches_no_job(ground: &Ground) {
     let ran = mill.run(&["run"]).await;
     assert_eq!(ran.code, 6);
     assert!(ran.stderr.contains("ANTHROPIC_API_KEY") && ran.stderr.contains("key_file"), "{}", ran.stderr);
+    mill.set("PROMPTMILL_API__KEY_FILE", "absent");
+    let ran = mill.run(&["run"]).await;
+    assert_eq!(ran.code, 6, "{}", ran.stderr);
+    assert!(ran.stderr.contains("absent (PROMPTMILL_API__KEY_FILE)"), "{}", ran.stderr);
 }
 
 async fn an_overload_blocks_the_model_and_shows_in_gates(ground: &Ground) {
