@@ -169,6 +169,11 @@ impl Job {
         };
         let messages = match (params.shift_remove("messages"), &claimed.prompt) {
             (Some(raw), _) => read_messages(raw)?.into_iter().map(part).collect(),
+            (None, Some(prompt)) if prompt.trim().is_empty() => {
+                // The API refuses text of white space alone (API reference, errors of Messages: 400).
+                let why = "prompt holds no text: say in it what is asked";
+                return Err(Invalid::new("prompt", "missing", why));
+            }
             (None, Some(prompt)) => vec![Raw::from(user_message(prompt))],
             (None, None) => {
                 return Err(Invalid::new("prompt", "missing", "prompt and params.messages are both missing"));
@@ -689,6 +694,15 @@ mod tests {
             let invalid = Job::read(&row, &defaults()).expect_err(params);
             assert!(path.starts_with(&invalid.path), "{params}: {}", invalid.path);
             assert!(invalid.why.contains(path), "{params}: {}", invalid.why);
+        }
+    }
+
+    #[test]
+    fn a_prompt_without_text_asks_nothing() {
+        for prompt in ["", " \n\t"] {
+            let row = Claimed { prompt: Some(prompt.into()), ..claimed() };
+            let invalid = Job::read(&row, &defaults()).expect_err("nothing to send");
+            assert_eq!((invalid.path.as_str(), invalid.code), ("prompt", "missing"));
         }
     }
 

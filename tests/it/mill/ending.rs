@@ -122,6 +122,7 @@ async fn what_we_refuse_makes_no_call_and_names_the_field(ground: &Ground) {
         ground.run(&format!("INSERT INTO jobs (prompt, {column}) VALUES ('x', '{json}')")).await;
     }
     ground.run(r#"INSERT INTO jobs (params) VALUES ('{"messages":[{"role":"user","content":7}]}')"#).await;
+    ground.run("INSERT INTO jobs (prompt) VALUES ('')").await;
     let ran = mill.drain().await;
     assert_eq!(ran.code, 7, "{}", ran.stderr);
     let errors = ground.lines("SELECT outcome, error FROM results ORDER BY job_id").await;
@@ -132,10 +133,11 @@ async fn what_we_refuse_makes_no_call_and_names_the_field(ground: &Ground) {
         "invalid|params.max_tokens is \"many\"",
         "invalid|params.mcp_servers is refused",
         "invalid|params.messages[0].content is a number",
+        "invalid|prompt holds no text",
     ]) {
         assert!(error.starts_with(part), "{error}");
     }
-    assert_eq!(errors.len(), 6);
+    assert_eq!(errors.len(), 7);
     assert_eq!(mill.api.counts().total, 0);
     mill.holds().await;
 }
