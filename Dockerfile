@@ -7,6 +7,8 @@
 
 # Dependencies alone, so that this stage lives until a manifest or the lock file changes.
 FROM rust:1.95-slim-bookworm AS dependencies
+# The binary carries the list of what it was built of. The tool runs twice, so it is not optimised.
+RUN cargo install --quiet --locked --debug cargo-auditable@0.7.7
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 COPY fuzz/Cargo.toml fuzz/
@@ -14,7 +16,7 @@ COPY fuzz/Cargo.toml fuzz/
 RUN mkdir -p src tests/it fuzz/src deploy \
     && echo 'fn main() {}' > src/main.rs \
     && touch src/lib.rs tests/it/main.rs fuzz/src/lib.rs deploy/papers.rs \
-    && cargo build --release --locked \
+    && cargo auditable build --release --locked \
     && rm -r src
 
 FROM dependencies AS build
@@ -25,7 +27,7 @@ COPY templates templates
 COPY src src
 # The files may be older than what the stage above built of their namesakes.
 RUN touch src/main.rs src/lib.rs \
-    && cargo build --release --locked \
+    && cargo auditable build --release --locked \
     && mkdir /data
 
 FROM gcr.io/distroless/cc-debian12:nonroot

@@ -158,3 +158,39 @@ fn every_command_that_a_page_names_is_there_with_its_options() {
     }
     assert!(named > 30, "the pages name commands: {named}");
 }
+
+/// The tags of our image that a text names; a port behind the name of a service is none.
+fn tags(text: &str) -> Vec<&str> {
+    let behind = text.split("promptmill:").skip(1);
+    let tag =
+        behind.map(|rest| rest.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or_default());
+    tag.map(|tag| tag.trim_end_matches('.')).filter(|tag| tag.contains('.')).collect()
+}
+
+#[test]
+fn every_place_that_names_a_version_names_the_one_of_the_manifest() {
+    let version = env!("CARGO_PKG_VERSION");
+    let root = docs();
+    let root = root.parent().expect("docs is in a folder");
+    for file in ["compose.yaml", "deploy/kubernetes/statefulset.yaml", "docs/deploy.md"] {
+        let text = std::fs::read_to_string(root.join(file)).expect(file);
+        let tags = tags(&text);
+        assert!(!tags.is_empty(), "{file} names no image of ours");
+        assert!(
+            tags.iter().all(|&tag| tag == version),
+            "{file} has the image {tags:?}, and Cargo.toml {version}"
+        );
+    }
+    for name in names() {
+        let text = read(&name);
+        assert!(tags(&text).iter().all(|&tag| tag == version), "{name}: {:?}", tags(&text));
+    }
+    let changes = include_str!("../../../CHANGELOG.md");
+    let mut released = changes.lines().filter_map(|line| line.strip_prefix("## [")?.split(']').next());
+    let newest = released.find(|heading| *heading != "Unreleased");
+    assert!(
+        newest.is_none_or(|newest| newest == version),
+        "CHANGELOG.md: {newest:?}, and Cargo.toml: {version}"
+    );
+    assert_eq!(tags("image promptmill:1.2.3. At promptmill:9464, promptmill:latest"), ["1.2.3"]);
+}
