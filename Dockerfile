@@ -32,7 +32,7 @@ RUN touch src/main.rs src/lib.rs \
 
 FROM gcr.io/distroless/cc-debian12:nonroot
 LABEL org.opencontainers.image.title="promptmill" \
-    org.opencontainers.image.description="Drains prompts from a SQL table through the Claude Messages API" \
+    org.opencontainers.image.description="Takes prompts from a SQL table to the Claude Messages API" \
     org.opencontainers.image.licenses="MIT OR Apache-2.0"
 COPY LICENSE LICENSE-APACHE LICENSE-MIT /usr/share/doc/promptmill/
 COPY deploy/docker/promptmill.toml /etc/promptmill/promptmill.toml

@@ -139,24 +139,20 @@ fn find_file(flags: &Flags, around: &Surroundings) -> Result<Option<PathBuf>, Co
         (None, Some(path)) => Some((PathBuf::from(path), "PROMPTMILL_CONFIG")),
         (None, None) => None,
     };
-    match named {
-        Some((path, by)) => {
-            let why = match path.metadata() {
-                Ok(there) if there.is_file() => return Ok(Some(path)),
-                Ok(_) => "is no file: give the path of a TOML file".to_owned(),
-                Err(error) if error.kind() == ErrorKind::NotFound => {
-                    "there is no such file: give the path of a TOML file".to_owned()
-                }
-                // It may well be there, in a folder that others may not look into.
-                Err(error) => format!("cannot be read by this user: {error}"),
-            };
-            Err(ConfigError::one(path.display().to_string(), by, why))
+    let Some((path, by)) = named else {
+        let here = if around.dir == Path::new(".") { PathBuf::from(FILE) } else { around.dir.join(FILE) };
+        return Ok(here.is_file().then_some(here));
+    };
+    let why = match path.metadata() {
+        Ok(there) if there.is_file() => return Ok(Some(path)),
+        Ok(_) => "is no file: give the path of a TOML file".to_owned(),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            "there is no such file: give the path of a TOML file".to_owned()
         }
-        None => {
-            let here = if around.dir == Path::new(".") { PathBuf::from(FILE) } else { around.dir.join(FILE) };
-            Ok(here.is_file().then_some(here))
-        }
-    }
+        // It may well be there, in a folder that others may not look into.
+        Err(error) => format!("cannot be read by this user: {error}"),
+    };
+    Err(ConfigError::one(path.display().to_string(), by, why))
 }
 
 fn read_file(path: &Path) -> Result<toml::Table, ConfigError> {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use clap::CommandFactory as _;
 use promptmill::cli::Cli;
 
-use super::{names, read};
+use super::{docs, names, read};
 use crate::readme::columns;
 
 const SQLITE: &str = include_str!("../../../migrations/sqlite/0001_create_tables.sql");
